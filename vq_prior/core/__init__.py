@@ -1,0 +1,1 @@
+"""What both stages share, one idea a file; imports nothing else of ours."""

@@ -1,0 +1,161 @@
+"""How artefacts appear: whole or not at all.
+
+A folder is written into a hidden sibling, every file is flushed to disk, the
+manifest is written last, and one rename makes it visible.
+"""
+
+import contextlib
+import ctypes
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from vq_prior.core.config import from_json, pretty_json, read_json
+from vq_prior.core.errors import ArtifactError
+from vq_prior.core.identity import file_sha256
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class _FileEntry:
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class _Manifest:
+    format_version: int
+    files: dict[str, _FileEntry]
+
+
+def staging_path(final: Path) -> Path:
+    """Return the hidden sibling in which `final` is prepared."""
+    return final.parent / f".{final.name}.partial"
+
+
+def fsync_path(path: Path) -> None:
+    """Flush a file or a folder's entry to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a file whole: a reader sees the old bytes or the new ones, also after a power cut."""
+    temporary = path.with_name(f".{path.name}.partial")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    fsync_path(path.parent)
+
+
+def remove(path: Path) -> None:
+    """Delete a file or folder if it exists; what is left of an interrupted deletion stays hidden."""
+    if path.is_dir() and not path.is_symlink():
+        doomed = path if path.name.startswith(".") else path.with_name(f".{path.name}.retired")
+        if doomed != path:
+            shutil.rmtree(doomed, ignore_errors=True)
+            os.rename(path, doomed)
+        shutil.rmtree(doomed)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _flush_tree(folder: Path) -> None:
+    umask = os.umask(0)
+    os.umask(umask)
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            path.chmod(0o666 & ~umask)  # safetensors writes files that only their owner can read
+        fsync_path(path)
+    fsync_path(folder)
+
+
+def write_manifest(folder: Path) -> None:
+    """Write size and sha256 of every file below `folder` into its `manifest.json`."""
+    names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
+    files = {name: _FileEntry((folder / name).stat().st_size, file_sha256(folder / name)) for name in names}
+    write_atomic(folder / MANIFEST, pretty_json(_Manifest(1, files)))
+
+
+def verify_manifest(folder: Path) -> bool:
+    """Return whether `folder` has a manifest; one that is there must hold.
+
+    Raises:
+        ArtifactError: If the folder is missing, or a file is missing, extra, of another size or of other bytes.
+    """
+    if not folder.is_dir():
+        raise ArtifactError(f"{folder} is not a folder" if folder.exists() else f"{folder} is missing")
+    if not (folder / MANIFEST).exists():
+        return False
+    manifest = from_json(_Manifest, read_json(folder / MANIFEST), str(folder / MANIFEST))
+    if manifest.format_version != 1:
+        raise ArtifactError(f"{folder / MANIFEST} has format version {manifest.format_version}; this version reads 1")
+    present = {
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    } - {MANIFEST}
+    for name in sorted(present - manifest.files.keys()):
+        raise ArtifactError(f"{folder / name} is not in the manifest of its folder; remove it or fetch the folder anew")
+    for name, entry in manifest.files.items():
+        path = folder / name
+        if name not in present:
+            raise ArtifactError(f"{path} is missing; fetch or train it anew")
+        if path.stat().st_size != entry.size or file_sha256(path) != entry.sha256:
+            raise ArtifactError(f"{path} is damaged: its bytes differ from the manifest; fetch or train it anew")
+    return True
+
+
+def publish(staging: Path, final: Path) -> None:
+    """Make a finished staging folder visible as `final` by one rename, then retire what stood there."""
+    _flush_tree(staging)
+    if final.exists():
+        retired = final.with_name(f".{final.name}.retired")
+        shutil.rmtree(retired, ignore_errors=True)
+        if not _exchange(staging, final):
+            os.rename(final, retired)
+            os.rename(staging, final)
+            shutil.rmtree(retired)
+        else:
+            shutil.rmtree(staging)
+    else:
+        os.rename(staging, final)
+    fsync_path(final.parent)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Swap two paths in one step where the system can (Linux's renameat2); return whether it did."""
+    library = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(library, "renameat2"):
+        return False
+    at_cwd, rename_exchange = -100, 2
+    if library.renameat2(at_cwd, os.fsencode(first), at_cwd, os.fsencode(second), rename_exchange) == 0:
+        return True
+    if ctypes.get_errno() in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP):
+        return False
+    raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(second))
+
+
+@contextlib.contextmanager
+def new_folder(final: Path, *, manifest: bool = True) -> Iterator[Path]:
+    """Yield an empty staging folder that becomes `final` when the block ends without an error."""
+    staging = staging_path(final)
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    try:
+        yield staging
+        if manifest:
+            write_manifest(staging)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+    publish(staging, final)

@@ -1,0 +1,41 @@
+"""The errors a user can meet, one class per exit code.
+
+Each carries one sentence: what was given, what is allowed, what to do. The
+command line prints it as `error: ...` and exits with `exit_code`.
+"""
+
+
+class VQPriorError(Exception):
+    """A failure that is explained in one line."""
+
+    exit_code = 1
+
+
+class UsageError(VQPriorError, ValueError):
+    """A wrong flag, setting or argument."""
+
+    exit_code = 2
+
+
+class ArtifactError(VQPriorError, ValueError):
+    """A path that is missing, empty, damaged or does not belong."""
+
+    exit_code = 3
+
+
+class NumericError(VQPriorError, ArithmeticError):
+    """A loss, gradient, weight or code that is not finite."""
+
+    exit_code = 4
+
+
+class EnvironmentFault(VQPriorError, RuntimeError):
+    """The machine failed: disk, memory, network, or a lost process."""
+
+    exit_code = 5
+
+
+class Stopped(VQPriorError):
+    """Stopped by a signal, with the state saved; run the same command to continue."""
+
+    exit_code = 75

@@ -1,0 +1,74 @@
+"""Optimiser groups, and the learning rate as a function of the step."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vq_prior.core.errors import ArtifactError
+
+
+def lr_at(step: int, *, steps: int, peak: float, warmup_steps: int, decay_fraction: float) -> float:
+    """Return the learning rate of optimiser step `step`, counted from 0.
+
+    A trapezoid: linear from 0 to `peak` over `warmup_steps`, constant, then linear to
+    0 over the last `decay_fraction` of all steps (Zhai et al. 2022, "Scaling vision
+    transformers", the cooldown schedule).
+
+    >>> [round(lr_at(s, steps=10, peak=1.0, warmup_steps=2, decay_fraction=0.5), 2) for s in (0, 1, 4, 6, 9)]
+    [0.5, 1.0, 1.0, 0.8, 0.2]
+    """
+    rise = (step + 1) / warmup_steps if warmup_steps else 1.0
+    tail = decay_fraction * steps
+    fall = (steps - step) / tail if tail else 1.0
+    return peak * max(0.0, min(1.0, rise, fall))
+
+
+def adamw(module: nn.Module, *, learning_rate: float, weight_decay: float, betas: tuple[float, float]) -> Any:
+    """Return AdamW (Loshchilov and Hutter 2019) in which only tensors of two or more axes decay."""
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=learning_rate, betas=betas)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    """Give every group of the optimiser this learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[str, Tensor]:
+    """Return the optimiser's state as flat tensors named `parameter/key`, on the host."""
+    flat = {}
+    for name, parameter in module.named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            flat[f"{name}/{key}"] = value.detach().cpu().contiguous().clone()
+    return flat
+
+
+def load_optimizer_tensors(
+    optimizer: torch.optim.Optimizer, module: nn.Module, tensors: dict[str, Tensor], where: str
+) -> None:
+    """Give the optimiser the state that `optimizer_tensors` returned.
+
+    Raises:
+        ArtifactError: If a parameter's state is missing, of another shape, or belongs to no parameter.
+    """
+    keys_of: dict[str, dict[str, Tensor]] = {}
+    for flat_name, tensor in tensors.items():
+        name, _, key = flat_name.rpartition("/")
+        keys_of.setdefault(name, {})[key] = tensor
+    trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    for name in keys_of.keys() ^ trained.keys():
+        raise ArtifactError(f"{where}: optimiser state and parameters differ at {name!r}")
+    expected = {"exp_avg", "exp_avg_sq", "step"}
+    for name, parameter in trained.items():
+        state = keys_of[name]
+        if state.keys() != expected or any(state[key].shape != parameter.shape for key in ("exp_avg", "exp_avg_sq")):
+            raise ArtifactError(f"{where}: the optimiser state of {name!r} does not fit its parameter")
+        optimizer.state[parameter] = {
+            key: tensor if key == "step" else tensor.to(parameter.device) for key, tensor in state.items()
+        }

@@ -1,0 +1,191 @@
+"""The processes: device, precision, sums over processes, signals.
+
+Accelerate starts and joins the processes; what a step sees and what is saved
+stay ours. Letters: W number of processes.
+"""
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from vq_prior.core.errors import EnvironmentFault, UsageError
+
+Precision = Literal["fp32", "bf16"]
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Where this process runs.
+
+    Attributes:
+        accelerator: The `accelerate.Accelerator` that launched or joined the processes.
+        precision: Autocast dtype of the forward passes; weights stay float32.
+    """
+
+    accelerator: Any
+    precision: Precision
+
+    @property
+    def device(self) -> torch.device:
+        """Device of this process."""
+        return self.accelerator.device
+
+    @property
+    def process_index(self) -> int:
+        """Number of this process, in [0, W)."""
+        return self.accelerator.process_index
+
+    @property
+    def num_processes(self) -> int:
+        """W."""
+        return self.accelerator.num_processes
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes and speaks."""
+        return self.accelerator.is_main_process
+
+    def share(self, total: int) -> slice:
+        """Return this process's contiguous part of `total` rows; the parts differ by one row at most."""
+        first = total * self.process_index // self.num_processes
+        return slice(first, total * (self.process_index + 1) // self.num_processes)
+
+    def barrier(self) -> None:
+        """Wait until every process is here."""
+        self.accelerator.wait_for_everyone()
+
+    def autocast(self) -> Any:
+        """Return the context in which forward passes run at `precision`."""
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """Return `module` on this process's device, wrapped so that gradients are averaged over processes.
+
+        Buffers are never broadcast: statistics are summed where they are computed.
+        """
+        module.to(self.device)
+        if self.num_processes == 1:
+            return module
+        from torch.nn.parallel import DistributedDataParallel
+
+        ids = [self.device.index] if self.device.type == "cuda" else None
+        return DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False)
+
+    def describe(self) -> str:
+        """Return one line that names device, precision and processes."""
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
+        threads = f" ({torch.get_num_threads()} threads each)" if self.device.type == "cpu" else ""
+        plural = "process" if self.num_processes == 1 else "processes"
+        return f"device {name}{threads}, precision {self.precision}, {self.num_processes} {plural}"
+
+
+def start_runtime(precision: Precision | None = None) -> Runtime:
+    """Join the processes of this launch and return this one's place.
+
+    Args:
+        precision: None chooses bf16 on a GPU that has it and fp32 elsewhere.
+
+    Raises:
+        EnvironmentFault: If the launcher's WORLD_SIZE and the processes that really joined differ.
+    """
+    from accelerate import Accelerator
+    from accelerate.utils import DataLoaderConfiguration
+
+    accelerator = Accelerator(dataloader_config=DataLoaderConfiguration(), mixed_precision="no")
+    expected = int(os.environ.get("WORLD_SIZE", "1"))
+    if accelerator.num_processes != expected:
+        raise EnvironmentFault(
+            f"the launcher announced {expected} processes (WORLD_SIZE) but {accelerator.num_processes} joined; "
+            "on a machine without a GPU set ACCELERATE_USE_CPU=1 and launch with --multi_gpu"
+        )
+    device = accelerator.device
+    if precision is None:
+        precision = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+    if precision == "bf16" and device.type == "mps":
+        raise UsageError("precision bf16 is not available on mps; use fp32")
+    return Runtime(accelerator, precision)
+
+
+def sum_over_processes(tensor: Tensor) -> Tensor:
+    """Return the sum of `tensor` over all processes, the same on each; the input is left alone."""
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return tensor
+    total = tensor.clone()
+    dist.all_reduce(total)
+    return total
+
+
+def gather_rows(tensor: Tensor) -> Tensor:
+    """Return the rows `[n, ...]` of all processes in process order; the counts may differ."""
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return tensor
+    counts = torch.zeros(dist.get_world_size(), dtype=torch.int64, device=tensor.device)
+    counts[dist.get_rank()] = tensor.shape[0]
+    dist.all_reduce(counts)
+    longest = int(counts.max())
+    padded = tensor.new_zeros((longest, *tensor.shape[1:]))
+    padded[: tensor.shape[0]] = tensor
+    parts = [torch.empty_like(padded) for _ in range(len(counts))]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[: int(count)] for part, count in zip(parts, counts, strict=True)])
+
+
+def unwrap(module: nn.Module) -> nn.Module:
+    """Return the module below a data-parallel wrapper."""
+    inner = getattr(module, "module", None)
+    return inner if isinstance(inner, nn.Module) and type(module).__name__ == "DistributedDataParallel" else module
+
+
+def full_state(module: nn.Module) -> dict[str, Tensor]:
+    """Return every parameter and persistent buffer, whole, contiguous and on the host, by its unwrapped name.
+
+    The only place that gathers sharded parameters.
+    """
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in unwrap(module).state_dict().items()}
+
+
+class StopFlag:
+    """Whether a signal asked this run to stop; read at step boundaries with `agreed()`."""
+
+    def __init__(self) -> None:
+        self.signal_name: str | None = None
+
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        if self.signal_name is not None and number == signal.SIGINT:
+            os._exit(75)
+        self.signal_name = signal.Signals(number).name
+
+    def agreed(self) -> bool:
+        """Return whether any process was asked to stop; every process gets the same answer."""
+        asked = torch.tensor([1 if self.signal_name else 0], dtype=torch.int32)
+        if dist.is_available() and dist.is_initialized() and dist.get_backend() == "nccl":
+            asked = asked.cuda()
+        return bool(sum_over_processes(asked).item())
+
+
+@contextmanager
+def stop_flag() -> Iterator[StopFlag]:
+    """Yield a flag that SIGTERM, SIGUSR1 and Ctrl-C raise; the former handlers come back afterwards.
+
+    The handler only sets the flag. A second Ctrl-C ends the process at once.
+    """
+    flag = StopFlag()
+    former = {number: signal.signal(number, flag._on_signal) for number in _stop_signals()}
+    try:
+        yield flag
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+def _stop_signals() -> list[signal.Signals]:
+    names = ("SIGTERM", "SIGUSR1", "SIGINT")
+    return [getattr(signal, name) for name in names if hasattr(signal, name)]

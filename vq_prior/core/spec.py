@@ -1,0 +1,108 @@
+"""What the two stages say to each other: the code spec and the codec protocol.
+
+Letters: B batch, C channels, K codes of a level, T tokens of a sequence.
+"""
+
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING, Protocol
+
+from vq_prior.core.errors import ArtifactError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MAX_AXIS = 65_536
+MAX_CODES = 2**31 - 1
+MAX_LEVELS = 64
+MAX_TOKENS = 2**24
+
+
+@dataclass(frozen=True)
+class LevelSpec:
+    """One code grid: its shape (1 to 3 axes) and the number of codes a cell can hold."""
+
+    grid: tuple[int, ...]
+    num_codes: int
+
+    @property
+    def num_tokens(self) -> int:
+        """Cells of the grid."""
+        return prod(self.grid)
+
+
+@dataclass(frozen=True)
+class CodeSpec:
+    """The shape of the data and of every code grid, coarse to fine.
+
+    Attributes:
+        channels: Channels of the data (3 for RGB).
+        shape: Size of the data along each spatial axis, `(height, width)` for images.
+        levels: One entry a code grid. Residual quantisation of depth d is d levels of the same grid.
+
+    Raises:
+        ArtifactError: If a size is out of range or the ranks differ.
+    """
+
+    channels: int
+    shape: tuple[int, ...]
+    levels: tuple[LevelSpec, ...]
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.shape) <= 3:
+            raise ArtifactError(f"spec.shape must have 1 to 3 axes, got {list(self.shape)}")
+        if not 1 <= len(self.levels) <= MAX_LEVELS:
+            raise ArtifactError(f"spec.levels must hold 1 to {MAX_LEVELS} levels, got {len(self.levels)}")
+        if not 1 <= self.channels <= MAX_AXIS:
+            raise ArtifactError(f"spec.channels must be between 1 and {MAX_AXIS}, got {self.channels}")
+        for size in self.shape:
+            if not 1 <= size <= MAX_AXIS:
+                raise ArtifactError(f"spec.shape must be between 1 and {MAX_AXIS} along each axis, got {size}")
+        for number, level in enumerate(self.levels):
+            if len(level.grid) != self.rank:
+                raise ArtifactError(
+                    f"spec.levels[{number}].grid must have {self.rank} axes like the data, got {list(level.grid)}"
+                )
+            if not all(1 <= size <= MAX_AXIS for size in level.grid):
+                raise ArtifactError(f"spec.levels[{number}].grid must be between 1 and {MAX_AXIS}, got {level.grid}")
+            if not 1 <= level.num_codes <= MAX_CODES:
+                raise ArtifactError(
+                    f"spec.levels[{number}].num_codes must be between 1 and {MAX_CODES}, got {level.num_codes}"
+                )
+        if self.num_tokens > MAX_TOKENS:
+            raise ArtifactError(f"spec.levels hold {self.num_tokens} tokens, more than {MAX_TOKENS}")
+
+    @property
+    def rank(self) -> int:
+        """Number of spatial axes."""
+        return len(self.shape)
+
+    @property
+    def num_tokens(self) -> int:
+        """Codes of one item, all levels together."""
+        return sum(level.num_tokens for level in self.levels)
+
+
+class Codec(Protocol):
+    """Stage one as the rest of the program sees it.
+
+    A codec need not have a codebook tensor. Shapes are those of `spec`.
+    """
+
+    @property
+    def spec(self) -> CodeSpec:
+        """Shapes of the data and of the codes."""
+        ...
+
+    @property
+    def codec_id(self) -> str:
+        """Hash that binds codes and priors to this codec."""
+        ...
+
+    def encode(self, images: "Tensor") -> "tuple[Tensor, ...]":
+        """Return the codes of each level, `[B, *grid]` int64, from images `[B, C, *shape]` in [-1, 1]."""
+        ...
+
+    def decode(self, codes: "tuple[Tensor, ...]") -> "Tensor":
+        """Return images `[B, C, *shape]` float32 in [-1, 1] from the codes of each level."""
+        ...

@@ -1,0 +1,112 @@
+"""safetensors files from outside, checked before a payload is read."""
+
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from vq_prior.core.config import parse_json
+from vq_prior.core.errors import ArtifactError
+
+MAX_HEADER_BYTES = 16 << 20
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U16": torch.uint16,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+@dataclass(frozen=True)
+class TensorHeader:
+    """What a safetensors header says of one tensor; `start` and `end` are byte positions in the file."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+def read_header(path: Path) -> dict[str, TensorHeader]:
+    """Return the tensors a safetensors file announces, without reading any of them.
+
+    Raises:
+        ArtifactError: If the file is missing, truncated, or its header is malformed, overlapping or too large.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            prefix = file.read(8)
+            length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else -1
+            if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
+                raise ArtifactError(f"{path} is not a whole safetensors file; fetch or write it anew")
+            document = parse_json(file.read(length).rstrip(b" "), f"the header of {path}")
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read: {error.strerror}") from error
+    if not isinstance(document, dict):
+        raise ArtifactError(f"the header of {path} is not an object")
+    document.pop("__metadata__", None)
+    headers = {name: _tensor_header(path, name, entry, 8 + length) for name, entry in document.items()}
+    position = 8 + length
+    for name, header in sorted(headers.items(), key=lambda item: (item[1].start, item[1].end)):
+        if header.start != position:
+            raise ArtifactError(f"{path}: tensor {name!r} overlaps another or leaves a gap")
+        position = header.end
+    if position != size:
+        raise ArtifactError(f"{path} has {size} bytes where its header announces {position}; fetch or write it anew")
+    return headers
+
+
+def _tensor_header(path: Path, name: str, entry: object, payload: int) -> TensorHeader:
+    fault = ArtifactError(f"the header of {path} is malformed at tensor {name!r}")
+    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+        raise fault
+    shape, offsets = entry["shape"], entry["data_offsets"]
+    numbers = [*shape, *offsets] if isinstance(shape, list) and isinstance(offsets, list) else [None]
+    if entry["dtype"] not in DTYPES or len(shape) > 8 or len(offsets) != 2:
+        raise fault
+    if not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in numbers):
+        raise fault
+    dtype = DTYPES[entry["dtype"]]
+    if offsets[1] - offsets[0] != prod(shape) * dtype.itemsize:
+        raise fault
+    return TensorHeader(dtype, tuple(shape), payload + offsets[0], payload + offsets[1])
+
+
+def read_tensors(path: Path, expected: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file.
+
+    Args:
+        path: The file.
+        expected: Tensors (meta ones will do) whose names and shapes the file must have, no more and no fewer.
+
+    Raises:
+        ArtifactError: Naming the first tensor that is missing, unknown or of another shape.
+    """
+    headers = read_header(path)
+    if expected is not None:
+        for name in sorted(headers.keys() ^ expected.keys()):
+            raise ArtifactError(f"{path} {'lacks' if name in expected else 'has an unknown'} tensor {name!r}")
+        for name, header in headers.items():
+            if header.shape != tuple(expected[name].shape):
+                raise ArtifactError(
+                    f"{path}: tensor {name!r} has shape {list(header.shape)}, its config {list(expected[name].shape)}"
+                )
+    return load_file(path)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors to a safetensors file; the same tensors give the same bytes."""
+    save_file(dict(sorted(tensors.items())), path, metadata={"format": "pt"})
