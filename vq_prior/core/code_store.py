@@ -104,9 +104,7 @@ def shard_ranges(num_rows: int, rows_per_shard: int = ROWS_PER_SHARD) -> list[ra
 
 def store_columns(spec: CodeSpec, *, labelled: bool) -> tuple[Column, ...]:
     """Return the columns of a store with this spec."""
-    codes = [
-        Column(f"codes.{n}", str(code_dtype(level.num_codes)), level.grid) for n, level in enumerate(spec.levels)
-    ]
+    codes = [Column(f"codes.{n}", str(code_dtype(level.num_codes)), level.grid) for n, level in enumerate(spec.levels)]
     label = [Column("label", "int64", ())] if labelled else []
     return (*codes, *label, Column("source_index", "int64", ()), Column("view", "uint8", ()))
 
@@ -204,7 +202,7 @@ class CodeStore:
     def rows(self, indices: Sequence[int] | NDArray[np.int64]) -> dict[str, NDArray[Any]]:
         """Return the named columns of some rows of the split, in the order asked, `[n, ...]` each."""
         wanted = np.asarray(indices, dtype=np.int64)
-        if wanted.size and not (0 <= wanted.min() and wanted.max() < len(self)):
+        if wanted.size and not (wanted.min() >= 0 and wanted.max() < len(self)):
             raise IndexError(f"row indices must be between 0 and {len(self) - 1}")
         result = {c.name: np.empty((wanted.size, *c.shape), dtype=c.dtype) for c in self.index.columns}
         home = np.searchsorted(self._first_rows, wanted, side="right") - 1
@@ -228,10 +226,10 @@ class CodeStore:
             columns = self._map(shard)
             for number, level in enumerate(self.spec.levels):
                 codes = columns[f"codes.{number}"]
-                if codes.size and not (0 <= codes.min() and codes.max() < level.num_codes):
+                if codes.size and not (codes.min() >= 0 and codes.max() < level.num_codes):
                     raise ArtifactError(f"{path}: codes.{number} must lie in [0, {level.num_codes})")
             labels = columns.get("label")
-            if labels is not None and not (0 <= labels.min() and labels.max() < len(self.index.label_names)):
+            if labels is not None and not (labels.min() >= 0 and labels.max() < len(self.index.label_names)):
                 raise ArtifactError(f"{path}: label must lie in [0, {len(self.index.label_names)})")
         known = {INDEX, *(shard.file for shard in self.index.shards)}
         for path in sorted(self.folder.rglob("*")):

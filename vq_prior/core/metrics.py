@@ -82,6 +82,4 @@ class CodeCounts:
         if reset:
             for counts in self._counts:
                 counts.zero_()
-        return [
-            {"usage": usage(n), "perplexity": perplexity(n), "num_dead": float((n == 0).sum())} for n in totals
-        ]
+        return [{"usage": usage(n), "perplexity": perplexity(n), "num_dead": float((n == 0).sum())} for n in totals]

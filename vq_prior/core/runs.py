@@ -20,7 +20,7 @@ from vq_prior.core.config import from_json, pretty_json, read_json, to_json
 from vq_prior.core.errors import ArtifactError, UsageError
 
 # What may differ between a run and its continuation, because the result does not depend on it.
-FREE_SETTINGS = frozenset({"num_workers", "checkpoint_every", "data", "codes", "codec", "out", "overwrite", "debug"})
+FREE_SETTINGS = frozenset({"num_workers", "checkpoint_every", "data", "codes", "codec", "out"})
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,12 @@ class RunConfig:
     command: str
     settings: dict[str, Any]
     inputs: dict[str, str]
+
+
+def run_config(command: str, settings: Any, inputs: dict[str, str]) -> RunConfig:
+    """Return the config of a run with these resolved settings (a dataclass); one-off flags are left out."""
+    kept = {name: value for name, value in to_json(settings).items() if name not in ("overwrite", "dry_run")}
+    return RunConfig(1, command, kept, inputs)
 
 
 def read_run_config(path: Path) -> RunConfig:

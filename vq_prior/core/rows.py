@@ -1,0 +1,43 @@
+"""Calls of one fixed row count, so that a row's bits never depend on its neighbours.
+
+Matrix products of another shape may round differently. Every network call that
+must not depend on the batch size goes through here: the batch is cut into pieces
+of one size and the last is padded.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def rows_per_call(device: torch.device) -> int:
+    """Return the row count of one encoder or decoder call on this kind of device."""
+    return 16 if device.type == "cpu" else 128
+
+
+def map_rows(function: Callable[..., Any], rows: int, *inputs: Tensor) -> Any:
+    """Return `function(*inputs)`, computed in calls of exactly `rows` rows.
+
+    Args:
+        function: Takes tensors `[rows, ...]`; returns one, or a tuple of tensors, `[rows, ...]`. Its rows are independent.
+        rows: Row count of each call.
+        inputs: Tensors `[B, ...]` with the same B >= 1.
+
+    Returns:
+        What `function` returns, with B rows.
+    """
+    total = inputs[0].shape[0]
+    pieces = []
+    for first in range(0, total, rows):
+        piece = [tensor[first : first + rows] for tensor in inputs]
+        missing = rows - piece[0].shape[0]
+        if missing:
+            piece = [torch.cat([t, t.new_zeros((missing, *t.shape[1:]))]) for t in piece]
+        output = function(*piece)
+        keep = rows - missing
+        pieces.append(output[:keep] if isinstance(output, Tensor) else tuple(part[:keep] for part in output))
+    if isinstance(pieces[0], Tensor):
+        return torch.cat(pieces)
+    return tuple(torch.cat(parts) for parts in zip(*pieces, strict=True))
