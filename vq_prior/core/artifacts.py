@@ -79,9 +79,16 @@ def _flush_tree(folder: Path) -> None:
     fsync_path(folder)
 
 
+def _visible_files(folder: Path) -> list[str]:
+    """Return the sorted names of the files below `folder` that a manifest speaks of: not hidden, not itself."""
+    paths = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    names = [path.as_posix() for path in paths if not any(part.startswith(".") for part in path.parts)]
+    return [name for name in names if name != MANIFEST]
+
+
 def write_manifest(folder: Path) -> None:
     """Write size and sha256 of every file below `folder` into its `manifest.json`."""
-    names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
+    names = _visible_files(folder)
     files = {name: _FileEntry((folder / name).stat().st_size, file_sha256(folder / name)) for name in names}
     write_atomic(folder / MANIFEST, pretty_json(_Manifest(1, files)))
 
@@ -99,12 +106,8 @@ def verify_manifest(folder: Path) -> bool:
     manifest = from_json(_Manifest, read_json(folder / MANIFEST), str(folder / MANIFEST))
     if manifest.format_version != 1:
         raise ArtifactError(f"{folder / MANIFEST} has format version {manifest.format_version}; this version reads 1")
-    present = {
-        path.relative_to(folder).as_posix()
-        for path in folder.rglob("*")
-        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    } - {MANIFEST}
-    for name in sorted(present - manifest.files.keys()):
+    present = _visible_files(folder)
+    for name in [name for name in present if name not in manifest.files]:
         raise ArtifactError(f"{folder / name} is not in the manifest of its folder; remove it or fetch the folder anew")
     for name, entry in manifest.files.items():
         path = folder / name

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vq_prior.core.artifacts import new_folder, remove, verify_manifest, write_atomic
-from vq_prior.core.config import pretty_json, read_json
+from vq_prior.core.config import from_json, pretty_json, read_json
 from vq_prior.core.errors import ArtifactError, NumericError
 from vq_prior.core.tensors import read_tensors, write_tensors
 
@@ -40,6 +40,15 @@ class Checkpoint:
     state: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class _State:
+    """`state.json`."""
+
+    format_version: int
+    step: int
+    state: dict[str, Any]
+
+
 def _require_finite(kind: str, name: str, tensors: Mapping[str, Tensor]) -> None:
     for key, tensor in tensors.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
@@ -62,9 +71,9 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int = 2) -> P
         for kind, members in groups.items():
             for name, tensors in members.items():
                 write_tensors(staging / f"{kind}.{name}.safetensors", tensors)
-        state = {"format_version": 1, "step": checkpoint.step, "state": checkpoint.state}
-        write_atomic(staging / "state.json", pretty_json(state))
-    for old in _steps(folder)[:-keep]:
+        write_atomic(staging / "state.json", pretty_json(_State(1, checkpoint.step, checkpoint.state)))
+    # A later step is a damaged one that was passed over; it must not push this checkpoint out.
+    for old in [path for path in _steps(folder) if path <= final][:-keep]:
         remove(old)
     return final
 
@@ -92,12 +101,12 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """
     if not verify_manifest(path):
         raise ArtifactError(f"{path} has no manifest.json")
-    document = read_json(path / "state.json")
-    if document.get("format_version") != 1:
-        raise ArtifactError(f"{path} has format version {document.get('format_version')}; this version reads 1")
-    checkpoint = Checkpoint(document["step"], {}, state=document["state"])
+    document = from_json(_State, read_json(path / "state.json"), str(path / "state.json"))
+    if document.format_version != 1:
+        raise ArtifactError(f"{path} has format version {document.format_version}; this version reads 1")
+    checkpoint = Checkpoint(document.step, {}, state=document.state)
     for file in sorted(path.glob("*.safetensors")):
-        kind, name = file.stem.split(".", 1)
+        kind, _, name = file.stem.partition(".")
         if kind not in KINDS:
             raise ArtifactError(f"{file} is of no known kind")
         getattr(checkpoint, kind)[name] = read_tensors(file)

@@ -25,6 +25,7 @@ INDEX = "codes.json"
 ROWS_PER_SHARD = 4096
 SPLITS = ("train", "validation")
 MAX_INDEX_BYTES = 64 << 20
+COLUMN_DTYPES = ("uint8", "uint16", "int8", "int16", "int32", "int64", "float16", "float32", "float64", "bool")
 
 
 @dataclass(frozen=True)
@@ -221,9 +222,9 @@ class CodeStore:
         """
         for shard in self.index.shards:
             path = self.folder / shard.file
+            columns = self._map(shard)
             if file_sha256(path) != shard.sha256:
                 raise ArtifactError(f"{path} is damaged: its bytes differ from {INDEX}; extract the codes anew")
-            columns = self._map(shard)
             for number, level in enumerate(self.spec.levels):
                 codes = columns[f"codes.{number}"]
                 if codes.size and not (codes.min() >= 0 and codes.max() < level.num_codes):
@@ -266,6 +267,9 @@ def _check_index(index: CodeIndex, where: str) -> None:
     for name, column in expected.items():
         if column not in index.columns:
             raise ArtifactError(f"{where}: columns must hold {name} as {column.dtype} {list(column.shape)}")
+    for column in index.columns:
+        if column.dtype not in COLUMN_DTYPES or 0 in column.shape:
+            raise ArtifactError(f"{where}: column {column.name} is {column.dtype} {list(column.shape)}, unknown here")
     if labelled and not index.label_names:
         raise ArtifactError(f"{where}: label_names is empty though there is a label column")
     next_row = dict.fromkeys(SPLITS, 0)
@@ -275,7 +279,8 @@ def _check_index(index: CodeIndex, where: str) -> None:
             raise ArtifactError(f"{path}.split must be one of {', '.join(SPLITS)}, got {shard.split!r}")
         if shard.file != shard_file(shard.split, shard.first_row // max(1, index.rows_per_shard)):
             raise ArtifactError(f"{path}.file is {shard.file!r}, not the name of its rows")
-        if shard.first_row != next_row[shard.split] or not 1 <= shard.num_rows <= index.rows_per_shard:
+        follows = shard.first_row == next_row[shard.split] and shard.first_row % max(1, index.rows_per_shard) == 0
+        if not follows or not 1 <= shard.num_rows <= index.rows_per_shard:
             raise ArtifactError(f"{path} does not follow the shard before it")
         next_row[shard.split] += shard.num_rows
     if not next_row["train"]:

@@ -16,6 +16,7 @@ from vq_prior.core.errors import ArtifactError
 
 MAX_JSON_BYTES = 1 << 20
 MAX_INTEGER = 2**63 - 1
+MAX_DEPTH = 64
 
 T = TypeVar("T")
 
@@ -53,18 +54,39 @@ def parse_json(data: bytes, where: str) -> Any:
         return int(text)
 
     try:
-        text = data.decode("utf-8")
-        if "\\ud" in text.lower():
-            json.loads(text).__repr__().encode("utf-8")
-        return json.loads(
-            text, object_pairs_hook=object_of, parse_constant=constant, parse_float=real, parse_int=integer
+        value = json.loads(
+            data.decode("utf-8"),
+            object_pairs_hook=object_of,
+            parse_constant=constant,
+            parse_float=real,
+            parse_int=integer,
         )
+        _check_text_and_depth(value)
+        return value
     except UnicodeError as error:
         raise ArtifactError(f"{where}: not valid UTF-8 text ({error.reason})") from error
     except RecursionError as error:
         raise ArtifactError(f"{where}: nested too deeply") from error
     except json.JSONDecodeError as error:
         raise ArtifactError(f"{where}: not valid JSON ({error.msg} at line {error.lineno})") from error
+
+
+def _check_text_and_depth(value: Any) -> None:
+    """Raise `UnicodeError` on a lone surrogate and `RecursionError` beyond `MAX_DEPTH` levels."""
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        inner: list[Any] = []
+        for item in level:
+            if isinstance(item, str):
+                item.encode("utf-8")
+            elif isinstance(item, dict):
+                inner += item.keys()
+                inner += item.values()
+            elif isinstance(item, list):
+                inner += item
+        level = inner
+    if level:
+        raise RecursionError
 
 
 def read_json(path: Path, *, max_bytes: int = MAX_JSON_BYTES) -> Any:
@@ -133,7 +155,7 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
     if origin in (typing.Union, types.UnionType):
         return _convert_union(arguments, value, where)
     if origin is typing.Literal:
-        if value not in arguments or isinstance(value, bool) != any(value is item for item in (True, False)):
+        if not any(type(value) is type(item) and value == item for item in arguments):
             raise ArtifactError(f"{where} must be one of {', '.join(map(str, arguments))}, got {value!r}")
         return value
     if dataclasses.is_dataclass(kind):

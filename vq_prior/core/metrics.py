@@ -79,7 +79,8 @@ class CodeCounts:
     def read(self, *, reset: bool = False) -> list[dict[str, float]]:
         """Return `usage`, `perplexity` and `num_dead` of each level over all processes."""
         totals = [sum_over_processes(counts) for counts in self._counts]
+        read = [{"usage": usage(n), "perplexity": perplexity(n), "num_dead": float((n == 0).sum())} for n in totals]
         if reset:
             for counts in self._counts:
                 counts.zero_()
-        return [{"usage": usage(n), "perplexity": perplexity(n), "num_dead": float((n == 0).sum())} for n in totals]
+        return read

@@ -21,7 +21,7 @@ def map_rows(function: Callable[..., Any], rows: int, *inputs: Tensor) -> Any:
     """Return `function(*inputs)`, computed in calls of exactly `rows` rows.
 
     Args:
-        function: Takes tensors `[rows, ...]`; returns one, or a tuple of tensors, `[rows, ...]`. Its rows are independent.
+        function: Takes tensors `[rows, ...]`; returns one, or a tuple of them, `[rows, ...]`. Its rows are independent.
         rows: Row count of each call.
         inputs: Tensors `[B, ...]` with the same B >= 1.
 

@@ -57,7 +57,9 @@ def read_header(path: Path) -> dict[str, TensorHeader]:
         raise ArtifactError(f"{path} cannot be read: {error.strerror}") from error
     if not isinstance(document, dict):
         raise ArtifactError(f"the header of {path} is not an object")
-    document.pop("__metadata__", None)
+    metadata = document.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
+        raise ArtifactError(f"the header of {path} is malformed at '__metadata__'")
     headers = {name: _tensor_header(path, name, entry, 8 + length) for name, entry in document.items()}
     position = 8 + length
     for name, header in sorted(headers.items(), key=lambda item: (item[1].start, item[1].end)):
@@ -74,12 +76,13 @@ def _tensor_header(path: Path, name: str, entry: object, payload: int) -> Tensor
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise fault
     shape, offsets = entry["shape"], entry["data_offsets"]
-    numbers = [*shape, *offsets] if isinstance(shape, list) and isinstance(offsets, list) else [None]
-    if entry["dtype"] not in DTYPES or len(shape) > 8 or len(offsets) != 2:
+    if not isinstance(shape, list) or not isinstance(offsets, list) or len(shape) > 8 or len(offsets) != 2:
         raise fault
-    if not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in numbers):
+    if not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in (*shape, *offsets)):
         raise fault
-    dtype = DTYPES[entry["dtype"]]
+    dtype = DTYPES.get(entry["dtype"]) if isinstance(entry["dtype"], str) else None
+    if dtype is None:
+        raise fault
     if offsets[1] - offsets[0] != prod(shape) * dtype.itemsize:
         raise fault
     return TensorHeader(dtype, tuple(shape), payload + offsets[0], payload + offsets[1])

@@ -1,0 +1,79 @@
+"""What a quantiser is.
+
+The last axis is the vector, every other axis is batch: `z [2, 8, 8, 16]` gives
+`codes [2, 8, 8]` and `vectors [2, 8, 8, 16]`. A quantiser knows nothing of height,
+width or time; channels-first latents are moved by the model before they come here.
+If you see "last axis of z must be D", that move is what is missing.
+
+Letters: D code dimension, K number of codes, N vectors.
+"""
+
+from abc import abstractmethod
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from stage1_vqvae.settings import QuantizerSettings
+
+
+@dataclass
+class Quantized:
+    """What a quantiser makes of latents z [..., D].
+
+    Attributes:
+        vectors: [..., D] float32: the codes' vectors; its gradient goes to z unchanged (straight-through).
+        codes: [...] int64 in [0, K).
+        loss: Named, unweighted terms (float32 scalars); "commitment" and, with a gradient codebook, "codebook".
+        metrics: Named numbers for the log.
+    """
+
+    vectors: Tensor
+    codes: Tensor
+    loss: dict[str, Tensor]
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Quantizer(nn.Module):
+    """The contract: latents in, vectors and codes out.
+
+    In eval mode a forward pass changes nothing. In training it may collect
+    statistics of this process, which `update` sums over processes and uses, once an
+    optimiser step.
+    """
+
+    def __init__(self, settings: QuantizerSettings) -> None:
+        super().__init__()
+        assert settings.num_codes is not None
+        self.settings = settings
+        self.num_codes: int = settings.num_codes
+        self.code_dim = settings.code_dim
+
+    @abstractmethod
+    def forward(self, z: Tensor) -> Quantized:
+        """Return vectors, codes and loss terms of latents z [..., D]; float32 whatever the autocast."""
+
+    @abstractmethod
+    def embed(self, codes: Tensor) -> Tensor:
+        """Return the vectors [..., D] float32 of codes [...] in [0, K)."""
+
+    @abstractmethod
+    def start(self, vectors: Tensor, rng: np.random.Generator) -> None:
+        """Set the codebook before the first step from latent vectors [N, D], the same on every process."""
+
+    @abstractmethod
+    def update(self, rng: np.random.Generator) -> dict[str, float]:
+        """Do what follows one optimiser step (averages, revival); call it on every process with the same `rng`.
+
+        Returns:
+            Named numbers for the log, such as `num_revived`.
+        """
+
+    @abstractmethod
+    def identity_config(self) -> dict[str, Any]:
+        """Return the settings on which codes depend."""
+
+    @abstractmethod
+    def identity_tensors(self) -> dict[str, Tensor]:
+        """Return the tensors on which codes depend: the codebook, never the statistics that moved it."""

@@ -1,0 +1,59 @@
+"""Nearest-code lookup and k-means. Letters: D code dimension, K number of codes, N vectors."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+CHUNK_ELEMENTS = 1 << 20
+
+
+@torch.no_grad()
+def nearest_codes(vectors: Tensor, codebook: Tensor) -> Tensor:
+    """Return the index of the nearest codebook row of each vector, [N] int64; ties go to the lowest index.
+
+    Squared Euclidean distance in float32, as |e|^2 - 2 z.e (|z|^2 does not change the
+    order), in chunks, so that the N x K table never exists whole.
+
+    Args:
+        vectors: [N, D]; N may be 0.
+        codebook: [K, D].
+    """
+    vectors, codebook = vectors.detach().float(), codebook.detach().float()
+    squares = codebook.square().sum(1)
+    scaled = (-2 * codebook).t()
+    rows = max(1, CHUNK_ELEMENTS // codebook.shape[0])
+    codes = torch.empty(vectors.shape[0], dtype=torch.int64, device=vectors.device)
+    with torch.autocast(vectors.device.type, enabled=False):
+        for first in range(0, vectors.shape[0], rows):
+            torch.argmin(torch.addmm(squares, vectors[first : first + rows], scaled), dim=1, out=codes[first : first + rows])
+    return codes
+
+
+def sums_by_code(vectors: Tensor, codes: Tensor, num_codes: int) -> Tensor:
+    """Return, for each code, how many vectors it has and their sum, as one table [K, 1 + D] float32."""
+    rows = torch.cat([vectors.new_ones((vectors.shape[0], 1)), vectors], dim=1).float()
+    return rows.new_zeros((num_codes, rows.shape[1])).index_add_(0, codes, rows)
+
+
+def draw_rows(vectors: Tensor, count: int, rng: np.random.Generator) -> Tensor:
+    """Return `count` rows of vectors [N, D] drawn by `rng`, without repetition while N allows it."""
+    N = vectors.shape[0]
+    chosen = rng.choice(N, size=count, replace=count > N)
+    return vectors[torch.from_numpy(chosen).to(vectors.device)]
+
+
+@torch.no_grad()
+def kmeans(vectors: Tensor, num_codes: int, rng: np.random.Generator, *, iterations: int = 10) -> Tensor:
+    """Return k-means centres [K, D] of vectors [N, D] (Lloyd 1982), computed on the host.
+
+    Starts on drawn vectors; a centre that loses all its vectors moves onto a drawn one.
+    The same vectors and generator give the same bits on every process.
+    """
+    vectors = vectors.detach().float().cpu()
+    centres = draw_rows(vectors, num_codes, rng)
+    for _ in range(iterations):
+        table = sums_by_code(vectors, nearest_codes(vectors, centres), num_codes)
+        empty = table[:, 0] == 0
+        centres = table[:, 1:] / table[:, :1].clamp_min(1)
+        centres[empty] = draw_rows(vectors, int(empty.sum()), rng)
+    return centres

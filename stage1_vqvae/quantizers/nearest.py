@@ -1,0 +1,46 @@
+"""The codebook that learns by gradient: van den Oord et al. 2017, eq. 3.
+
+Letters: D code dimension, K number of codes.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from stage1_vqvae.quantizers.codebook import CodebookQuantizer, mean_square
+from stage1_vqvae.settings import QuantizerSettings
+
+
+class NearestQuantizer(CodebookQuantizer):
+    """Codes are parameters, drawn to their latents by the codebook term |sg[z] - e|^2.
+
+    The use of codes is averaged all the same, to revive dead ones.
+    """
+
+    use: Tensor
+
+    def __init__(self, settings: QuantizerSettings) -> None:
+        super().__init__(settings)
+        self.codebook = nn.Parameter(torch.randn(self.num_codes, self.code_dim))
+        self.register_buffer("use", torch.ones(self.num_codes))
+        self._clear()
+
+    def _loss(self, z: Tensor, chosen: Tensor) -> dict[str, Tensor]:
+        return {"commitment": mean_square(z - chosen.detach()), "codebook": mean_square(z.detach() - chosen)}
+
+    @torch.no_grad()
+    def start(self, vectors: Tensor, rng: np.random.Generator) -> None:
+        """Set the codebook from latent vectors [N, D]."""
+        super().start(vectors, rng)
+        self.use.fill_(1.0)
+
+    @torch.no_grad()
+    def update(self, rng: np.random.Generator) -> dict[str, float]:
+        """Average the use of codes, then move dead ones onto vectors of the batch."""
+        table, seen = self._collected()
+        self.use.mul_(self.settings.decay).add_(table[:, 0], alpha=1 - self.settings.decay)
+        dead, vectors = self._replacements(self.use, seen, rng)
+        if vectors.shape[0]:
+            self.codebook[dead] = vectors
+            self.use[dead] = self.use.mean() / 2
+        return {"num_revived": float(vectors.shape[0])}

@@ -1,0 +1,329 @@
+"""Settings of the commands of stage one, and the values they take when left out.
+
+Imports neither torch nor transformers. `None` means "chosen for your data and
+machine"; `resolve` makes every such choice, as a pure function.
+"""
+
+import math
+import re
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+from vq_prior.core.errors import UsageError
+
+MAX_SIDE = 4096
+SQUARES = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+
+
+@dataclass
+class ModelSettings:
+    """The encoder and the decoder."""
+
+    channels: Literal[1, 3] | None = None
+    """1 for grey, 3 for colour; left out: 1 if every image is grey, else 3."""
+    downsampling: int | None = None
+    """Pixels of one code along each axis, a power of two; left out: so that images up to 48 px get a grid of at most
+    8x8 and larger ones of at most 16x16."""
+    width: int | None = None
+    """Channels at the resolution of the code grid, a multiple of 8."""
+    residual_width: int | None = None
+    """Channels inside a residual branch, a multiple of 8; left out: a quarter of the width."""
+    num_residual_blocks: int = 2
+    """Residual blocks of the encoder, and of the decoder."""
+
+
+@dataclass
+class QuantizerSettings:
+    """The quantiser: how a latent vector becomes a code."""
+
+    name: str = "ema"
+    """Which quantiser: ema (a codebook moved by averages) or nearest (a codebook moved by gradients)."""
+    num_codes: int | None = None
+    """Size of the codebook; left out: 512, or 1024 above 48 px, and less for little data."""
+    code_dim: int = 16
+    """Length of a code's vector."""
+    decay: float = 0.99
+    """Share of the running averages of code use (and, in ema, of the codes' vectors) that one step keeps."""
+    revive_below: float | None = 0.05
+    """A code used less often than this share of the mean use is dead and moves onto a latent vector of the batch;
+    None leaves dead codes alone."""
+    start: Literal["kmeans", "data"] = "kmeans"
+    """Where the codes begin: at the k-means centres of latent vectors, or on latent vectors drawn at random."""
+
+
+@dataclass
+class LossSettings:
+    """Terms of the training loss and their weights."""
+
+    reconstruction: Literal["mse", "l1"] = "mse"
+    """Distance between image and reconstruction."""
+    reconstruction_weight: float = 1.0
+    """Weight of the reconstruction term."""
+    commitment_weight: float = 0.25
+    """Weight of the term that keeps latents near their code (beta of van den Oord et al. 2017)."""
+    codebook_weight: float = 1.0
+    """Weight of the term that moves a gradient codebook to its latents; the ema quantiser has none."""
+
+
+@dataclass
+class TrainVQVAE:
+    """Train a codec on images: RUN/vqvae turns an image into a grid of codes and back."""
+
+    data: str
+    """Images: a folder, parquet or arrow files, a Hub id owner/name, or the word digits."""
+    out: Path
+    """RUN folder; the codec is written to RUN/vqvae. Rerunning the command continues the run."""
+    steps: int | None = None
+    """Optimiser steps."""
+    batch_size: int | None = None
+    """Images of one optimiser step, over all processes."""
+    learning_rate: float | None = None
+    """Peak learning rate."""
+    seed: int = 0
+    """Seed of the initial weights and of the order of the images."""
+    image_size: str | None = None
+    """Side in pixels ("32"), or height x width ("48x40"); left out: the size of the images, or a square near it."""
+    num_workers: int | None = None
+    """Threads that read images; left out: one a core."""
+    precision: Literal["fp32", "bf16"] | None = None
+    """Precision of the forward passes; left out: bf16 on a GPU that has it, else fp32."""
+    checkpoint_every: int = 500
+    """Optimiser steps between checkpoints."""
+    image_column: str | None = None
+    """Column of the images in tables; left out: found by type."""
+    label_column: str | None = None
+    """Column of the labels in tables and metadata files; left out: `label` if there is one."""
+    warmup_steps: int = 100
+    """Optimiser steps over which the learning rate rises."""
+    decay_fraction: float = 0.5
+    """Share of the run, at its end, over which the learning rate falls to 0."""
+    weight_decay: float = 0.0
+    """Weight decay of AdamW."""
+    adam_betas: tuple[float, float] = (0.9, 0.99)
+    """Decay rates of AdamW's averages."""
+    max_gradient_norm: float = 1.0
+    """Gradients are scaled down to this norm."""
+    average_decay: float = 0.99
+    """Share of the averaged weights (those that are saved) that one step keeps."""
+    log_every: int = 50
+    """Optimiser steps between log lines."""
+    model: ModelSettings = field(default_factory=ModelSettings)
+    quantizer: QuantizerSettings = field(default_factory=QuantizerSettings)
+    loss: LossSettings = field(default_factory=LossSettings)
+    overwrite: bool = False
+    """Start anew instead of continuing what is in RUN."""
+    dry_run: bool = False
+    """Print what would be done and how long it would take; write nothing."""
+
+
+@dataclass
+class ExtractCodes:
+    """Write the codes of images to disk, once, for training a prior. The bytes depend on codec and data alone."""
+
+    codec: str
+    """Codec folder, RUN or MODEL."""
+    data: str
+    """Images: a folder, parquet or arrow files, a Hub id owner/name, or the word digits."""
+    out: Path
+    """Code store to write. Rerunning the command continues where it stopped."""
+    batch_size: int | None = None
+    """Images handed to the encoder at once by each process."""
+    num_workers: int | None = None
+    """Threads that read images; left out: one a core."""
+    image_column: str | None = None
+    """Column of the images in tables; left out: found by type."""
+    label_column: str | None = None
+    """Column of the labels in tables and metadata files; left out: `label` if there is one."""
+    overwrite: bool = False
+    """Replace the code store that is at OUT."""
+    dry_run: bool = False
+    """Print what would be done; write nothing."""
+
+
+@dataclass
+class Reconstruct:
+    """Encode and decode held-out images, and write originals and reconstructions side by side."""
+
+    codec: str
+    """Codec folder, RUN or MODEL."""
+    data: str
+    """Images: a folder, parquet or arrow files, a Hub id owner/name, or the word digits."""
+    out: Path
+    """Folder for 000000.png (original left, reconstruction right) ... and grid.png."""
+    num_images: int = 16
+    """How many images, from the first of the held-out rows on."""
+    num_workers: int | None = None
+    """Threads that read images; left out: one a core."""
+    image_column: str | None = None
+    """Column of the images in tables; left out: found by type."""
+    label_column: str | None = None
+    """Column of the labels in tables and metadata files; left out: `label` if there is one."""
+    overwrite: bool = False
+    """Replace the pictures that are at OUT."""
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What the defaults depend on.
+
+    Attributes:
+        num_train: Training images.
+        common_size: (height, width) that more than half of the images have, else None.
+        short_side: Median of the images' shorter sides.
+        all_grey: Whether every image is grey.
+    """
+
+    num_train: int
+    common_size: tuple[int, int] | None
+    short_side: int
+    all_grey: bool
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Return (height, width) of "32" or "48x40" (height x width).
+
+    Raises:
+        UsageError: If it is neither, or a side is not between 4 and 4096.
+    """
+    match = re.fullmatch(r"([0-9]{1,6})(?:x([0-9]{1,6}))?", text.strip().lower())
+    height = int(match[1]) if match else 0
+    width = int(match[2] or match[1]) if match else 0
+    if not (4 <= height <= MAX_SIDE and 4 <= width <= MAX_SIDE):
+        raise UsageError(
+            f"--image-size must be a side such as 32, or height x width such as 48x40, "
+            f"each between 4 and {MAX_SIDE}, got {text}"
+        )
+    return height, width
+
+
+def grid_of(size: tuple[int, ...], downsampling: int) -> tuple[int, ...]:
+    """Return the code grid of images of this size: each side divided by `downsampling`, rounded up."""
+    return tuple(-(-side // downsampling) for side in size)
+
+
+def _require(flag: str, holds: bool, allowed: str, given: object) -> None:
+    if not holds:
+        raise UsageError(f"{flag} must be {allowed}, got {given}")
+
+
+def _at_least(flag: str, value: int | None, least: int, most: int = 10**9) -> None:
+    _require(flag, value is None or least <= value <= most, f"between {least} and {most}", value)
+
+
+def _real(flag: str, value: float | None, low: float, high: float, allowed: str) -> None:
+    _require(flag, value is None or (math.isfinite(value) and low <= value <= high), allowed, value)
+
+
+def check(settings: TrainVQVAE | ExtractCodes | Reconstruct) -> None:
+    """Check every value that can be checked without data.
+
+    Raises:
+        UsageError: Naming the first flag that is out of range, what is allowed and what was given.
+    """
+    if not settings.data:
+        raise UsageError("--data must name a folder, a parquet file, a Hub id or the word digits, got nothing")
+    if settings.out.exists() and not settings.out.is_dir():
+        raise UsageError(f"--out must be a folder to write, got the existing file {settings.out}")
+    _at_least("--num-workers", settings.num_workers, 1, 1024)
+    if isinstance(settings, Reconstruct):
+        _at_least("--num-images", settings.num_images, 1, 100_000)
+        return
+    _at_least("--batch-size", settings.batch_size, 1, 10**6)
+    if isinstance(settings, ExtractCodes):
+        return
+    if settings.steps is not None and settings.steps < 1:
+        raise UsageError(f"--steps must be at least 1, got {settings.steps}; leave it out for a value that fits")
+    _at_least("--steps", settings.steps, 1)
+    _at_least("--seed", settings.seed, 0, 2**63 - 1)
+    _at_least("--checkpoint-every", settings.checkpoint_every, 1)
+    _at_least("--warmup-steps", settings.warmup_steps, 0)
+    _at_least("--log-every", settings.log_every, 1)
+    if settings.image_size is not None:
+        parse_size(settings.image_size)
+    _real("--learning-rate", settings.learning_rate, 1e-12, 10.0, "a number above 0, at most 10")
+    _real("--decay-fraction", settings.decay_fraction, 0.0, 1.0, "between 0 and 1")
+    _real("--weight-decay", settings.weight_decay, 0.0, 10.0, "between 0 and 10")
+    for beta in settings.adam_betas:
+        _real("--adam-betas", beta, 0.0, 1 - 1e-9, "at least 0 and below 1")
+    _real("--max-gradient-norm", settings.max_gradient_norm, 1e-12, 1e12, "a number above 0")
+    _real("--average-decay", settings.average_decay, 0.0, 1 - 1e-9, "at least 0 and below 1")
+    _check_model(settings.model)
+    _check_quantizer(settings.quantizer)
+    for name in ("reconstruction_weight", "commitment_weight", "codebook_weight"):
+        flag = f"--loss.{name.replace('_', '-')}"
+        _real(flag, getattr(settings.loss, name), 0.0, 1e6, "between 0 and 1000000")
+
+
+def _check_model(model: ModelSettings) -> None:
+    factor = model.downsampling
+    power = factor is None or (2 <= factor <= 64 and factor & (factor - 1) == 0)
+    _require("--model.downsampling", power, "2, 4, 8, 16, 32 or 64", factor)
+    for name in ("width", "residual_width"):
+        value = getattr(model, name)
+        fits = value is None or (8 <= value <= 4096 and value % 8 == 0)
+        _require(f"--model.{name.replace('_', '-')}", fits, "a multiple of 8 from 8 to 4096", value)
+    _at_least("--model.num-residual-blocks", model.num_residual_blocks, 0, 64)
+
+
+def _check_quantizer(quantizer: QuantizerSettings) -> None:
+    _at_least("--quantizer.num-codes", quantizer.num_codes, 2, 2**20)
+    _at_least("--quantizer.code-dim", quantizer.code_dim, 1, 4096)
+    _real("--quantizer.decay", quantizer.decay, 0.0, 1 - 1e-9, "at least 0 and below 1")
+    _real("--quantizer.revive-below", quantizer.revive_below, 0.0, 1.0, "between 0 and 1")
+
+
+def resolve(settings: TrainVQVAE, facts: DataFacts, device_type: str) -> TrainVQVAE:
+    """Return the settings with every choice made for this data and kind of device ("cpu", "cuda", "mps").
+
+    `num_workers` and `precision` are left to the machine that runs.
+
+    Raises:
+        UsageError: If the downsampling leaves no grid.
+    """
+    small_machine = device_type == "cpu"
+    size = parse_size(settings.image_size) if settings.image_size else _default_size(facts, 64 if small_machine else 256)
+    downsampling = settings.model.downsampling or _default_downsampling(size)
+    grid = grid_of(size, downsampling)
+    width = settings.model.width or (128 if small_machine else 256)
+    tiny = max(size) <= 16
+    model = replace(
+        settings.model,
+        channels=settings.model.channels or (1 if facts.all_grey else 3),
+        downsampling=downsampling,
+        width=width,
+        residual_width=settings.model.residual_width or max(8, width // 4 // 8 * 8),
+    )
+    num_codes = settings.quantizer.num_codes or _default_num_codes(size, facts.num_train * math.prod(grid))
+    steps = settings.steps or ((2000 if tiny else 3000) if small_machine else 10_000)
+    return replace(
+        settings,
+        steps=steps,
+        batch_size=settings.batch_size or (64 if small_machine else 256),
+        learning_rate=settings.learning_rate or 1e-3,
+        image_size=f"{size[0]}x{size[1]}",
+        model=model,
+        quantizer=replace(settings.quantizer, num_codes=num_codes),
+    )
+
+
+def _default_size(facts: DataFacts, largest: int) -> tuple[int, int]:
+    """Return the size most images have if it is at most `largest`, else the largest square that most images fill."""
+    if facts.common_size is not None and 4 <= min(facts.common_size) and max(facts.common_size) <= largest:
+        return facts.common_size
+    side = max((side for side in SQUARES if side <= min(facts.short_side, largest)), default=SQUARES[0])
+    return side, side
+
+
+def _default_downsampling(size: tuple[int, int]) -> int:
+    most_cells = 8 if max(size) <= 48 else 16
+    factor = 2
+    while max(grid_of(size, factor)) > most_cells:
+        factor *= 2
+    return factor
+
+
+def _default_num_codes(size: tuple[int, int], num_vectors: int) -> int:
+    """Return the largest power of two that leaves each code 128 training vectors, within 32 and 512 (1024 > 48 px)."""
+    most = 512 if max(size) <= 48 else 1024
+    return max(32, min(most, 2 ** int(math.log2(max(1, num_vectors // 128)))))

@@ -1,0 +1,1 @@
+"""Stage two: which grids of codes are likely."""

@@ -1,0 +1,227 @@
+"""Settings of stage two: what a user types. Imports neither torch nor transformers."""
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from vq_prior.core.errors import UsageError
+
+
+@dataclass
+class PriorModel:
+    """Architecture of the prior, a stock transformers causal language model."""
+
+    kind: Literal["qwen3", "llama"] = "qwen3"
+    """Architecture: qwen3 normalises queries and keys (QK-norm), llama does not."""
+    num_layers: int | None = None
+    """Transformer blocks; left out: chosen for the data and the machine."""
+    hidden_size: int | None = None
+    """Width of the residual stream; left out: chosen for the data and the machine."""
+    num_heads: int | None = None
+    """Query heads; left out: one for every 32 or 64 channels."""
+    num_key_value_heads: int | None = None
+    """Key and value heads (a divisor of the query heads); left out: as many as query heads."""
+    intermediate_size: int | None = None
+    """Width of the gated feed-forward layer; left out: 8/3 of hidden-size, a multiple of 32."""
+    rope_theta: float | None = None
+    """Base of the rotary position frequencies; left out: chosen for the sequence length."""
+
+
+@dataclass
+class TrainPrior:
+    """Train the prior on a code store (RUN/prior)."""
+
+    codes: Path
+    """Code store, as extract-codes wrote it."""
+    out: Path
+    """RUN folder; the prior is written to RUN/prior."""
+    codec: str | None = None
+    """Codec of the codes (folder, RUN or MODEL): sample grids while training, and RUN/model at the end."""
+    steps: int | None = None
+    """Optimiser steps; left out: chosen for the data and the machine."""
+    batch_size: int | None = None
+    """Sequences of one optimiser step, all processes together; left out: chosen for the data and the machine."""
+    learning_rate: float | None = None
+    """Peak learning rate; left out: chosen for the width of the model."""
+    seed: int = 0
+    """Seed of the initial weights, the order of the data and every dropout."""
+    precision: Literal["fp32", "bf16"] | None = None
+    """Precision of the forward passes; left out: bf16 on a GPU that has it, fp32 elsewhere."""
+    checkpoint_every: int = 500
+    """Steps between two checkpoints."""
+    model: PriorModel = field(default_factory=PriorModel)
+    """Architecture."""
+    label_dropout: float = 0.1
+    """Share of the rows trained without their class, which makes guidance possible."""
+    token_dropout: float | None = None
+    """Share of the input tokens replaced by the null token while training; left out: chosen for the data."""
+    weight_decay: float = 0.1
+    """Decoupled weight decay of the matrices."""
+    average_decay: float | None = None
+    """Decay of the weight average that is evaluated and saved; left out: chosen for the data."""
+    warmup_steps: int = 100
+    """Steps over which the learning rate rises."""
+    decay_fraction: float = 0.5
+    """Share of all steps, at the end, over which the learning rate falls to 0."""
+    max_grad_norm: float = 1.0
+    """Gradients with a larger norm are scaled down to it."""
+    log_every: int | None = None
+    """Steps between two lines of progress; left out: eval-every."""
+    eval_every: int | None = None
+    """Steps between two measurements on the held-out rows; left out: chosen for the data."""
+    eval_rows: int | None = None
+    """Held-out rows measured while training; left out: chosen for the machine."""
+    patience: int | None = 10
+    """Stop after this many measurements without improvement; None trains to the end."""
+    sample_every: int | None = None
+    """Steps between two sample grids (with --codec); left out: at every fifth measurement."""
+    overwrite: bool = False
+    """Start anew instead of continuing what is in RUN."""
+    dry_run: bool = False
+    """Print the resolved settings, the size of the model and the estimated time, and write nothing."""
+
+
+@dataclass(frozen=True)
+class CodeFacts:
+    """What the defaults depend on.
+
+    Attributes:
+        num_tokens: T, codes of one sequence.
+        num_codes: K, codes of all levels together.
+        num_rows: Training rows.
+    """
+
+    num_tokens: int
+    num_codes: int
+    num_rows: int
+
+
+def _integer(name: str, value: int | None, low: int, advice: str) -> None:
+    if value is not None and value < low:
+        raise UsageError(f"--{name} must be at least {low}, got {value}; {advice}")
+
+
+def _real(name: str, value: float | None, low: float, high: float, *, open_low: bool = False) -> None:
+    if value is None:
+        return
+    inside = math.isfinite(value) and (low < value if open_low else low <= value) and value <= high
+    if not inside:
+        left = f"above {low:g}" if open_low else f"at least {low:g}"
+        right = f" and at most {high:g}" if math.isfinite(high) else ""
+        raise UsageError(f"--{name} must be finite, {left}{right}, got {value:g}; change it or leave it out")
+
+
+def check(settings: TrainPrior) -> None:
+    """Check every value that can be checked without the data.
+
+    Raises:
+        UsageError: Naming the flag, what was given and what is allowed.
+    """
+    s, m = settings, settings.model
+    leave_out = "change it or leave it out"
+    for name, value in (
+        ("steps", s.steps),
+        ("batch-size", s.batch_size),
+        ("checkpoint-every", s.checkpoint_every),
+        ("log-every", s.log_every),
+        ("eval-every", s.eval_every),
+        ("eval-rows", s.eval_rows),
+        ("patience", s.patience),
+        ("sample-every", s.sample_every),
+        ("model.num-layers", m.num_layers),
+        ("model.hidden-size", m.hidden_size),
+        ("model.num-heads", m.num_heads),
+        ("model.num-key-value-heads", m.num_key_value_heads),
+        ("model.intermediate-size", m.intermediate_size),
+    ):
+        _integer(name, value, 1, leave_out)
+    _integer("seed", s.seed, 0, "use a number from 0 to 2**63 - 1")
+    _integer("warmup-steps", s.warmup_steps, 0, leave_out)
+    if s.seed >= 2**63:
+        raise UsageError(f"--seed must be below 2**63, got {s.seed}")
+    _real("learning-rate", s.learning_rate, 0.0, 1.0, open_low=True)
+    for name, share in (
+        ("label-dropout", s.label_dropout),
+        ("token-dropout", s.token_dropout),
+        ("average-decay", s.average_decay),
+        ("decay-fraction", s.decay_fraction),
+    ):
+        _real(name, share, 0.0, 1.0)
+    _real("weight-decay", s.weight_decay, 0.0, math.inf)
+    _real("max-grad-norm", s.max_grad_norm, 0.0, math.inf, open_low=True)
+    _real("model.rope-theta", m.rope_theta, 1.0, 1e9, open_low=True)
+
+
+def _check_heads(model: PriorModel) -> None:
+    """Check what the sizes of a resolved architecture demand of each other; raises `UsageError`."""
+    assert model.hidden_size and model.num_heads and model.num_key_value_heads
+    if model.hidden_size % model.num_heads or (model.hidden_size // model.num_heads) % 2:
+        raise UsageError(
+            f"--model.num-heads must divide --model.hidden-size {model.hidden_size} into an even number of channels, "
+            f"got {model.num_heads}; change it or leave it out"
+        )
+    if model.num_heads % model.num_key_value_heads:
+        raise UsageError(
+            f"--model.num-key-value-heads must divide --model.num-heads {model.num_heads}, "
+            f"got {model.num_key_value_heads}; change it or leave it out"
+        )
+
+
+def resolve_model(model: PriorModel, facts: CodeFacts, device_type: str) -> PriorModel:
+    """Return the architecture with every size filled in: about one million parameters without a GPU.
+
+    Raises:
+        UsageError: If the sizes do not fit each other.
+    """
+    small = device_type == "cpu"
+    hidden = model.hidden_size or (128 if small else 512)
+    heads = model.num_heads or max(1, hidden // (32 if small else 64))
+    resolved = PriorModel(
+        kind=model.kind,
+        num_layers=model.num_layers or (5 if small else 12),
+        hidden_size=hidden,
+        num_heads=heads,
+        num_key_value_heads=model.num_key_value_heads or heads,
+        intermediate_size=model.intermediate_size or -(-hidden * 8 // 3 // 32) * 32,
+        rope_theta=model.rope_theta or (1000.0 if facts.num_tokens <= 512 else 10000.0),
+    )
+    _check_heads(resolved)
+    return resolved
+
+
+def resolve(settings: TrainPrior, facts: CodeFacts, device_type: str) -> TrainPrior:
+    """Return the settings with everything that was left out chosen for the data and the machine.
+
+    A pure function. Nothing but `steps` may depend on `steps`, because a run may be continued to more of them.
+
+    Args:
+        settings: Settings that passed `check`.
+        facts: Sizes of the code store.
+        device_type: "cpu", "cuda" or "mps".
+
+    Raises:
+        UsageError: If the sizes of the model do not fit each other.
+    """
+    small = device_type == "cpu"
+    model = resolve_model(settings.model, facts, device_type)
+    assert model.hidden_size is not None
+    batch_size = settings.batch_size or (32 if small else 256)
+    eval_every = settings.eval_every or (100 if small else 1000)
+    tiny = facts.num_rows < 20_000
+    enough = -(-60 * facts.num_rows // batch_size)
+    default_steps = min(max(enough, 1000), 3000) if small else min(max(enough, 5000), 100_000)
+    return dataclasses.replace(
+        settings,
+        steps=settings.steps or default_steps,
+        batch_size=batch_size,
+        learning_rate=settings.learning_rate or 3e-3 * math.sqrt(128 / model.hidden_size),
+        model=model,
+        token_dropout=settings.token_dropout if settings.token_dropout is not None else (0.1 if tiny else 0.05),
+        average_decay=settings.average_decay if settings.average_decay is not None else (0.995 if small else 0.999),
+        log_every=settings.log_every or eval_every,
+        eval_every=eval_every,
+        eval_rows=settings.eval_rows or (1000 if small else 5000),
+        sample_every=settings.sample_every or 5 * eval_every,
+    )

@@ -1,0 +1,131 @@
+"""What every test shares: one thread, no network, and the real command line."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+# Before torch or a Hub library is imported: one thread makes results repeatable, offline makes them honest.
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "HF_DATASETS_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+os.environ.update(ENVIRONMENT)
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+RunCli = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def clean_environment(**changes: str) -> dict[str, str]:
+    """Return this process's environment for a child: one thread, offline, and outside any launcher."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in LAUNCHER_VARIABLES and not name.startswith(("ACCELERATE_", "VQ_PRIOR_", "TORCHELASTIC_"))
+    }
+    return kept | ENVIRONMENT | changes
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the repository."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real data sets beside the repository; tests that need it are skipped where it is not."""
+    folder = REPOSITORY.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("the shared data sets are not on this machine")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def child_environment() -> Callable[..., dict[str, str]]:
+    """`clean_environment`, for tests that start processes of their own."""
+    return clean_environment
+
+
+@pytest.fixture(scope="session")
+def run_cli() -> RunCli:
+    """Run `vq-prior ARGS` in a process of its own: `run_cli("generate", "--model", path, cwd=..., env={...})`."""
+
+    def run(
+        *arguments: object, cwd: Path | None = None, env: dict[str, str] | None = None, timeout: float = 300
+    ) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [sys.executable, "-m", "vq_prior", *map(str, arguments)],
+            cwd=cwd,
+            env=clean_environment(**(env or {})),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory, run_cli: RunCli) -> Path:
+    """A RUN with vqvae, codes, prior and model, trained for a moment on digits by the real commands."""
+    run = tmp_path_factory.mktemp("tiny") / "run"
+    commands = [
+        ("train-vqvae", "--data", "digits", "--out", run, "--steps", 30, "--batch-size", 32),
+        ("extract-codes", "--codec", run, "--data", "digits", "--out", run / "codes"),
+        ("train-prior", "--codes", run / "codes", "--codec", run, "--out", run, "--steps", 30, "--batch-size", 32),
+    ]
+    for command in commands:
+        done = run_cli(*command)
+        assert done.returncode == 0, f"{command[0]} failed:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+    return run
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_run: Path) -> Path:
+    """The MODEL folder of `tiny_run`; its images mean nothing."""
+    return tiny_run / "model"
+
+
+@pytest.fixture(scope="session")
+def many_digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A parquet file of 9,000 labelled 8x8 pictures, so that its code store has several shards."""
+    import io
+
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    rng = np.random.default_rng(0)
+    rows = []
+    for number in range(9000):
+        pixels = digits.images[number % len(digits.images)] * 15 + rng.integers(0, 16, (8, 8))
+        buffer = io.BytesIO()
+        Image.fromarray(pixels.astype(np.uint8)).save(buffer, format="PNG")
+        rows.append({"bytes": buffer.getvalue(), "path": None})
+    labels = [int(digits.target[number % len(digits.images)]) for number in range(9000)]
+    file = tmp_path_factory.mktemp("data") / "many_digits.parquet"
+    pq.write_table(pa.table({"image": rows, "label": labels}), file)
+    return file

@@ -1,0 +1,77 @@
+"""The command line: one line on failure, the documented codes, an instant --help."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from vq_prior.cli import COMMANDS, main, parse
+from vq_prior.core.errors import UsageError
+
+
+def test_help_lists_every_command_and_answers_at_once():
+    def seconds() -> float:
+        started = time.monotonic()
+        done = subprocess.run([sys.executable, "-m", "vq_prior", "--help"], capture_output=True, text=True, check=True)
+        assert all(name in done.stdout for name in COMMANDS)
+        return time.monotonic() - started
+
+    assert min(seconds() for _ in range(3)) < 0.7
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse([command, "--help"])
+    assert stop.value.code == 0
+    assert f"vq-prior {command}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["gnerate"], "did you mean generate"),
+        (["generate", "--modle", "x", "--out", "y"], "did you mean --model"),
+        (["generate", "--model", "x"], "missing --out"),
+        (["generate", "--model", "x", "--out", "y", "--top-k", "many"], "--top-k must be an integer, got 'many'"),
+        (["generate", "--model", "x", "--out", "y", "--temperature", "hot"], "--temperature must be a number"),
+        (["generate", "--model", "x", "--out", "y", "--seed"], "--seed"),
+        (["generate", "--model", "x", "--out", "y", "stray"], "stray"),
+        (["verify"], "missing PATH"),
+        (["train-vqvae", "--data", "digits", "--out", "y", "--num-processes", "0"], "--num-processes"),
+        (["train-vqvae", "--data", "digits", "--out", "y", "--quantizer.nam", "ema"], "--quantizer.name"),
+        (["train-vqvae", "--recipe", "no-such"], "no-such"),
+        (["train-vqvae", "--recipe", "a", "--config", "b"], "exclude each other"),
+    ],
+)
+def test_a_wrong_word_is_named_in_one_line(words, named, capsys):
+    assert main(words) == 2
+    streams = capsys.readouterr()
+    assert named in streams.err
+    assert streams.err.startswith("error: ")
+    assert streams.err.count("\n") == 1
+    assert streams.out == ""
+
+
+def test_a_flag_wins_over_a_saved_config_and_over_its_command(tmp_path, tiny_run):
+    config = tiny_run / "vqvae-training" / "config.json"
+    settings = parse(["train-vqvae", "--config", str(config), "--steps", "7"]).settings
+    assert settings.steps == 7
+    assert settings.data == "digits"
+    with pytest.raises(UsageError, match="settings of train-vqvae, not of train-prior"):
+        parse(["train-prior", "--config", str(config), "--codes", "x", "--out", str(tmp_path)])
+
+
+def test_launcher_words_keep_every_flag_but_num_processes():
+    invocation = parse(["extract-codes", "--num-processes=2", "--codec", "a", "--data", "b", "--out", "c"])
+    assert invocation.num_processes == 2
+    assert invocation.words == ["--codec", "a", "--data", "b", "--out", "c"]
+
+
+def test_version_and_env_print_versions(capsys):
+    assert main(["--version"]) == 0
+    assert main(["env"]) == 0
+    out = capsys.readouterr().out
+    assert "vq-prior 0." in out
+    assert "torch" in out

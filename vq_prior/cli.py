@@ -1,0 +1,319 @@
+"""The command line: which command, its settings, and errors in one line.
+
+Nothing here imports torch or transformers; a command's code is imported when it runs.
+"""
+
+import contextlib
+import dataclasses
+import errno
+import io
+import json
+import os
+import re
+import signal
+import sys
+import typing
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from importlib import import_module
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from vq_prior import __version__
+from vq_prior.core.errors import EnvironmentFault, Stopped, UsageError, VQPriorError
+
+ERROR_FILE_VARIABLE = "VQ_PRIOR_ERROR_FILE"
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command: where its settings and its code live (`module:name`), and what it does."""
+
+    settings: str
+    run: str
+    summary: str
+
+
+COMMANDS = {
+    "quickstart": Command(
+        "vq_prior.settings:Quickstart", "vq_prior.quickstart:quickstart", "train both stages on digits, draw samples"
+    ),
+    "train-vqvae": Command(
+        "stage1_vqvae.settings:TrainVQVAE", "vq_prior.commands:train_vqvae", "images -> codec (RUN/vqvae)"
+    ),
+    "extract-codes": Command(
+        "stage1_vqvae.settings:ExtractCodes", "vq_prior.commands:extract_codes", "codec and images -> code store"
+    ),
+    "train-prior": Command(
+        "stage2_prior.settings:TrainPrior", "vq_prior.commands:train_prior", "code store -> prior (RUN/prior)"
+    ),
+    "assemble": Command("vq_prior.settings:Assemble", "vq_prior.commands:assemble", "codec and prior -> MODEL"),
+    "generate": Command("vq_prior.settings:Generate", "vq_prior.commands:generate", "MODEL -> new images"),
+    "reconstruct": Command(
+        "stage1_vqvae.settings:Reconstruct", "vq_prior.commands:reconstruct", "images -> codec -> images"
+    ),
+    "evaluate": Command("vq_prior.settings:Evaluate", "vq_prior.commands:evaluate", "measure a codec or a MODEL"),
+    "verify": Command("vq_prior.settings:Verify", "vq_prior.commands:verify", "check every byte of an artefact"),
+    "env": Command("vq_prior.settings:Env", "vq_prior.commands:env", "print versions and devices"),
+}
+
+
+@dataclass
+class Invocation:
+    """A parsed command line.
+
+    Attributes:
+        command: Name of the command.
+        settings: Its dataclass of settings.
+        words: The words after the command, without `--num-processes`.
+        num_processes: Processes to start; None runs in this one.
+        debug: Whether errors show their traceback.
+    """
+
+    command: str
+    settings: Any
+    words: list[str] = field(default_factory=list)
+    num_processes: int | None = None
+    debug: bool = False
+
+
+def usage() -> str:
+    """Return the text of `vq-prior --help`."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: vq-prior COMMAND [--flag VALUE ...]",
+            "",
+            "Two-stage image generation: a VQ-VAE, its codes on disk, and an autoregressive prior over them.",
+            "",
+            *lines,
+            "",
+            "With every command: --help, --debug (tracebacks), --num-processes N, --config FILE (settings of an",
+            "earlier run), --recipe NAME. `vq-prior --version` prints the version.",
+            "Start with: vq-prior quickstart",
+        ]
+    )
+
+
+def parse(argv: Sequence[str]) -> Invocation:
+    """Return the command and settings of the words after `vq-prior`.
+
+    Raises:
+        UsageError: On an unknown command, flag or value.
+        SystemExit: With code 0 after `--help` printed a command's help.
+    """
+    words = list(argv)
+    if not words:
+        raise UsageError(f"no command given; choose one of {', '.join(COMMANDS)}")
+    name = words.pop(0)
+    if name not in COMMANDS:
+        close = get_close_matches(name, COMMANDS, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise UsageError(f"unknown command {name!r}; choose one of {', '.join(COMMANDS)}{hint}")
+    debug = _take_flag(words, "--debug")
+    num_processes = _take_value(words, "--num-processes")
+    processes = None if num_processes is None else _count(num_processes)
+    shared = list(words)
+    config, recipe = _take_value(words, "--config"), _take_value(words, "--recipe")
+    module, _, attribute = COMMANDS[name].settings.partition(":")
+    settings_class = getattr(import_module(module), attribute)
+    default = _starting_point(name, settings_class, config, recipe, words)
+    return Invocation(name, _parse_settings(name, settings_class, default, words), shared, processes, debug)
+
+
+def _take_flag(words: list[str], flag: str) -> bool:
+    present = flag in words
+    while flag in words:
+        words.remove(flag)
+    return present
+
+
+def _take_value(words: list[str], flag: str) -> str | None:
+    """Remove `flag VALUE` or `flag=VALUE` from the words and return the value."""
+    for position, word in enumerate(words):
+        if word == flag:
+            if position + 1 == len(words):
+                raise UsageError(f"{flag} needs a value")
+            value = words[position + 1]
+            del words[position : position + 2]
+            return value
+        if word.startswith(flag + "="):
+            del words[position]
+            return word.removeprefix(flag + "=")
+    return None
+
+
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 1024):
+        raise UsageError(f"--num-processes must be between 1 and 1024, got {text}")
+    return int(text)
+
+
+def _starting_point(
+    name: str, settings_class: type, config: str | None, recipe: str | None, words: Sequence[str]
+) -> Any | None:
+    """Return the settings that flags then override: of a recipe, of an earlier run's config, or None."""
+    if config is not None and recipe is not None:
+        raise UsageError("--config and --recipe exclude each other; give one of them")
+    if recipe is not None:
+        from vq_prior.recipes import find_recipe
+
+        return find_recipe(name, recipe)
+    if config is None or "--help" in words or "-h" in words:
+        return None
+    from vq_prior.core.config import from_json
+    from vq_prior.core.runs import read_run_config
+
+    saved = read_run_config(Path(config))
+    if saved.command != name:
+        raise UsageError(f"{config} holds the settings of {saved.command}, not of {name}")
+    return from_json(settings_class, saved.settings, f"{config}: settings")
+
+
+def _flags_of(settings_class: type, prefix: str = "--") -> Iterator[str]:
+    for setting in dataclasses.fields(settings_class):
+        kind = typing.get_type_hints(settings_class)[setting.name]
+        flag = setting.name.replace("_", "-")
+        if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+            yield from _flags_of(kind, f"{prefix}{flag}.")
+        else:
+            yield prefix + flag
+            if kind is bool:
+                yield f"{prefix}no-{flag}"
+
+
+def _check_flags(name: str, settings_class: type, words: Sequence[str]) -> None:
+    known = ["--help", *_flags_of(settings_class)]
+    for word in words:
+        flag = word.partition("=")[0].replace("_", "-")
+        if word.startswith("--") and flag not in known:
+            close = get_close_matches(flag, known, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise UsageError(f"unknown flag {flag} of {name}{hint} (`vq-prior {name} --help` lists every flag)")
+
+
+def _parse_settings(name: str, settings_class: type, default: Any | None, words: list[str]) -> Any:
+    import tyro
+
+    _check_flags(name, settings_class, words)
+    errors = io.StringIO()
+    os.environ["COLUMNS"] = os.environ.get("COLUMNS", "100")
+    try:
+        with contextlib.redirect_stderr(errors):
+            starting_point = tyro.MISSING_NONPROP if default is None else default
+            return tyro.cli(settings_class, prog=f"vq-prior {name}", args=words, default=starting_point)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise UsageError(_one_line(errors.getvalue(), name)) from None
+
+
+def _one_line(box: str, name: str) -> str:
+    """Return what the parser's error box says, as one sentence."""
+    lines = [line.strip("│╭╮╰╯─- ") if "──" in line else line.strip("│ ") for line in box.splitlines()]
+    text = " ".join(line for line in lines if line.strip("-"))
+    text = re.sub(r" (Argument helptext|For full helptext|Perhaps you meant).*", "", re.sub(r"\s+", " ", text))
+    more = f"(`vq-prior {name} --help` lists every flag)"
+    if unfit := re.search(r"Error parsing (--\S+?): no type matching (\S+) could be instantiated from \[(.*?)\]", text):
+        flag, kinds, given = unfit.groups()
+        names = {"INT": "an integer", "FLOAT": "a number"}
+        return f"{flag} must be {names.get(kinds.rpartition('|')[2], kinds)}, got {given} {more}"
+    if unfit := re.search(r"Error parsing (--\S+?): invalid literal for int\(\) with base 10: (.*)", text):
+        return f"{unfit[1]} must be an integer, got {unfit[2]} {more}"
+    if unfit := re.search(r"Error parsing (--\S+?): could not convert string to float: (.*)", text):
+        return f"{unfit[1]} must be a number, got {unfit[2]} {more}"
+    if unfit := re.search(r"nvalid choice (.*?) for argument '(--\S+)'. Expected one of \((.*?)\)", text):
+        return f"{unfit[2]} must be one of {unfit[3].rstrip(',')}, got {unfit[1]} {more}"
+    if text.startswith("Required options"):
+        missing = re.findall(r"(--[\w.-]+) [A-Z{\[]", text) or re.findall(rf"{name}: ([A-Z]+)", text)
+        return f"missing {', '.join(missing)} {more}"
+    text = re.sub(r"^(Unrecognized options|Missing argument|Value error|Invalid choice) (?=[A-Za-z])", "", text)
+    return f"{text[:1].lower()}{text[1:].rstrip('.')} {more}"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code (see `vq_prior.core.errors`)."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words
+    if not debug:
+        warnings.simplefilter("ignore")
+    if words in (["--version"], ["-V"]):
+        print(f"vq-prior {__version__}")
+        return 0
+    if not words or words[0] in ("--help", "-h", "help"):
+        print(usage())
+        return 0 if words else 2
+    for name in ("SIGTERM", "SIGINT", "SIGUSR1"):
+        signal.signal(getattr(signal, name), _raise_stopped)
+    try:
+        invocation = parse(words)
+        if invocation.num_processes not in (None, 1) and "WORLD_SIZE" not in os.environ:
+            from vq_prior.launch import launch
+
+            return launch(invocation)
+        _quiet_libraries(debug)
+        module, _, attribute = COMMANDS[invocation.command].run.partition(":")
+        getattr(import_module(module), attribute)(invocation.settings)
+        return 0
+    except VQPriorError as error:
+        return _fail(str(error), error.exit_code, debug)
+    except (KeyboardInterrupt, BrokenPipeError):
+        return _fail("stopped; run the same command to continue", Stopped.exit_code, debug)
+    except OSError as error:
+        return _fail(_describe_os_error(error), EnvironmentFault.exit_code, debug)
+    except MemoryError:
+        return _fail("out of memory; lower --batch-size", EnvironmentFault.exit_code, debug)
+    except Exception as error:  # the last line of defence: one line, and the traceback on request
+        text = re.sub(r"\s+", " ", str(error)).strip()[:300]
+        lost = ("torch" in type(error).__module__ and "Dist" in type(error).__name__) or "gloo" in text
+        if lost:
+            return _fail(f"a process of this run was lost ({text})", EnvironmentFault.exit_code, debug)
+        return _fail(f"unexpected {type(error).__name__}: {text} (--debug shows where)", 1, debug)
+
+
+def _raise_stopped(number: int, _frame: FrameType | None) -> None:
+    raise Stopped(f"stopped by {signal.Signals(number).name}; run the same command to continue")
+
+
+def _describe_os_error(error: OSError) -> str:
+    where = f"{error.filename}: " if error.filename else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{where}the disk is full; free some space and run the same command to continue"
+    return f"{where}{error.strerror or error}"
+
+
+def _quiet_libraries(debug: bool) -> None:
+    """Send what libraries log to nowhere (a training run's own folder keeps it) unless --debug asks for it."""
+    import logging
+
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    if not debug:
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+        logging.captureWarnings(True)
+        logging.getLogger().addHandler(logging.NullHandler())
+
+
+def _fail(message: str, exit_code: int, debug: bool) -> int:
+    """Print the one line, or hand it to the launcher, and return the exit code."""
+    line = "error: " + re.sub(r"\s*\n\s*", " ", message).strip()
+    if debug:
+        import traceback
+
+        traceback.print_exc()
+    report = os.environ.get(ERROR_FILE_VARIABLE)
+    if report is not None:
+        with contextlib.suppress(FileExistsError), open(report, "x", encoding="utf-8") as file:
+            json.dump({"line": line, "exit_code": exit_code}, file)
+    elif os.environ.get("RANK", "0") == "0":
+        print(line, file=sys.stderr, flush=True)
+    return exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,106 @@
+"""What each command does, from settings to printed result. Heavy imports happen here, when a command runs."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vq_prior.settings import Assemble, Env, Evaluate, Generate, Verify
+
+if TYPE_CHECKING:
+    from stage1_vqvae.settings import ExtractCodes, Reconstruct, TrainVQVAE
+    from stage2_prior.settings import TrainPrior
+
+
+def train_vqvae(settings: "TrainVQVAE") -> None:
+    """Train a codec into RUN/vqvae."""
+    from stage1_vqvae.train import train_vqvae as train
+
+    train(settings)
+
+
+def extract_codes(settings: "ExtractCodes") -> None:
+    """Write the code store of a data set."""
+    from stage1_vqvae.extract import extract_codes as extract
+
+    extract(settings)
+
+
+def train_prior(settings: "TrainPrior") -> None:
+    """Train a prior into RUN/prior; with a codec also join both into RUN/model."""
+    from stage2_prior.train import train_prior as train
+
+    if settings.codec is None:
+        train(settings)
+        return
+    from stage1_vqvae.model import load_codec
+
+    from vq_prior.core.components import find_component
+    from vq_prior.core.runtime import start_runtime
+    from vq_prior.model_folder import assemble as join
+
+    codec_folder = find_component(Path(settings.codec), "vqvae")
+    train(settings, codec=load_codec(codec_folder))
+    runtime = start_runtime()
+    if runtime.is_main and not settings.dry_run:
+        model = join(codec_folder, settings.out / "prior", settings.out / "model", overwrite=True)
+        print(f"wrote {model}; next: vq-prior generate --model {model} --num-images 16 --out {settings.out}/samples")
+    runtime.barrier()
+
+
+def assemble(settings: Assemble) -> None:
+    """Join a codec and a prior into a MODEL."""
+    from vq_prior.core.components import find_component
+    from vq_prior.model_folder import assemble as join
+
+    codec, prior = find_component(settings.codec, "vqvae"), find_component(settings.prior, "prior")
+    model = join(codec, prior, settings.out, overwrite=settings.overwrite)
+    print(f"wrote {model}; next: vq-prior generate --model {model} --num-images 16 --out samples")
+
+
+def generate(settings: Generate) -> None:
+    """Draw images into a folder."""
+    from vq_prior.sampler import generate as draw
+
+    draw(settings)
+
+
+def reconstruct(settings: "Reconstruct") -> None:
+    """Write images beside their reconstructions."""
+    from stage1_vqvae.evaluate import reconstruct as write
+
+    write(settings)
+
+
+def evaluate(settings: Evaluate) -> None:
+    """Measure a codec or a MODEL on held-out images."""
+    from vq_prior.evaluate import evaluate as measure
+
+    measure(settings)
+
+
+def verify(settings: Verify) -> None:
+    """Check every byte of an artefact."""
+    from vq_prior.verify import verify as check
+
+    for line in check(settings.path):
+        print(line)
+
+
+def env(_settings: Env) -> None:
+    """Print what a bug report needs."""
+    import os
+    import platform
+    from importlib.metadata import version
+
+    import torch
+
+    from vq_prior import __version__
+
+    print(f"vq-prior {__version__}")
+    print(f"python {platform.python_version()} on {platform.system()} {platform.machine()}")
+    for name in ("torch", "transformers", "accelerate", "datasets", "safetensors", "huggingface_hub", "numpy", "tyro"):
+        print(f"{name} {version(name)}")
+    devices = [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())]
+    if torch.backends.mps.is_available():
+        devices.append("mps")
+    print(f"devices: {', '.join(devices) or 'cpu only'}")
+    print(f"cores {os.cpu_count()}, torch threads {torch.get_num_threads()}")

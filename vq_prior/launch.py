@@ -1,0 +1,89 @@
+"""`--num-processes N`: Accelerate's launcher, started in this process.
+
+The processes hand their first error to the launcher through a file, so that one
+line reaches stderr whatever fails where.
+"""
+
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from vq_prior.cli import ERROR_FILE_VARIABLE, Invocation
+from vq_prior.core.errors import EnvironmentFault, Stopped
+
+
+def launch(invocation: Invocation) -> int:
+    """Run the command on `invocation.num_processes` processes of this machine and return its exit code."""
+    assert invocation.num_processes is not None
+    import torch
+    from accelerate.commands.launch import launch_command, launch_command_parser
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    if not torch.cuda.is_available():
+        os.environ["ACCELERATE_USE_CPU"] = "1"
+    for name in ("torch.distributed", "accelerate"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.default_int_handler)
+    with tempfile.TemporaryDirectory(prefix="vq-prior-") as folder:
+        report = Path(folder) / "error.json"
+        os.environ[ERROR_FILE_VARIABLE] = str(report)
+        arguments = launch_command_parser().parse_args(_launcher_words(invocation))
+        try:
+            launch_command(arguments)
+        except ChildFailedError as failure:
+            return _explain(report, failure)
+        except (SignalException, KeyboardInterrupt):
+            return _explain(report, None)
+    return 0
+
+
+def _launcher_words(invocation: Invocation) -> list[str]:
+    processes = invocation.num_processes
+    assert processes is not None
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // processes))
+    debug = ["--debug"] if invocation.debug else []
+    return [
+        "--multi_gpu",
+        f"--num_processes={processes}",
+        "--num_machines=1",
+        "--mixed_precision=no",
+        "--dynamo_backend=no",
+        f"--num_cpu_threads_per_process={threads}",
+        f"--main_process_port={_free_port()}",
+        "--module",
+        "vq_prior",
+        invocation.command,
+        *invocation.words,
+        *debug,
+    ]
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _explain(report: Path, failure: Any) -> int:
+    """Print the first error of the processes and return its exit code."""
+    if report.is_file():
+        first = json.loads(report.read_text(encoding="utf-8"))
+        print(first["line"], file=sys.stderr, flush=True)
+        return int(first["exit_code"])
+    if failure is None:
+        print("error: stopped; run the same command to continue", file=sys.stderr, flush=True)
+        return Stopped.exit_code
+    rank, cause = failure.get_first_failure()[0], failure.get_first_failure()[1]
+    reason = signal.Signals(-cause.exitcode).name if cause.exitcode < 0 else f"exit code {cause.exitcode}"
+    line = f"error: process {rank} ended by {reason}; run the same command to continue from the last saved state"
+    print(line, file=sys.stderr, flush=True)
+    return EnvironmentFault.exit_code

@@ -1,0 +1,117 @@
+"""MODEL: one folder that holds a codec, its prior and what a user needs to draw images.
+
+The root `config.json` is an index. What it says must agree with the components,
+each of which is sealed by its own manifest.
+"""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from vq_prior.core.artifacts import new_folder, verify_manifest, write_atomic
+from vq_prior.core.config import from_json, pretty_json, read_json
+from vq_prior.core.errors import ArtifactError, UsageError
+from vq_prior.core.identity import require_same_codec
+from vq_prior.core.spec import CodeSpec
+
+INDEX = "config.json"
+
+
+@dataclass(frozen=True)
+class ComponentEntry:
+    """Where a component lies within MODEL and what it is."""
+
+    folder: str
+    kind: str
+
+
+@dataclass(frozen=True)
+class SamplingDefaults:
+    """Sampling settings that the training measured as best on held-out data."""
+
+    temperature: float
+    guidance_scale: float
+
+
+@dataclass(frozen=True)
+class ModelIndex:
+    """The root `config.json` of a MODEL."""
+
+    format_version: int
+    components: dict[str, ComponentEntry]
+    spec: CodeSpec
+    codec_id: str
+    label_names: tuple[str, ...]
+    sampling: SamplingDefaults
+
+
+def read_index(model: Path) -> ModelIndex:
+    """Return the index of a MODEL folder.
+
+    Raises:
+        ArtifactError: If there is none, or it is not one that this version reads.
+    """
+    if not model.is_dir():
+        raise ArtifactError(f"{model} is not a folder" if model.exists() else f"{model} does not exist")
+    if not (model / INDEX).exists():
+        raise ArtifactError(f"{model} is not a MODEL: it has no {INDEX}; `vq-prior assemble` makes one")
+    index = from_json(ModelIndex, read_json(model / INDEX), str(model / INDEX))
+    if index.format_version != 1:
+        raise ArtifactError(f"{model / INDEX} has format version {index.format_version}; this version reads 1")
+    for name in ("vqvae", "prior"):
+        if index.components.get(name) is None or index.components[name].folder != name:
+            raise ArtifactError(f"{model / INDEX}: components must hold {name} in the folder {name}")
+    return index
+
+
+def assemble(codec_folder: Path, prior_folder: Path, out: Path, *, overwrite: bool = False) -> Path:
+    """Join a codec and a prior into the MODEL folder `out` and return it.
+
+    Args:
+        codec_folder: A `vqvae` component.
+        prior_folder: A `prior` component.
+        out: MODEL; an equal one that is there is left as it is.
+        overwrite: Whether another MODEL at `out` is replaced.
+
+    Raises:
+        ArtifactError: If a component is damaged or the prior was trained on another codec's codes.
+        UsageError: If `out` holds something else.
+    """
+    from stage1_vqvae.model import load_codec
+    from stage2_prior.prior import load_prior
+
+    from vq_prior.card import model_card
+
+    codec, prior = load_codec(codec_folder), load_prior(prior_folder)
+    require_same_codec(str(prior_folder), prior.codec_id, str(codec_folder), codec.codec_id)
+    index = ModelIndex(
+        format_version=1,
+        components={"vqvae": ComponentEntry("vqvae", "vqvae"), "prior": ComponentEntry("prior", "causal")},
+        spec=codec.spec,
+        codec_id=codec.codec_id,
+        label_names=prior.label_names,
+        sampling=SamplingDefaults(prior.sampling.temperature, prior.sampling.guidance_scale),
+    )
+    if out.exists() and not overwrite and not _holds(out, index, codec_folder, prior_folder):
+        raise UsageError(f"{out} exists and is another model; choose another --out or pass --overwrite")
+    if out.exists() and any(out.iterdir()) and not (out / INDEX).is_file():
+        raise UsageError(f"{out} holds files that are not a MODEL; choose another --out")
+    with new_folder(out, manifest=False) as staging:
+        for name, source in (("vqvae", codec_folder), ("prior", prior_folder)):
+            shutil.copytree(source, staging / name, ignore=shutil.ignore_patterns(".*"))
+        write_atomic(staging / INDEX, pretty_json(index))
+        write_atomic(staging / "README.md", model_card(index, prior).encode("utf-8"))
+    return out
+
+
+def _holds(out: Path, index: ModelIndex, *components: Path) -> bool:
+    """Return whether `out` is the MODEL of these components already."""
+    try:
+        sealed = [verify_manifest(out / name) for name in ("vqvae", "prior")]
+        same = [
+            (out / name / "manifest.json").read_bytes() == (source / "manifest.json").read_bytes()
+            for name, source in zip(("vqvae", "prior"), components, strict=True)
+        ]
+        return all(sealed) and all(same) and read_index(out) == index
+    except (ArtifactError, OSError):
+        return False

@@ -1,0 +1,230 @@
+"""`VQPriorPipeline`: a trained codec and prior as one object that draws images."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from stage1_vqvae.model import VQVAE, load_codec, save_codec
+from stage2_prior.prior import CausalPrior, load_prior, save_prior
+from stage2_prior.sampling import check_sampling, sample_tokens
+from torch import Tensor
+
+from vq_prior.core.artifacts import new_folder, write_manifest
+from vq_prior.core.components import label_index
+from vq_prior.core.errors import ArtifactError, UsageError
+from vq_prior.core.identity import require_same_codec
+from vq_prior.core.media import to_picture, to_pixels
+from vq_prior.core.randomness import MAX_SEED
+from vq_prior.model_folder import ModelIndex, SamplingDefaults, assemble, read_index
+
+OutputType = Literal["pil", "pt", "np"]
+OUTPUT_TYPES = ("pil", "pt", "np")
+MAX_IMAGES = 10**9
+
+
+@dataclass
+class PipelineOutput:
+    """What a call of the pipeline drew.
+
+    Attributes:
+        images: A list of PIL images; or a tensor [n, C, *shape] in [-1, 1]; or an array [n, *shape, C] uint8.
+        labels: Class of each image, [n]; None for an unconditional model.
+        codes: Codes of each level, [n, *grid] int64.
+    """
+
+    images: Any
+    labels: list[int] | None
+    codes: tuple[Tensor, ...]
+
+
+def class_of_each(
+    labels: Sequence[str | int] | str | int | None, num_classes: int, names: tuple[str, ...]
+) -> list[int]:
+    """Return the classes that samples cycle through; `[num_classes]` (the null label) without classes.
+
+    Args:
+        labels: A label or several, by name or by index; None for every class in turn.
+        num_classes: Classes of the model.
+        names: Their names.
+
+    Raises:
+        UsageError: If a label is unknown, or labels are given to an unconditional model.
+    """
+    if labels is None:
+        return list(range(num_classes)) or [num_classes]
+    given = [labels] if isinstance(labels, (str, int)) else list(labels)
+    if not given:
+        raise UsageError("labels must name at least one class; leave them out for every class in turn")
+    return [label_index(str(label), names, num_classes) for label in given]
+
+
+def check_request(index: ModelIndex, *, num_images: int, seed: int, batch_size: int | None, **sampling: Any) -> None:
+    """Raise `UsageError` unless the settings of a request are in range."""
+    from stage2_prior.layout import SequenceLayout
+
+    if not 1 <= num_images <= MAX_IMAGES:
+        raise UsageError(f"num_images must be between 1 and {MAX_IMAGES}, got {num_images}")
+    if not 0 <= seed <= MAX_SEED:
+        raise UsageError(f"seed must be between 0 and {MAX_SEED}, got {seed}")
+    if batch_size is not None and not 1 <= batch_size <= 65_536:
+        raise UsageError(f"batch_size must be between 1 and 65536, got {batch_size}; leave it out for the default")
+    check_sampling(SequenceLayout.from_spec(index.spec, len(index.label_names)), **sampling)
+
+
+class VQPriorPipeline:
+    """A codec and a prior that was trained on its codes.
+
+    Attributes:
+        codec: Stage one, in eval mode.
+        prior: Stage two, in eval mode.
+        index: What MODEL's `config.json` says.
+    """
+
+    def __init__(self, codec: VQVAE, prior: CausalPrior, sampling: SamplingDefaults | None = None) -> None:
+        require_same_codec("the prior", prior.codec_id, "the codec", codec.codec_id)
+        from vq_prior.model_folder import ComponentEntry
+
+        self.codec, self.prior = codec.eval(), prior
+        measured = SamplingDefaults(prior.sampling.temperature, prior.sampling.guidance_scale)
+        self.index = ModelIndex(
+            format_version=1,
+            components={"vqvae": ComponentEntry("vqvae", "vqvae"), "prior": ComponentEntry("prior", "causal")},
+            spec=codec.spec,
+            codec_id=codec.codec_id,
+            label_names=prior.label_names,
+            sampling=sampling or measured,
+        )
+
+    @classmethod
+    def from_pretrained(cls, model: str | Path) -> "VQPriorPipeline":
+        """Return the pipeline of a MODEL folder; every byte of its components is checked.
+
+        Raises:
+            ArtifactError: If a file is missing, damaged, or the components and the index do not belong together.
+        """
+        folder = Path(model)
+        index = read_index(folder)
+        codec, prior = load_codec(folder / "vqvae"), load_prior(folder / "prior")
+        require_same_codec(str(folder / "prior"), prior.codec_id, str(folder / "vqvae"), codec.codec_id)
+        pipeline = cls(codec, prior)
+        for field in ("spec", "codec_id", "label_names", "components", "sampling"):
+            if getattr(pipeline.index, field) != getattr(index, field):
+                raise ArtifactError(f"{folder / 'config.json'}: {field} is not that of the components; assemble anew")
+        return pipeline
+
+    def save_pretrained(self, folder: str | Path, *, overwrite: bool = False) -> None:
+        """Write the MODEL folder of this pipeline, whole."""
+        final = Path(folder)
+        parts = final.parent / f".{final.name}.parts"
+        with new_folder(parts, manifest=False) as staging:
+            for name in ("vqvae", "prior"):
+                (staging / name).mkdir()
+            save_codec(self.codec, staging / "vqvae")
+            save_prior(self.prior, staging / "prior")
+            for name in ("vqvae", "prior"):
+                write_manifest(staging / name)
+        try:
+            assemble(parts / "vqvae", parts / "prior", final, overwrite=overwrite)
+        finally:
+            import shutil
+
+            shutil.rmtree(parts)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.codec.parameters()).device
+
+    def to(self, device: str | torch.device) -> "VQPriorPipeline":
+        """Move both stages to a device and return the pipeline."""
+        self.codec.to(device)  # type: ignore[arg-type]
+        self.prior.to(device)
+        return self
+
+    @torch.inference_mode()
+    def __call__(
+        self,
+        num_images: int = 1,
+        *,
+        labels: Sequence[str | int] | str | int | None = None,
+        seed: int = 0,
+        first_index: int = 0,
+        batch_size: int | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        guidance_scale: float | None = None,
+        output_type: OutputType = "pil",
+    ) -> PipelineOutput:
+        """Return new images. Image i depends on (model, labels, seed, i, sampling settings) alone.
+
+        Args:
+            num_images: How many.
+            labels: Classes by name or index; image i gets labels[i mod n]. None takes every class in turn.
+            seed: Seed of the whole set.
+            first_index: Index of the first image, to draw a part of a set.
+            batch_size: Images drawn at once; None lets the device decide.
+            temperature: Divides the logits; None takes the model's measured value.
+            top_k: Keep the k likeliest codes of each step.
+            top_p: Then keep the smallest set whose probability reaches p, in (0, 1].
+            min_p: Then drop codes less likely than this share of the likeliest, in [0, 1).
+            guidance_scale: Classifier-free guidance; None takes the model's measured value, 1 is off.
+            output_type: "pil", "pt" or "np".
+
+        Raises:
+            UsageError: If a setting is out of range or a label unknown.
+        """
+        if output_type not in OUTPUT_TYPES:
+            raise UsageError(f"output_type must be one of {', '.join(OUTPUT_TYPES)}, got {output_type!r}")
+        given = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+        sampling = resolve_sampling(self.index, {**given, "guidance_scale": guidance_scale})
+        check_request(self.index, num_images=num_images, seed=seed, batch_size=batch_size, **sampling)
+        names = self.index.label_names
+        cycle = class_of_each(labels, len(names), names)
+        indices = range(first_index, first_index + num_images)
+        classes = [cycle[i % len(cycle)] for i in indices]
+        size = batch_size or default_batch_size(self.device)
+        parts = [
+            self.draw(classes[n : n + size], seed=seed, indices=indices[n : n + size], **sampling)
+            for n in range(0, num_images, size)
+        ]
+        images = torch.cat([images for images, _ in parts])
+        codes = tuple(torch.cat(level) for level in zip(*(codes for _, codes in parts), strict=True))
+        return PipelineOutput(_as(images, output_type), classes if names else None, codes)
+
+    @torch.inference_mode()
+    def draw(
+        self, classes: Sequence[int], *, seed: int, indices: Sequence[int], **sampling: Any
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Return one batch: images [B, C, *shape] in [-1, 1] and their codes of each level [B, *grid]."""
+        labels = torch.tensor(list(classes), dtype=torch.int64)
+        tokens = sample_tokens(self.prior, labels.to(self.device), seed=seed, indices=list(indices), **sampling)
+        codes = self.prior.layout.to_codes(tokens)
+        return self.codec.decode(codes), codes
+
+
+def resolve_sampling(index: ModelIndex, given: dict[str, Any]) -> dict[str, Any]:
+    """Return sampling settings in which what was not given is the model's own; guidance needs classes."""
+    resolved = dict(given)
+    for name in ("temperature", "guidance_scale"):
+        if resolved[name] is None:
+            resolved[name] = getattr(index.sampling, name)
+    if not index.label_names and resolved["guidance_scale"] != 1:
+        raise UsageError(f"guidance_scale is {resolved['guidance_scale']:g}, but this model has no classes to guide by")
+    return resolved
+
+
+def default_batch_size(device: torch.device) -> int:
+    """Return how many images are drawn at once on this kind of device."""
+    return 64 if device.type == "cpu" else 256
+
+
+def _as(images: Tensor, output_type: OutputType) -> Any:
+    if output_type == "pt":
+        return images
+    pixels = to_pixels(images)
+    return pixels if output_type == "np" else [to_picture(np.ascontiguousarray(one)) for one in pixels]

@@ -1,0 +1,96 @@
+"""Settings of the commands of the top: what a user types. Imports neither torch nor transformers."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+
+@dataclass
+class Quickstart:
+    """Train both stages on the handwritten digits and draw ten of each."""
+
+    out: Path = Path("runs/quickstart")
+    """Folder of the run; OUT/model and OUT/samples.png are what it ends in."""
+    seed: int = 0
+    """Seed of both trainings and of the samples."""
+    overwrite: bool = False
+    """Start anew instead of continuing what is in OUT."""
+
+
+@dataclass
+class Assemble:
+    """Join a codec and a prior that was trained on its codes into one MODEL folder."""
+
+    codec: Path
+    """Codec folder, RUN or MODEL."""
+    prior: Path
+    """Prior folder, RUN or MODEL."""
+    out: Path
+    """MODEL folder to write."""
+    overwrite: bool = False
+    """Replace the MODEL that is at OUT."""
+
+
+@dataclass
+class Generate:
+    """Draw new images. What is drawn depends on the model, the seed and the settings, never on batch or processes."""
+
+    model: Path
+    """MODEL folder."""
+    out: Path
+    """Folder for 000000.png ..., grid.png and samples.json."""
+    num_images: int = 16
+    """How many images."""
+    labels: str | None = None
+    """Classes by name or index, separated by commas; sample i gets labels[i mod n]. Left out: every class in turn."""
+    seed: int = 0
+    """Seed of the whole set; sample i is the same in every set with this seed."""
+    batch_size: int | None = None
+    """Images drawn at once by each process; left out: chosen for the device."""
+    temperature: float | None = None
+    """Divides the logits; smaller is more conservative. Left out: the value measured when the prior was trained."""
+    top_k: int | None = None
+    """Keep the k likeliest codes of each step."""
+    top_p: float | None = None
+    """Then keep the smallest set of codes whose probability reaches p."""
+    min_p: float | None = None
+    """Then drop codes less likely than this share of the likeliest."""
+    guidance_scale: float | None = None
+    """Classifier-free guidance; 1 is off. Left out: the value measured when the prior was trained."""
+    overwrite: bool = False
+    """Replace the samples that are at OUT."""
+
+
+@dataclass
+class Evaluate:
+    """Measure a codec (or the codec and prior of a MODEL) on the held-out images."""
+
+    data: str
+    """Images: folder, parquet file, Hub id, or the word digits."""
+    out: Path
+    """JSON file to write."""
+    codec: Path | None = None
+    """Codec folder or RUN."""
+    model: Path | None = None
+    """MODEL folder."""
+    num_workers: int | None = None
+    """Threads that read images; left out: one a core."""
+    image_column: str | None = None
+    """Column of the images in tables; left out: found by type."""
+    label_column: str | None = None
+    """Column of the labels in tables; left out: `label` if there is one."""
+
+
+@dataclass
+class Verify:
+    """Check every byte of a MODEL, codec, prior, code store or training run."""
+
+    path: Annotated[Path, tyro.conf.Positional]
+    """The artefact."""
+
+
+@dataclass
+class Env:
+    """Print versions, devices and threads, for bug reports."""

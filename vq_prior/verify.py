@@ -1,0 +1,60 @@
+"""`vq-prior verify PATH`: whether an artefact is whole and its parts belong together."""
+
+from pathlib import Path
+
+from vq_prior.core.artifacts import MANIFEST, verify_manifest
+from vq_prior.core.errors import ArtifactError
+
+
+def verify(path: Path) -> list[str]:
+    """Return a line on each artefact at `path` that holds.
+
+    Args:
+        path: A MODEL, component, code store, checkpoint, training folder, or RUN.
+
+    Raises:
+        ArtifactError: Naming the first thing that is missing or damaged.
+    """
+    if not path.exists():
+        raise ArtifactError(f"{path} does not exist")
+    if (path / "codes.json").is_file():
+        return [_verify_store(path)]
+    if (path / "vqvae").is_dir() and (path / "prior").is_dir() and (path / "config.json").is_file():
+        from vq_prior.pipeline import VQPriorPipeline
+
+        VQPriorPipeline.from_pretrained(path)
+        return [f"{path}: the model is whole, its codec and prior belong together"]
+    if (path / MANIFEST).is_file():
+        verify_manifest(path)
+        return [f"{path}: every file matches the manifest"]
+    if (path / "checkpoints").is_dir():
+        return _verify_checkpoints(path / "checkpoints")
+    lines = [line for part in sorted(path.iterdir()) if _is_artefact(part) for line in verify(part)]
+    if not lines:
+        raise ArtifactError(f"{path} holds no artefact of vq-prior that could be checked")
+    return lines
+
+
+def _is_artefact(path: Path) -> bool:
+    known = ("codes.json", MANIFEST, "checkpoints", "config.json")
+    return path.is_dir() and not path.name.startswith(".") and any((path / name).exists() for name in known)
+
+
+def _verify_store(path: Path) -> str:
+    from vq_prior.core.code_store import CodeStore
+
+    store = CodeStore.open(path)
+    store.verify()
+    rows = len(store) + len(CodeStore.open(path, "validation"))
+    return f"{path}: {rows} rows of codes match their index"
+
+
+def _verify_checkpoints(folder: Path) -> list[str]:
+    lines = []
+    for checkpoint in sorted(folder.glob("step-*")):
+        if not verify_manifest(checkpoint):
+            raise ArtifactError(f"{checkpoint} has no {MANIFEST}")
+        lines.append(f"{checkpoint}: every file matches the manifest")
+    if not lines:
+        raise ArtifactError(f"{folder} holds no checkpoint")
+    return lines
