@@ -111,4 +111,6 @@ def pad_to(images: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 def crop_to(images: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Return the first `shape` pixels of `images` [B, C, *larger] along each spatial axis."""
-    return images[(..., *(slice(0, side) for side in shape))]
+    for axis, side in enumerate(shape, start=2):
+        images = images.narrow(axis, 0, side)
+    return images

@@ -282,7 +282,8 @@ def resolve(settings: TrainVQVAE, facts: DataFacts, device_type: str) -> TrainVQ
         UsageError: If the downsampling leaves no grid.
     """
     small_machine = device_type == "cpu"
-    size = parse_size(settings.image_size) if settings.image_size else _default_size(facts, 64 if small_machine else 256)
+    largest = 64 if small_machine else 256
+    size = parse_size(settings.image_size) if settings.image_size else _default_size(facts, largest)
     downsampling = settings.model.downsampling or _default_downsampling(size)
     grid = grid_of(size, downsampling)
     width = settings.model.width or (128 if small_machine else 256)
@@ -309,7 +310,7 @@ def resolve(settings: TrainVQVAE, facts: DataFacts, device_type: str) -> TrainVQ
 
 def _default_size(facts: DataFacts, largest: int) -> tuple[int, int]:
     """Return the size most images have if it is at most `largest`, else the largest square that most images fill."""
-    if facts.common_size is not None and 4 <= min(facts.common_size) and max(facts.common_size) <= largest:
+    if facts.common_size is not None and min(facts.common_size) >= 4 and max(facts.common_size) <= largest:
         return facts.common_size
     side = max((side for side in SQUARES if side <= min(facts.short_side, largest)), default=SQUARES[0])
     return side, side

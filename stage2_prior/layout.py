@@ -6,7 +6,7 @@ Letters: B batch, T tokens of a sequence, K codes of all levels together.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from math import prod
 from typing import Any
 
@@ -63,7 +63,7 @@ class SequenceLayout:
         for number, (codes, level) in enumerate(zip(self.kept or (), self.levels, strict=False)):
             if codes is None:
                 continue
-            ascending = all(a < b for a, b in zip(codes, codes[1:], strict=False))
+            ascending = all(a < b for a, b in pairwise(codes))
             if not codes or not ascending or codes[0] < 0 or codes[-1] >= level.num_codes:
                 raise ArtifactError(
                     f"layout.kept[{number}] must be ascending codes in [0, {level.num_codes}), at least one"

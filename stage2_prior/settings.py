@@ -4,9 +4,17 @@ import dataclasses
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from vq_prior.core.errors import UsageError
+
+T = TypeVar("T")
+
+
+def given(value: T | None) -> T:
+    """Return a setting that `resolve` has filled in."""
+    assert value is not None
+    return value
 
 
 @dataclass
@@ -156,16 +164,16 @@ def check(settings: TrainPrior) -> None:
 
 def _check_heads(model: PriorModel) -> None:
     """Check what the sizes of a resolved architecture demand of each other; raises `UsageError`."""
-    assert model.hidden_size and model.num_heads and model.num_key_value_heads
-    if model.hidden_size % model.num_heads or (model.hidden_size // model.num_heads) % 2:
+    hidden, heads, key_value_heads = given(model.hidden_size), given(model.num_heads), given(model.num_key_value_heads)
+    if hidden % heads or (hidden // heads) % 2:
         raise UsageError(
-            f"--model.num-heads must divide --model.hidden-size {model.hidden_size} into an even number of channels, "
-            f"got {model.num_heads}; change it or leave it out"
+            f"--model.num-heads must divide --model.hidden-size {hidden} into an even number of channels, "
+            f"got {heads}; change it or leave it out"
         )
-    if model.num_heads % model.num_key_value_heads:
+    if heads % key_value_heads:
         raise UsageError(
-            f"--model.num-key-value-heads must divide --model.num-heads {model.num_heads}, "
-            f"got {model.num_key_value_heads}; change it or leave it out"
+            f"--model.num-key-value-heads must divide --model.num-heads {heads}, "
+            f"got {key_value_heads}; change it or leave it out"
         )
 
 
@@ -206,7 +214,6 @@ def resolve(settings: TrainPrior, facts: CodeFacts, device_type: str) -> TrainPr
     """
     small = device_type == "cpu"
     model = resolve_model(settings.model, facts, device_type)
-    assert model.hidden_size is not None
     batch_size = settings.batch_size or (32 if small else 256)
     eval_every = settings.eval_every or (100 if small else 1000)
     tiny = facts.num_rows < 20_000
@@ -216,7 +223,7 @@ def resolve(settings: TrainPrior, facts: CodeFacts, device_type: str) -> TrainPr
         settings,
         steps=settings.steps or default_steps,
         batch_size=batch_size,
-        learning_rate=settings.learning_rate or 3e-3 * math.sqrt(128 / model.hidden_size),
+        learning_rate=settings.learning_rate or 3e-3 * math.sqrt(128 / given(model.hidden_size)),
         model=model,
         token_dropout=settings.token_dropout if settings.token_dropout is not None else (0.1 if tiny else 0.05),
         average_decay=settings.average_decay if settings.average_decay is not None else (0.995 if small else 0.999),

@@ -7,7 +7,6 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from stage1_vqvae.model import VQVAE
     from stage2_prior.prior import CausalPrior
-
     from vq_prior.core.code_store import CodeStore
     from vq_prior.core.spec import Codec, CodeSpec, LevelSpec
     from vq_prior.pipeline import VQPriorPipeline

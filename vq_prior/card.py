@@ -4,7 +4,6 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from stage2_prior.prior import CausalPrior
-
     from vq_prior.model_folder import ModelIndex
 
 

@@ -30,11 +30,13 @@ ERROR_FILE_VARIABLE = "VQ_PRIOR_ERROR_FILE"
 
 @dataclass(frozen=True)
 class Command:
-    """One command: where its settings and its code live (`module:name`), and what it does."""
+    """One command: where its settings and its code live (`module:name`), what it does, and whether it shares the work
+    among processes."""
 
     settings: str
     run: str
     summary: str
+    parallel: bool = False
 
 
 COMMANDS = {
@@ -42,16 +44,16 @@ COMMANDS = {
         "vq_prior.settings:Quickstart", "vq_prior.quickstart:quickstart", "train both stages on digits, draw samples"
     ),
     "train-vqvae": Command(
-        "stage1_vqvae.settings:TrainVQVAE", "vq_prior.commands:train_vqvae", "images -> codec (RUN/vqvae)"
+        "stage1_vqvae.settings:TrainVQVAE", "vq_prior.commands:train_vqvae", "images -> codec (RUN/vqvae)", True
     ),
     "extract-codes": Command(
-        "stage1_vqvae.settings:ExtractCodes", "vq_prior.commands:extract_codes", "codec and images -> code store"
+        "stage1_vqvae.settings:ExtractCodes", "vq_prior.commands:extract_codes", "codec and images -> code store", True
     ),
     "train-prior": Command(
-        "stage2_prior.settings:TrainPrior", "vq_prior.commands:train_prior", "code store -> prior (RUN/prior)"
+        "stage2_prior.settings:TrainPrior", "vq_prior.commands:train_prior", "code store -> prior (RUN/prior)", True
     ),
     "assemble": Command("vq_prior.settings:Assemble", "vq_prior.commands:assemble", "codec and prior -> MODEL"),
-    "generate": Command("vq_prior.settings:Generate", "vq_prior.commands:generate", "MODEL -> new images"),
+    "generate": Command("vq_prior.settings:Generate", "vq_prior.commands:generate", "MODEL -> new images", True),
     "reconstruct": Command(
         "stage1_vqvae.settings:Reconstruct", "vq_prior.commands:reconstruct", "images -> codec -> images"
     ),
@@ -117,6 +119,9 @@ def parse(argv: Sequence[str]) -> Invocation:
     debug = _take_flag(words, "--debug")
     num_processes = _take_value(words, "--num-processes")
     processes = None if num_processes is None else _count(num_processes)
+    if processes not in (None, 1) and not COMMANDS[name].parallel:
+        able = ", ".join(other for other, command in COMMANDS.items() if command.parallel)
+        raise UsageError(f"{name} runs in one process; --num-processes goes with {able}")
     shared = list(words)
     config, recipe = _take_value(words, "--config"), _take_value(words, "--recipe")
     module, _, attribute = COMMANDS[name].settings.partition(":")

@@ -32,7 +32,6 @@ def train_prior(settings: "TrainPrior") -> None:
         train(settings)
         return
     from stage1_vqvae.model import load_codec
-
     from vq_prior.core.components import find_component
     from vq_prior.core.runtime import start_runtime
     from vq_prior.model_folder import assemble as join

@@ -28,7 +28,6 @@ def evaluate(settings: Evaluate) -> dict[str, Any]:
         raise UsageError(f"--out must be a file to write, {settings.out} is a folder")
     from stage1_vqvae.evaluate import evaluate_codec, held_out_pixels
     from stage1_vqvae.model import load_codec
-
     from vq_prior import __version__
     from vq_prior.core.runtime import start_runtime
 
@@ -73,9 +72,9 @@ def _evaluate_prior(prior: "CausalPrior", codec: "VQVAE", labels: Any, pixels: A
     """Return the held-out nats per token and bits per dimension under the prior."""
     import numpy as np
     import torch
+
     from stage2_prior.baselines import bits_per_dimension
     from stage2_prior.train import validation_nats
-
     from vq_prior.core.media import to_unit_range
 
     rows = 256

@@ -8,6 +8,9 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from stage1_vqvae.model import VQVAE, load_codec
+from stage2_prior.prior import CausalPrior, SamplingDefaults, load_prior
+from vq_prior.card import model_card
 from vq_prior.core.artifacts import new_folder, verify_manifest, write_atomic
 from vq_prior.core.config import from_json, pretty_json, read_json
 from vq_prior.core.errors import ArtifactError, UsageError
@@ -23,14 +26,6 @@ class ComponentEntry:
 
     folder: str
     kind: str
-
-
-@dataclass(frozen=True)
-class SamplingDefaults:
-    """Sampling settings that the training measured as best on held-out data."""
-
-    temperature: float
-    guidance_scale: float
 
 
 @dataclass(frozen=True)
@@ -64,6 +59,20 @@ def read_index(model: Path) -> ModelIndex:
     return index
 
 
+def index_of(codec: VQVAE, prior: CausalPrior) -> ModelIndex:
+    """Return the index of a MODEL of these two; raises `ArtifactError` unless the prior is of this codec."""
+    codec_id = codec.codec_id
+    require_same_codec("the prior", prior.codec_id, "the codec", codec_id)
+    return ModelIndex(
+        format_version=1,
+        components={"vqvae": ComponentEntry("vqvae", "vqvae"), "prior": ComponentEntry("prior", "causal")},
+        spec=codec.spec,
+        codec_id=codec_id,
+        label_names=prior.label_names,
+        sampling=prior.sampling,
+    )
+
+
 def assemble(codec_folder: Path, prior_folder: Path, out: Path, *, overwrite: bool = False) -> Path:
     """Join a codec and a prior into the MODEL folder `out` and return it.
 
@@ -77,21 +86,8 @@ def assemble(codec_folder: Path, prior_folder: Path, out: Path, *, overwrite: bo
         ArtifactError: If a component is damaged or the prior was trained on another codec's codes.
         UsageError: If `out` holds something else.
     """
-    from stage1_vqvae.model import load_codec
-    from stage2_prior.prior import load_prior
-
-    from vq_prior.card import model_card
-
-    codec, prior = load_codec(codec_folder), load_prior(prior_folder)
-    require_same_codec(str(prior_folder), prior.codec_id, str(codec_folder), codec.codec_id)
-    index = ModelIndex(
-        format_version=1,
-        components={"vqvae": ComponentEntry("vqvae", "vqvae"), "prior": ComponentEntry("prior", "causal")},
-        spec=codec.spec,
-        codec_id=codec.codec_id,
-        label_names=prior.label_names,
-        sampling=SamplingDefaults(prior.sampling.temperature, prior.sampling.guidance_scale),
-    )
+    prior = load_prior(prior_folder)
+    index = index_of(load_codec(codec_folder), prior)
     if out.exists() and not overwrite and not _holds(out, index, codec_folder, prior_folder):
         raise UsageError(f"{out} exists and is another model; choose another --out or pass --overwrite")
     if out.exists() and any(out.iterdir()) and not (out / INDEX).is_file():

@@ -7,18 +7,17 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import Tensor
+
 from stage1_vqvae.model import VQVAE, load_codec, save_codec
 from stage2_prior.prior import CausalPrior, load_prior, save_prior
 from stage2_prior.sampling import check_sampling, sample_tokens
-from torch import Tensor
-
 from vq_prior.core.artifacts import new_folder, write_manifest
 from vq_prior.core.components import label_index
 from vq_prior.core.errors import ArtifactError, UsageError
-from vq_prior.core.identity import require_same_codec
 from vq_prior.core.media import to_picture, to_pixels
 from vq_prior.core.randomness import MAX_SEED
-from vq_prior.model_folder import ModelIndex, SamplingDefaults, assemble, read_index
+from vq_prior.model_folder import ModelIndex, assemble, index_of, read_index
 
 OutputType = Literal["pil", "pt", "np"]
 OUTPUT_TYPES = ("pil", "pt", "np")
@@ -83,20 +82,9 @@ class VQPriorPipeline:
         index: What MODEL's `config.json` says.
     """
 
-    def __init__(self, codec: VQVAE, prior: CausalPrior, sampling: SamplingDefaults | None = None) -> None:
-        require_same_codec("the prior", prior.codec_id, "the codec", codec.codec_id)
-        from vq_prior.model_folder import ComponentEntry
-
+    def __init__(self, codec: VQVAE, prior: CausalPrior) -> None:
         self.codec, self.prior = codec.eval(), prior
-        measured = SamplingDefaults(prior.sampling.temperature, prior.sampling.guidance_scale)
-        self.index = ModelIndex(
-            format_version=1,
-            components={"vqvae": ComponentEntry("vqvae", "vqvae"), "prior": ComponentEntry("prior", "causal")},
-            spec=codec.spec,
-            codec_id=codec.codec_id,
-            label_names=prior.label_names,
-            sampling=sampling or measured,
-        )
+        self.index = index_of(codec, prior)
 
     @classmethod
     def from_pretrained(cls, model: str | Path) -> "VQPriorPipeline":
@@ -108,7 +96,6 @@ class VQPriorPipeline:
         folder = Path(model)
         index = read_index(folder)
         codec, prior = load_codec(folder / "vqvae"), load_prior(folder / "prior")
-        require_same_codec(str(folder / "prior"), prior.codec_id, str(folder / "vqvae"), codec.codec_id)
         pipeline = cls(codec, prior)
         for field in ("spec", "codec_id", "label_names", "components", "sampling"):
             if getattr(pipeline.index, field) != getattr(index, field):
@@ -208,13 +195,11 @@ class VQPriorPipeline:
 
 
 def resolve_sampling(index: ModelIndex, given: dict[str, Any]) -> dict[str, Any]:
-    """Return sampling settings in which what was not given is the model's own; guidance needs classes."""
+    """Return sampling settings in which what was not given is the model's own."""
     resolved = dict(given)
     for name in ("temperature", "guidance_scale"):
         if resolved[name] is None:
             resolved[name] = getattr(index.sampling, name)
-    if not index.label_names and resolved["guidance_scale"] != 1:
-        raise UsageError(f"guidance_scale is {resolved['guidance_scale']:g}, but this model has no classes to guide by")
     return resolved
 
 

@@ -3,9 +3,9 @@
 import time
 
 import numpy as np
+
 from stage1_vqvae.settings import ExtractCodes, TrainVQVAE
 from stage2_prior.settings import TrainPrior
-
 from vq_prior import commands
 from vq_prior.core.media import picture_grid, save_png
 from vq_prior.settings import Quickstart

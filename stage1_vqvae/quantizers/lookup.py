@@ -25,7 +25,8 @@ def nearest_codes(vectors: Tensor, codebook: Tensor) -> Tensor:
     codes = torch.empty(vectors.shape[0], dtype=torch.int64, device=vectors.device)
     with torch.autocast(vectors.device.type, enabled=False):
         for first in range(0, vectors.shape[0], rows):
-            torch.argmin(torch.addmm(squares, vectors[first : first + rows], scaled), dim=1, out=codes[first : first + rows])
+            distances = torch.addmm(squares, vectors[first : first + rows], scaled)
+            torch.argmin(distances, dim=1, out=codes[first : first + rows])
     return codes
 
 

@@ -129,5 +129,5 @@ def test_unlabelled_odd_pictures_make_an_unconditional_model(tmp_path, capsys):
     capsys.readouterr()
     words = ["generate", "--model", run + "/model", "--guidance-scale", "2", "--out", run + "/no"]
     assert main(words) == 2
-    assert "no classes" in capsys.readouterr().err
+    assert "without classes" in capsys.readouterr().err
     assert not os.path.exists(run + "/no")

@@ -97,7 +97,7 @@ def label_index(label: str, label_names: tuple[str, ...], num_classes: int) -> i
 
     if label in label_names:
         return label_names.index(label)
-    if label.isascii() and label.isdigit() and int(label) < num_classes:
+    if label.isascii() and label.isdigit() and len(label) < 10 and int(label) < num_classes:
         return int(label)
     known = ", ".join(label_names[:20]) + (", ..." if len(label_names) > 20 else "")
     allowed = f"its classes are {known or 'unnamed'} (0 to {num_classes - 1})" if num_classes else "it has no classes"

@@ -25,7 +25,7 @@ def ssim(first: Tensor, second: Tensor) -> Tensor:
 
     Images [B, C, height, width] in [-1, 1]. Gaussian window of 11 pixels and sigma 1.5 (of the
     largest odd size that fits, on smaller images), K1 = 0.01, K2 = 0.03, population statistics,
-    averaged over the positions at which the whole window lies inside.
+    averaged over the positions at which the whole window lies inside. The same number as on pixels from 0 to 255.
     """
     window = min(11, *(size - 1 + size % 2 for size in first.shape[2:]))
     offsets = torch.arange(window, dtype=torch.float64, device=first.device) - window // 2
@@ -37,7 +37,7 @@ def ssim(first: Tensor, second: Tensor) -> Tensor:
         x = F.conv2d(x, kernel.view(1, 1, -1, 1).expand(C, 1, -1, 1), groups=C)
         return F.conv2d(x, kernel.view(1, 1, 1, -1).expand(C, 1, 1, -1), groups=C)
 
-    x, y = first.double(), second.double()
+    x, y = first.double() + 1, second.double() + 1  # the luminance term is defined for intensities from 0
     mean_x, mean_y = smooth(x), smooth(y)
     var_x, var_y = smooth(x * x) - mean_x**2, smooth(y * y) - mean_y**2
     covariance = smooth(x * y) - mean_x * mean_y

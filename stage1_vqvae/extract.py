@@ -1,0 +1,229 @@
+"""Extraction: the codes of every image, once, to disk.
+
+A shard is a function of (data, codec, shard number), so processes, batch size and
+interruptions leave no trace in the bytes. Work in progress lies in `.NAME.partial/`
+beside OUT: `request.json` says what is being written, `store/` holds finished shards.
+"""
+
+import json
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from stage1_vqvae.evaluate import transform_of
+from stage1_vqvae.model import VQVAE, load_codec
+from stage1_vqvae.pixels import Transform, load_pixels
+from stage1_vqvae.rows import ImageRows
+from stage1_vqvae.settings import ExtractCodes, check
+from stage1_vqvae.sources import ImageData, open_data
+from vq_prior.core.artifacts import publish, remove, staging_path, write_atomic
+from vq_prior.core.code_store import (
+    INDEX,
+    ROWS_PER_SHARD,
+    SPLITS,
+    CodeIndex,
+    CodeStore,
+    Shard,
+    Source,
+    shard_bytes,
+    shard_file,
+    shard_ranges,
+    store_columns,
+    write_index,
+)
+from vq_prior.core.config import pretty_json, read_json
+from vq_prior.core.errors import ArtifactError, UsageError
+from vq_prior.core.identity import file_sha256
+from vq_prior.core.media import to_unit_range
+from vq_prior.core.metrics import perplexity, usage
+from vq_prior.core.runs import require_free_space
+from vq_prior.core.runtime import Runtime, start_runtime
+
+
+def extract_codes(settings: ExtractCodes) -> Path:
+    """Write the code store OUT and return its path; an interrupted extraction is continued.
+
+    Raises:
+        UsageError: If a setting is out of range, or OUT holds something else.
+        ArtifactError: If codec or data are missing or damaged.
+    """
+    check(settings)
+    if settings.out.exists() and not settings.overwrite and not (settings.out / INDEX).exists():
+        raise UsageError(f"{settings.out} exists and is no code store; choose another --out")
+    codec = load_codec(settings.codec)
+    transform = transform_of(codec)
+    runtime = start_runtime("fp32")
+    say = partial(print, flush=True) if runtime.is_main else partial(_mute)
+    say(runtime.describe())
+    data = open_data(
+        settings.data,
+        image_column=settings.image_column,
+        label_column=settings.label_column,
+        num_workers=settings.num_workers,
+    )
+    for note in data.notes:
+        say(note)
+    request = _request(codec, data, transform)
+    if settings.out.exists() and not settings.overwrite:
+        if _answers(settings.out, request):
+            say(f"{settings.out} is finished ({len(data.train)} + {len(data.validation)} rows); nothing to do")
+            return settings.out
+        raise UsageError(
+            f"{settings.out} holds the codes of another codec or other data; choose another --out or pass --overwrite"
+        )
+    spec = codec.spec
+    num_bytes = (len(data.train) + len(data.validation)) * (spec.num_tokens * 4 + 32)
+    say(
+        f"codec {request['codec_id'][:12]}: {spec.num_tokens} tokens an image, about {num_bytes / 2**20:.1f} MiB at most"
+    )
+    if settings.dry_run:
+        say("nothing was written (--dry-run)")
+        return settings.out
+    require_free_space(settings.out, num_bytes)
+    partial_folder = staging_path(settings.out)
+    if runtime.is_main:
+        _open_partial(partial_folder, request)
+    runtime.barrier()
+    _write_shards(settings, runtime, codec, data, transform, partial_folder / "store")
+    runtime.barrier()
+    if runtime.is_main:
+        _publish(settings, codec, data, transform, partial_folder)
+    runtime.barrier()
+    return settings.out
+
+
+def _mute(*_values: object) -> None:
+    """Say nothing: only the main process speaks."""
+
+
+def _request(codec: VQVAE, data: ImageData, transform: Transform) -> dict[str, Any]:
+    """Return what the store is a function of."""
+    return {
+        "format_version": 1,
+        "codec_id": codec.codec_id,
+        "data_id": data.data_id,
+        "transform": transform.describe(),
+        "num_rows": [len(data.train), len(data.validation)],
+    }
+
+
+def _answers(out: Path, request: dict[str, Any]) -> bool:
+    """Return whether the store at `out` is complete and is what `request` asks for."""
+    stores = [CodeStore.open(out, split) for split in SPLITS]
+    index = stores[0].index
+    held = [index.codec.id, index.data.id, index.transform, [len(store) for store in stores]]
+    return held == [request["codec_id"], request["data_id"], request["transform"], request["num_rows"]]
+
+
+def _open_partial(folder: Path, request: dict[str, Any]) -> None:
+    """Prepare the folder of work in progress; what is there is kept if it answers the same request."""
+    try:
+        same = folder.is_dir() and read_json(folder / "request.json") == json.loads(pretty_json(request))
+    except ArtifactError:
+        same = False
+    if not same:
+        remove(folder)
+    for split in SPLITS:
+        (folder / "store" / split).mkdir(parents=True, exist_ok=True)
+    for torn in (folder / "store").rglob(".*.partial"):
+        torn.unlink()
+    write_atomic(folder / "request.json", pretty_json(request))
+
+
+def _shards(data: ImageData) -> list[tuple[str, ImageRows, int, range]]:
+    """Return every shard of both splits: split, its rows, number, range of rows."""
+    splits = {"train": data.train, "validation": data.validation}
+    return [
+        (split, splits[split], number, rows)
+        for split in SPLITS
+        for number, rows in enumerate(shard_ranges(len(splits[split]), ROWS_PER_SHARD))
+    ]
+
+
+def _write_shards(
+    settings: ExtractCodes, runtime: Runtime, codec: VQVAE, data: ImageData, transform: Transform, store: Path
+) -> None:
+    """Write this process's shards that are not there yet: r, r + W, ..."""
+    codec.to(runtime.device)  # type: ignore[arg-type]
+    columns = store_columns(codec.spec, labelled=data.train.labels is not None)
+    batch_size = settings.batch_size or 256
+    mine = _shards(data)[runtime.process_index :: runtime.num_processes]
+    started, num_done = monotonic(), 0
+    bar = tqdm(
+        total=sum(len(rows) for *_, rows in mine), unit="image", disable=None if runtime.is_main else True, leave=False
+    )
+    for split, split_rows, number, rows in mine:
+        path = store / shard_file(split, number)
+        if not path.exists():
+            subset = split_rows.subset(rows)
+            pixels = load_pixels(subset, transform, num_workers=settings.num_workers, max_bytes=1 << 30)
+            codes: list[list[Any]] = [[] for _ in codec.spec.levels]
+            for first in range(0, len(subset), batch_size):
+                images = to_unit_range(
+                    torch.from_numpy(pixels.batch(range(first, min(first + batch_size, len(subset)))))
+                )
+                for level, part in zip(codes, codec.encode(images), strict=True):
+                    level.append(part.cpu().numpy())
+                bar.update(images.shape[0])
+            values = {f"codes.{n}": np.concatenate(level) for n, level in enumerate(codes)}
+            if subset.labels is not None:
+                values["label"] = subset.labels
+            values["source_index"] = subset.source_index
+            values["view"] = np.zeros(len(subset), dtype=np.uint8)
+            write_atomic(path, shard_bytes(columns, values))
+            num_done += len(subset)
+    bar.close()
+    if runtime.is_main and num_done:
+        print(f"encoded {num_done / (monotonic() - started):.0f} images/s in this process", flush=True)
+
+
+def _publish(settings: ExtractCodes, codec: VQVAE, data: ImageData, transform: Transform, partial_folder: Path) -> None:
+    """Write the index, make the store visible, and say what was written (main process)."""
+    store = partial_folder / "store"
+    shards = []
+    for split, _, number, rows in _shards(data):
+        name = shard_file(split, number)
+        shards.append(Shard(split, name, rows.start, len(rows), file_sha256(store / name)))
+    index = CodeIndex(
+        format_version=1,
+        codec=Source(settings.codec, codec.codec_id),
+        spec=codec.spec,
+        data=Source(settings.data, data.data_id),
+        transform=transform.describe(),
+        label_names=data.label_names,
+        columns=store_columns(codec.spec, labelled=data.train.labels is not None),
+        rows_per_shard=ROWS_PER_SHARD,
+        shards=tuple(shards),
+    )
+    write_index(store, index)
+    publish(store, settings.out)
+    remove(partial_folder)
+    train = CodeStore.open(settings.out, "train")
+    values = train.rows(np.arange(len(train)))
+    for number, level in enumerate(codec.spec.levels):
+        counts = torch.bincount(
+            torch.from_numpy(values[f"codes.{number}"].astype(np.int64)).reshape(-1), minlength=level.num_codes
+        )
+        print(
+            f"level {number}: {usage(counts):.0%} of {level.num_codes} codes used, perplexity {perplexity(counts):.1f}"
+        )
+    digest = sha256(b"".join(bytes.fromhex(shard.sha256) for shard in shards)).hexdigest()
+    print(
+        f"wrote {settings.out}: {len(data.train)} + {len(data.validation)} rows in {len(shards)} shards ({digest[:12]})"
+    )
+    print(
+        f"next: vq-prior train-prior --codes {settings.out} --codec {settings.codec} --out {_run_of(settings)}",
+        flush=True,
+    )
+
+
+def _run_of(settings: ExtractCodes) -> Path:
+    """Return the RUN folder to suggest: where the codec lies in one, else beside the codes."""
+    codec = Path(settings.codec)
+    return codec.parent if codec.name == "vqvae" else codec

@@ -1,0 +1,303 @@
+"""The codec: a VQ-VAE (van den Oord et al. 2017) as a transformers model.
+
+Letters: B batch, C channels, D code dimension, K number of codes.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PretrainedConfig, PreTrainedModel
+
+from stage1_vqvae.blocks import Decoder, Encoder, crop_to, pad_to
+from stage1_vqvae.pixels import Transform
+from stage1_vqvae.quantizers import QUANTIZERS
+from stage1_vqvae.settings import QuantizerSettings, grid_of
+from vq_prior.core.artifacts import write_atomic
+from vq_prior.core.components import (
+    WEIGHTS,
+    check_sealed,
+    check_transformers_config,
+    find_component,
+    load_strictly,
+    plain_config,
+)
+from vq_prior.core.config import from_json, pretty_json, read_json, to_json
+from vq_prior.core.errors import ArtifactError, UsageError
+from vq_prior.core.identity import content_id
+from vq_prior.core.rows import map_rows, rows_per_call
+from vq_prior.core.runtime import full_state
+from vq_prior.core.spec import CodeSpec, LevelSpec
+from vq_prior.core.tensors import read_header, write_tensors
+
+CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
+MAX_TENSOR_ELEMENTS = 2**28
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What the codec is made of.
+
+    Attributes:
+        channels: C of the images.
+        shape: Size of the images along each of 1 to 3 spatial axes.
+        downsampling: Pixels of one code along each axis, a power of two.
+        width: Channels at the resolution of the grid, a multiple of 8.
+        residual_width: Channels inside a residual branch.
+        num_residual_blocks: Residual blocks of the encoder, and of the decoder.
+        quantizer: The quantiser, resolved.
+    """
+
+    channels: int
+    shape: tuple[int, ...]
+    downsampling: int
+    width: int
+    residual_width: int
+    num_residual_blocks: int
+    quantizer: QuantizerSettings
+
+    def spec(self) -> CodeSpec:
+        """Return the shapes of images and codes; raises `ArtifactError` if they are out of range."""
+        assert self.quantizer.num_codes is not None
+        level = LevelSpec(grid_of(self.shape, self.downsampling), self.quantizer.num_codes)
+        return CodeSpec(self.channels, self.shape, (level,))
+
+    def check(self, where: str) -> None:
+        """Raise `ArtifactError` naming the first entry that cannot be built."""
+        limits = {
+            "width": (8, 4096, 8),
+            "residual_width": (1, 4096, 1),
+            "num_residual_blocks": (0, 64, 1),
+            "channels": (1, 1024, 1),
+        }
+        for name, (low, high, multiple) in limits.items():
+            value = getattr(self, name)
+            if not low <= value <= high or value % multiple:
+                raise ArtifactError(f"{where}.{name} must be a multiple of {multiple} in {low}..{high}, got {value}")
+        if not 2 <= self.downsampling <= 64 or self.downsampling & (self.downsampling - 1):
+            raise ArtifactError(f"{where}.downsampling must be a power of two in 2..64, got {self.downsampling}")
+        quantizer = self.quantizer
+        if quantizer.num_codes is None or quantizer.num_codes < 1 or quantizer.code_dim < 1:
+            raise ArtifactError(f"{where}.quantizer must have num_codes and code_dim of at least 1")
+        largest = max(quantizer.num_codes * quantizer.code_dim, self.width**2 * 4 ** max(1, len(self.shape)))
+        if largest > MAX_TENSOR_ELEMENTS:
+            raise ArtifactError(f"{where} describes a tensor of {largest} numbers, beyond {MAX_TENSOR_ELEMENTS}")
+        if quantizer.name not in QUANTIZERS.names():
+            known = ", ".join(QUANTIZERS.names())
+            raise ArtifactError(f"{where}.quantizer.name must be one of {known}, got {quantizer.name!r}")
+        self.spec()
+
+
+class VQVAEConfig(PretrainedConfig):
+    """The codec's `config.json`; what it is made of stands under `architecture`."""
+
+    model_type = "vq_prior_vqvae"
+
+    def __init__(self, architecture: dict[str, Any] | Architecture | None = None, **kwargs: Any) -> None:
+        self.architecture = None if architecture is None else to_json(architecture)
+        super().__init__(**kwargs)
+
+    def parsed(self) -> Architecture:
+        """Return the architecture, checked.
+
+        Raises:
+            ArtifactError: Naming the entry that is missing, unknown, of a wrong type or out of range.
+        """
+        architecture = from_json(Architecture, self.architecture, f"{CONFIG}: architecture")
+        architecture.check(f"{CONFIG}: architecture")
+        return architecture
+
+
+@dataclass
+class VQVAEOutput:
+    """What a training pass returns.
+
+    Attributes:
+        images: Reconstruction [B, C, *shape], not clamped, in the precision of the pass.
+        codes: Codes of each level, [B, *grid] int64.
+        loss: Unweighted terms of the quantiser.
+    """
+
+    images: Tensor
+    codes: tuple[Tensor, ...]
+    loss: dict[str, Tensor]
+
+
+class VQVAE(PreTrainedModel):
+    """Encoder, quantiser and decoder; implements `vq_prior.core.spec.Codec`.
+
+    Sides that are no multiple of the downsampling are padded inside by repeating the
+    last pixel, and cropped after decoding.
+    """
+
+    config_class = VQVAEConfig
+    main_input_name = "images"
+
+    def __init__(self, config: VQVAEConfig) -> None:
+        super().__init__(config)
+        a = self.architecture = config.parsed()
+        rank, num_halvings = len(a.shape), a.downsampling.bit_length() - 1
+        self._padded = tuple(side * a.downsampling for side in grid_of(a.shape, a.downsampling))
+        sizes: dict[str, int] = {
+            "channels": a.channels,
+            "num_halvings": num_halvings,
+            "width": a.width,
+            "hidden": a.residual_width,
+            "num_blocks": a.num_residual_blocks,
+            "code_dim": a.quantizer.code_dim,
+        }
+        self.encoder = Encoder(rank, **sizes)
+        self.quantizer = QUANTIZERS[a.quantizer.name](a.quantizer)
+        self.decoder = Decoder(rank, **sizes)
+        self.post_init()
+
+    def _init_weights(self, module: torch.nn.Module) -> None:
+        """Leave weights as their layers drew them."""
+
+    @property
+    def spec(self) -> CodeSpec:
+        """Shapes of the images and of the codes."""
+        return self.architecture.spec()
+
+    @property
+    def codec_id(self) -> str:
+        """Hash of preprocessing, encoder, and what the quantiser's codes depend on; computed anew at each call."""
+        a = self.architecture
+        description = {
+            "preprocessing": preprocessing(a),
+            "encoder": {
+                "downsampling": a.downsampling,
+                "width": a.width,
+                "residual_width": a.residual_width,
+                "num_residual_blocks": a.num_residual_blocks,
+            },
+            "quantizer": self.quantizer.identity_config(),
+        }
+        tensors = {f"encoder.{name}": tensor for name, tensor in self.encoder.state_dict().items()}
+        tensors |= {f"quantizer.{name}": tensor for name, tensor in self.quantizer.identity_tensors().items()}
+        return content_id(description, tensors)
+
+    def latents(self, images: Tensor) -> Tensor:
+        """Return continuous latents, vector last, [B, *grid, D], of images [B, C, *shape]."""
+        return self.encoder(pad_to(images, self._padded)).movedim(1, -1)
+
+    def _images(self, vectors: Tensor) -> Tensor:
+        return crop_to(self.decoder(vectors.movedim(-1, 1)), self.architecture.shape)
+
+    def forward(self, images: Tensor) -> VQVAEOutput:
+        """Return reconstruction, codes and quantiser losses of images [B, C, *shape] in [-1, 1]."""
+        quantized = self.quantizer(self.latents(images))
+        return VQVAEOutput(self._images(quantized.vectors), (quantized.codes,), quantized.loss)
+
+    def _apart(self, function: Any, tensor: Tensor) -> Tensor:
+        """Return `function` of the rows, in eval mode, float32, and calls of one fixed row count."""
+        training = self.training
+        self.eval()
+        try:
+            with torch.autocast(self.device.type, enabled=False):
+                return map_rows(function, rows_per_call(self.device), tensor.to(self.device))
+        finally:
+            self.train(training)
+
+    @torch.inference_mode()
+    def encode_latents(self, images: Tensor) -> Tensor:
+        """Return continuous latents [B, *grid, D] float32; a row does not depend on the rest of the batch."""
+        self._check_images(images)
+        return self._apart(lambda rows: self.latents(_packed(rows.float())), images)
+
+    @torch.inference_mode()
+    def encode(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Return the codes of each level, [B, *grid] int64; a row does not depend on the rest of the batch.
+
+        Args:
+            images: [B, C, *shape] in [-1, 1], B at least 1.
+
+        Raises:
+            UsageError: If the images have another shape than the codec's.
+        """
+        self._check_images(images)
+        return (self._apart(lambda rows: self.quantizer(self.latents(_packed(rows.float()))).codes, images),)
+
+    @torch.inference_mode()
+    def decode(self, codes: tuple[Tensor, ...]) -> Tensor:
+        """Return images [B, C, *shape] float32 in [-1, 1]; a row does not depend on the rest of the batch.
+
+        Args:
+            codes: One tensor of integers [B, *grid] for each level, B at least 1.
+
+        Raises:
+            UsageError: If the number of levels, a grid or a code is out of range.
+        """
+        spec = self.spec
+        if len(codes) != len(spec.levels):
+            raise UsageError(f"codes must be a tuple of {len(spec.levels)} level(s), got {len(codes)}")
+        for number, (level, given) in enumerate(zip(spec.levels, codes, strict=True)):
+            if tuple(given.shape[1:]) != level.grid or given.shape[0] < 1:
+                raise UsageError(
+                    f"codes[{number}] must have shape [B, {', '.join(map(str, level.grid))}], got {list(given.shape)}"
+                )
+            low, high = (int(value) for value in given.to(torch.int64).aminmax())
+            if low < 0 or high >= level.num_codes:
+                raise UsageError(f"codes[{number}] must lie in [0, {level.num_codes}), got {low} to {high}")
+        rows = codes[0].to(torch.int64)
+        return self._apart(lambda c: self._images(_packed(self.quantizer.embed(c))).clamp(-1, 1), rows)
+
+    def _check_images(self, images: Tensor) -> None:
+        spec = self.spec
+        if tuple(images.shape[1:]) != (spec.channels, *spec.shape) or images.shape[0] < 1:
+            wanted = ", ".join(map(str, (spec.channels, *spec.shape)))
+            raise UsageError(f"images must have shape [B, {wanted}], got {list(images.shape)}")
+
+
+def _packed(rows: Tensor) -> Tensor:
+    """Return a copy in plain memory order: kernels, and so the last bits, are chosen by strides."""
+    return rows.clone(memory_format=torch.contiguous_format)
+
+
+def preprocessing(architecture: Architecture) -> dict[str, Any]:
+    """Return how pictures become the codec's images, for identity and for `preprocessor_config.json`."""
+    if len(architecture.shape) == 2:
+        height, width = architecture.shape
+        return Transform(height, width, architecture.channels).describe()
+    return {"shape": list(architecture.shape), "channels": architecture.channels}
+
+
+def save_codec(codec: VQVAE, folder: Path) -> None:
+    """Write config.json, model.safetensors and preprocessor_config.json into a staging folder of the caller."""
+    config = plain_config(codec.config.to_diff_dict()) | {"architectures": [type(codec).__name__]}
+    write_atomic(folder / CONFIG, pretty_json(dict(sorted(config.items()))))
+    write_atomic(folder / PREPROCESSOR, pretty_json(preprocessing(codec.architecture)))
+    write_tensors(folder / WEIGHTS, full_state(codec))
+
+
+def load_codec(path: str | Path) -> VQVAE:
+    """Return the codec in a codec folder, RUN or MODEL, in eval mode on the host.
+
+    Raises:
+        ArtifactError: If it is missing, damaged, of another kind, or its weights do not fit its config.
+    """
+    folder = find_component(Path(path), "vqvae")
+    check_sealed(folder)
+    document = check_transformers_config(folder / CONFIG, model_types=(VQVAEConfig.model_type,))
+    config = VQVAEConfig(architecture=document.get("architecture"))
+    architecture = config.parsed()
+    if (folder / PREPROCESSOR).exists() and read_json(folder / PREPROCESSOR) != preprocessing(architecture):
+        raise ArtifactError(f"{folder / PREPROCESSOR} is not the preprocessing of the codec beside it")
+    with torch.device("meta"):
+        expected = VQVAE(config).state_dict()
+    _check_shapes(folder / WEIGHTS, expected)
+    codec = VQVAE(config)
+    load_strictly(codec, folder / WEIGHTS)
+    return codec.eval()
+
+
+def _check_shapes(path: Path, expected: dict[str, Tensor]) -> None:
+    """Compare a file's header with the config before any tensor of that size is made."""
+    headers = read_header(path)
+    for name, tensor in expected.items():
+        if name in headers and headers[name].shape != tuple(tensor.shape):
+            raise ArtifactError(
+                f"{path}: tensor {name!r} has shape {list(headers[name].shape)}, its config {list(tensor.shape)}"
+            )

@@ -1,0 +1,238 @@
+"""From an encoded picture to uint8 pixels, by one written rule.
+
+1. The first frame is taken and the EXIF rotation applied.
+2. 16-bit grey becomes 8-bit: round(v * 255 / 65535).
+3. Transparency (alpha, palette or colour key) is laid over white.
+4. Anything else (palette, CMYK, YCbCr, ...) becomes RGB; grey codecs take the luma (ITU-R 601-2).
+5. The largest centred part of the wanted proportions is resized to the wanted size by an
+   antialiased bicubic filter: short side to size, then centre crop. A picture that has the size is left as it is.
+
+Letters: C channels; n pictures.
+"""
+
+import io
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from os import cpu_count
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from vq_prior.core.errors import ArtifactError
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+MAX_SIDE = 16_384
+MAX_PIXELS = 64 << 20
+MAX_CACHE_BYTES = 4 << 30
+ROWS_PER_TASK = 64
+RULE = "exif, 16-bit to 8, alpha on white, bicubic cover, centre crop; 1"
+
+Encoded = bytes | NDArray[np.uint8]
+S = TypeVar("S")
+T = TypeVar("T")
+
+
+class Pictures(Protocol):
+    """Rows of encoded pictures."""
+
+    def __len__(self) -> int: ...
+
+    def encoded(self, row: int) -> Encoded:
+        """Return the file's bytes, or uint8 pixels [height, width] or [height, width, C]."""
+        ...
+
+    def name(self, row: int) -> str:
+        """Return what to call the row in a message."""
+        ...
+
+
+@dataclass(frozen=True)
+class Transform:
+    """The size and channels that pictures are brought to."""
+
+    height: int
+    width: int
+    channels: int
+
+    def describe(self) -> dict[str, Any]:
+        """Return the transform as JSON values, the rule's version included."""
+        return {"image_size": [self.height, self.width], "channels": self.channels, "rule": RULE}
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a picture's header says: its size after EXIF rotation, and whether it is grey."""
+
+    height: int
+    width: int
+    grey: bool
+
+
+def open_picture(encoded: Encoded, name: str) -> Image.Image:
+    """Return a picture whose header was read and checked, its pixels not yet decoded.
+
+    Raises:
+        ArtifactError: If it is no picture of a known format, or larger than 16384 a side or 64 megapixels.
+    """
+    if isinstance(encoded, np.ndarray):
+        return Image.fromarray(encoded[..., 0] if encoded.ndim == 3 and encoded.shape[-1] == 1 else encoded)
+    if not encoded:
+        raise ArtifactError(f"{name} is empty; remove or replace it")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            picture = Image.open(io.BytesIO(encoded), formats=FORMATS)
+    except Image.DecompressionBombError as error:
+        raise ArtifactError(f"{name} announces more than {MAX_PIXELS} pixels; remove or shrink it") from error
+    except Exception as error:  # decoders raise whatever they like on damaged headers
+        raise ArtifactError(f"{name} is not a readable picture ({', '.join(FORMATS)}); remove or replace it") from error
+    if max(picture.size) > MAX_SIDE or picture.width * picture.height > MAX_PIXELS:
+        raise ArtifactError(
+            f"{name} has {picture.width} x {picture.height} pixels, "
+            f"more than {MAX_SIDE} a side or {MAX_PIXELS} in all; remove or shrink it"
+        )
+    return picture
+
+
+def read_header(encoded: Encoded, name: str) -> Header:
+    """Return size and greyness of a picture; see `open_picture` for what is refused."""
+    picture = open_picture(encoded, name)
+    width, height = picture.size
+    if picture.format in ("JPEG", "TIFF", "WEBP", "PNG") and _orientation(picture) in (5, 6, 7, 8):
+        width, height = height, width
+    grey = picture.mode in ("1", "L", "LA", "La", "I", "F") or picture.mode.startswith("I;16")
+    if picture.mode == "P" and (palette := picture.getpalette("RGB")):
+        colours = np.asarray(palette).reshape(-1, 3)
+        grey = bool((colours == colours[:, :1]).all())
+    return Header(height, width, grey)
+
+
+def _orientation(picture: Image.Image) -> int:
+    if not picture.info.get("exif") and picture.format not in ("TIFF", "PNG"):
+        return 1
+    try:
+        return int(picture.getexif().get(0x0112, 1))
+    except Exception:  # damaged EXIF blocks are as good as none
+        return 1
+
+
+def to_array(encoded: Encoded, transform: Transform, name: str) -> NDArray[np.uint8]:
+    """Return the pixels of a picture brought to the transform's size and channels, [height, width, C] uint8.
+
+    Raises:
+        ArtifactError: If the picture is damaged or truncated.
+    """
+    picture = open_picture(encoded, name)
+    try:
+        if picture.format == "JPEG":
+            side = 2 * max(transform.height, transform.width)
+            picture.draft(None, (side, side))
+        picture.load()
+        if _orientation(picture) != 1:
+            picture = ImageOps.exif_transpose(picture)
+        picture = _eight_bits(picture)
+        picture = _on_white(picture)
+        mode = "L" if transform.channels == 1 else "RGB"
+        if picture.mode != mode:
+            picture = picture.convert(mode)
+        picture = _fit(picture, transform)
+    except Exception as error:  # decoders raise whatever they like on damaged data
+        raise ArtifactError(f"{name} cannot be decoded ({str(error)[:80]}); remove or replace it") from error
+    return np.asarray(picture, dtype=np.uint8).reshape(transform.height, transform.width, transform.channels)
+
+
+def _eight_bits(picture: Image.Image) -> Image.Image:
+    if picture.mode == "F":
+        raise ValueError("floating-point pixels have no agreed range")
+    if picture.mode == "I" or picture.mode.startswith("I;16"):
+        values = np.asarray(picture).astype(np.float64).clip(0, 65535)
+        return Image.fromarray(np.floor(values * (255 / 65535) + 0.5).astype(np.uint8))
+    return picture
+
+
+def _on_white(picture: Image.Image) -> Image.Image:
+    if picture.mode not in ("RGBA", "LA", "PA", "La", "RGBa") and "transparency" not in picture.info:
+        return picture
+    grey = picture.mode in ("L", "LA", "La")
+    picture = picture.convert("RGBA")
+    white = Image.new("RGBA", picture.size, (255, 255, 255, 255))
+    return Image.alpha_composite(white, picture).convert("L" if grey else "RGB")
+
+
+def _fit(picture: Image.Image, transform: Transform) -> Image.Image:
+    width, height = picture.size
+    if (height, width) == (transform.height, transform.width):
+        return picture
+    scale = min(width / transform.width, height / transform.height)
+    across, down = transform.width * scale, transform.height * scale
+    left, top = (width - across) / 2, (height - down) / 2
+    box = (left, top, min(width, left + across), min(height, top + down))
+    return picture.resize((transform.width, transform.height), Image.Resampling.BICUBIC, box=box)
+
+
+def in_threads(function: Callable[[int], T], rows: Iterable[int], num_workers: int | None) -> Iterator[T]:
+    """Yield `function(row)` in order, computed by threads (pictures decode without the interpreter's lock)."""
+    workers = num_workers or cpu_count() or 1
+    if workers == 1:
+        yield from map(function, rows)
+        return
+
+    def some(chunk: Sequence[int]) -> list[T]:
+        return [function(row) for row in chunk]
+
+    with ThreadPoolExecutor(workers) as pool:
+        for window in batched(batched(rows, ROWS_PER_TASK), 4 * workers):
+            for results in pool.map(some, window):
+                yield from results
+
+
+def batched(items: Iterable[S], size: int) -> Iterator[list[S]]:
+    """Yield lists of `size` items, the last one shorter."""
+    iterator = iter(items)
+    while chunk := list(islice(iterator, size)):
+        yield chunk
+
+
+class PixelRows:
+    """Pictures as pixels: decoded once into memory, or at every call."""
+
+    def __init__(
+        self, rows: Pictures, transform: Transform, *, num_workers: int | None, cache: NDArray[np.uint8] | None
+    ) -> None:
+        self._rows, self._transform, self._num_workers, self._cache = rows, transform, num_workers, cache
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def _decode(self, row: int) -> NDArray[np.uint8]:
+        return to_array(self._rows.encoded(row), self._transform, self._rows.name(row))
+
+    def batch(self, indices: Sequence[int] | NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Return some rows' pixels, [n, height, width, C] uint8, in the order asked."""
+        if self._cache is not None:
+            return self._cache[np.asarray(indices, dtype=np.int64)]
+        shape = (len(indices), self._transform.height, self._transform.width, self._transform.channels)
+        result = np.empty(shape, dtype=np.uint8)
+        for number, pixels in enumerate(in_threads(self._decode, map(int, indices), self._num_workers)):
+            result[number] = pixels
+        return result
+
+
+def load_pixels(
+    rows: Pictures, transform: Transform, *, num_workers: int | None = None, max_bytes: int = MAX_CACHE_BYTES
+) -> PixelRows:
+    """Return the pixels of all rows; they are decoded now and kept if they fit in `max_bytes`.
+
+    Raises:
+        ArtifactError: Naming the first picture that cannot be decoded.
+    """
+    lazy = PixelRows(rows, transform, num_workers=num_workers, cache=None)
+    if len(rows) * transform.height * transform.width * transform.channels > max_bytes:
+        return lazy
+    cache = lazy.batch(range(len(rows)))
+    return PixelRows(rows, transform, num_workers=num_workers, cache=cache)

@@ -1,0 +1,148 @@
+"""DATA: what a user may name as images, and the rows it holds.
+
+An existing path wins (a folder, a parquet or arrow file), then the word `digits`,
+then a Hub id `owner/name[@revision]`; anything else is a missing path.
+"""
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median_low
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stage1_vqvae.folders import open_folder
+from stage1_vqvae.rows import ArrayRows, ImageRows, RawData, Split, content_hash, inspect_rows, number_labels
+from stage1_vqvae.settings import DataFacts
+from stage1_vqvae.tables import TABLE_SUFFIXES, open_hub, open_table_files
+from vq_prior.core.code_store import held_out_rows
+from vq_prior.core.errors import ArtifactError, EnvironmentFault
+
+DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """Images and labels, split for training and validation.
+
+    Attributes:
+        source: As the user typed it.
+        data_id: sha256 over contents, labels and label names; the same wherever the data lies.
+        train: Rows to train on.
+        validation: Held-out rows: the source's own validation split, else every 20th row.
+        label_names: Name of each class; empty without labels.
+        notes: What was found, skipped or held out, a sentence each.
+    """
+
+    source: str
+    data_id: str
+    train: ImageRows
+    validation: ImageRows
+    label_names: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    def facts(self) -> DataFacts:
+        """Return what default settings depend on."""
+        headers = [*self.train.headers, *self.validation.headers]
+        sizes = [(header.height, header.width) for header in headers]
+        counts = Counter(sizes)
+        commonest = max(sorted(counts), key=counts.__getitem__)
+        return DataFacts(
+            num_train=len(self.train),
+            common_size=commonest if 2 * counts[commonest] > len(sizes) else None,
+            short_side=median_low(min(size) for size in sizes),
+            all_grey=all(header.grey for header in headers),
+        )
+
+
+def open_data(
+    data: str, *, image_column: str | None = None, label_column: str | None = None, num_workers: int | None = None
+) -> ImageData:
+    """Return the images that `data` names, every header checked.
+
+    Args:
+        data: Folder, parquet or arrow file, `digits`, or Hub id.
+        image_column: Column of the images in tables; None finds it by type.
+        label_column: Column of the labels in tables and metadata files; None takes `label` if there is one.
+        num_workers: Threads that read; None is one a core.
+
+    Raises:
+        ArtifactError: If it is missing, empty, or holds something that is no picture.
+        UsageError: If a named column does not exist.
+        EnvironmentFault: If scikit-learn or the network is missing where it is needed.
+    """
+    raw = _open_raw(data, image_column, label_column)
+    notes = list(raw.notes)
+    splits = {"train": raw.train} | ({"validation": raw.validation} if raw.validation else {})
+    for name, split in splits.items():
+        if not len(split.pictures):
+            raise ArtifactError(f"{data} holds no images in its {name} split")
+    label_names, numbers = _labels(splits, raw.label_names, data)
+    inspected = {name: inspect_rows(split.pictures, num_workers) for name, split in splits.items()}
+    data_id = content_hash([(name, inspected[name][0], numbers[name]) for name in splits], label_names)
+    whole = {
+        name: ImageRows(split.pictures, np.arange(len(split.pictures)), numbers[name], inspected[name][1])
+        for name, split in splits.items()
+    }
+    train = whole["train"]
+    if "validation" in whole:
+        validation = whole["validation"]
+        kind = "its own validation split"
+    else:
+        held_out = held_out_rows(len(train))
+        validation = train.subset(held_out)
+        train = train.subset(np.setdiff1d(np.arange(len(train)), held_out))
+        kind = "rows held out at a fixed stride"
+    classes = f"{len(label_names)} classes" if label_names else "no labels"
+    notes.insert(0, f"data {data}: {len(train)} images to train on, {len(validation)} to validate ({kind}), {classes}")
+    return ImageData(data, data_id, train, validation, label_names, tuple(notes))
+
+
+def _labels(
+    splits: dict[str, Split], names: tuple[str, ...] | None, source: str
+) -> tuple[tuple[str, ...], dict[str, NDArray[np.int64] | None]]:
+    """Return class names and, for each split, the class of each row; no labels unless every split has them."""
+    everything: list[str | int | None] = []
+    for split in splits.values():
+        if split.labels is None:
+            return (), dict.fromkeys(splits)
+        everything += split.labels
+    if all(label is None or label == -1 for label in everything):
+        return (), dict.fromkeys(splits)
+    label_names, numbers = number_labels(everything, names, source)
+    parts: dict[str, NDArray[np.int64] | None] = {}
+    first = 0
+    for name, split in splits.items():
+        parts[name] = numbers[first : first + len(split.pictures)]
+        first += len(split.pictures)
+    return label_names, parts
+
+
+def _open_raw(data: str, image_column: str | None, label_column: str | None) -> RawData:
+    path = Path(data)
+    if path.is_dir():
+        return open_folder(path, image_column=image_column, label_column=label_column)
+    if path.is_file():
+        if path.suffix.lower() not in TABLE_SUFFIXES:
+            raise ArtifactError(f"{data} must be a folder or a {' or '.join(TABLE_SUFFIXES)} file")
+        return open_table_files([path], image_column=image_column, label_column=label_column)
+    if data == "digits":
+        return _open_digits()
+    if HUB_ID.fullmatch(data):
+        return open_hub(data, image_column=image_column, label_column=label_column)
+    raise ArtifactError(f"{data} does not exist; give a folder, a parquet file, a Hub id owner/name, or digits")
+
+
+def _open_digits() -> RawData:
+    """Return scikit-learn's handwritten digits: 1,797 grey pictures of 8x8, values 0 to 16 spread over 0 to 255."""
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise EnvironmentFault('the digits need scikit-learn; run `pip install "vq-prior[quickstart]"`') from error
+    bunch = load_digits()
+    pixels = np.floor(bunch.images * (255 / 16) + 0.5).astype(np.uint8)
+    split = Split(ArrayRows(pixels, "digits"), [int(label) for label in bunch.target])
+    return RawData(split, None, DIGIT_NAMES)

@@ -1,0 +1,339 @@
+"""Training of the codec: one flat loop. Letters: B batch, W number of processes."""
+
+import time
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stage1_vqvae.evaluate import comparison_grid, evaluate_codec, reconstruct_pixels, summary
+from stage1_vqvae.losses import reconstruction_terms, weighted_sum
+from stage1_vqvae.model import VQVAE, Architecture, VQVAEConfig, save_codec
+from stage1_vqvae.pixels import PixelRows, Transform, load_pixels
+from stage1_vqvae.quantizers import QUANTIZERS
+from stage1_vqvae.settings import TrainVQVAE, check, parse_size, resolve
+from stage1_vqvae.sources import ImageData, open_data
+from vq_prior.core.artifacts import new_folder, remove, verify_manifest
+from vq_prior.core.averaging import WeightAverage
+from vq_prior.core.checkpoints import Checkpoint, latest_checkpoint, save_checkpoint
+from vq_prior.core.components import WEIGHTS
+from vq_prior.core.errors import ArtifactError, NumericError, Stopped, UsageError
+from vq_prior.core.media import save_png, to_unit_range
+from vq_prior.core.metrics import CodeCounts
+from vq_prior.core.optim import adamw, load_optimizer_tensors, lr_at, optimizer_tensors, set_learning_rate
+from vq_prior.core.randomness import batch_rows, keyed_generator
+from vq_prior.core.runs import RunLog, open_run, require_free_space, run_config
+from vq_prior.core.runtime import Runtime, full_state, gather_rows, start_runtime, stop_flag, sum_over_processes
+from vq_prior.core.tensors import read_tensors
+
+START_VECTORS_PER_CODE = 64
+NUM_PICTURES = 32
+
+
+def train_vqvae(settings: TrainVQVAE) -> Path:
+    """Train a codec and return its folder RUN/vqvae; a run that is there is continued.
+
+    Raises:
+        UsageError: If a setting is out of range, or RUN holds a run with other settings.
+        ArtifactError: If the data are missing, empty or damaged.
+        NumericError: If the loss or a gradient is not finite; nothing of that step is kept.
+        Stopped: If a signal asked for it; the state is saved.
+    """
+    check(settings)
+    QUANTIZERS[settings.quantizer.name]
+    runtime = start_runtime(settings.precision)
+    say = partial(print, flush=True) if runtime.is_main else _mute
+    say(runtime.describe())
+    data = open_data(
+        settings.data,
+        image_column=settings.image_column,
+        label_column=settings.label_column,
+        num_workers=settings.num_workers,
+    )
+    for note in data.notes:
+        say(note)
+    settings = replace(resolve(settings, data.facts(), runtime.device.type), precision=runtime.precision)
+    assert settings.batch_size is not None
+    if settings.batch_size < runtime.num_processes:
+        raise UsageError(f"--batch-size must be at least {runtime.num_processes}, one image a process")
+    model = new_codec(settings)
+    say(describe(settings, model))
+    if settings.dry_run:
+        say(_dry_run(settings, model, runtime))
+        return settings.out / "vqvae"
+    folder, final = settings.out / "vqvae-training", settings.out / "vqvae"
+    if final.exists() and not (folder / "config.json").exists() and not settings.overwrite:
+        raise UsageError(f"{final} exists without its training run; choose another --out or pass --overwrite")
+    weights_bytes = sum(tensor.nbytes for tensor in model.state_dict().values())
+    require_free_space(folder, 12 * weights_bytes)
+    config = run_config("train-vqvae", settings, {"data": data.data_id})
+    open_run(folder, config, overwrite=settings.overwrite, is_main=runtime.is_main)
+    if settings.overwrite and runtime.is_main:
+        remove(final)
+    runtime.barrier()
+    checkpoint, passed_over = latest_checkpoint(folder / "checkpoints")
+    for line in passed_over:
+        say(line)
+    if checkpoint is not None and checkpoint.step >= (settings.steps or 0) and _is_result_of(final, checkpoint):
+        say(f"{final} is finished ({checkpoint.step} steps); nothing to do")
+        return final
+    transform = _transform(settings)
+    train = load_pixels(data.train, transform, num_workers=settings.num_workers)
+    validation = load_pixels(data.validation, transform, num_workers=settings.num_workers)
+    average = _loop(settings, runtime, model, train, validation, checkpoint, folder)
+    _finish(settings, runtime, model, average, validation, final)
+    runtime.barrier()
+    return final
+
+
+def _mute(*_values: object) -> None:
+    """Say nothing: only the main process speaks."""
+
+
+def _transform(settings: TrainVQVAE) -> Transform:
+    assert settings.image_size is not None and settings.model.channels is not None
+    return Transform(*parse_size(settings.image_size), channels=settings.model.channels)
+
+
+def new_codec(settings: TrainVQVAE) -> VQVAE:
+    """Return an untrained codec of resolved settings; its weights are a function of the seed."""
+    model = settings.model
+    assert settings.image_size and model.channels and model.downsampling and model.width and model.residual_width
+    architecture = Architecture(
+        channels=model.channels,
+        shape=parse_size(settings.image_size),
+        downsampling=model.downsampling,
+        width=model.width,
+        residual_width=model.residual_width,
+        num_residual_blocks=model.num_residual_blocks,
+        quantizer=settings.quantizer,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(keyed_generator(settings.seed, 0, "codec weights").integers(2**63)))
+        return VQVAE(VQVAEConfig(architecture))
+
+
+def describe(settings: TrainVQVAE, model: VQVAE) -> str:
+    """Return one line on what will be trained."""
+    level = model.spec.levels[0]
+    grid = "x".join(map(str, level.grid))
+    size = "x".join(map(str, model.spec.shape))
+    return (
+        f"codec: images {size}x{model.spec.channels} -> {grid} grid of {level.num_codes} codes "
+        f"({settings.quantizer.name}, {level.num_tokens} tokens), {model.num_parameters():,} parameters; "
+        f"{settings.steps} steps of {settings.batch_size} images"
+    )
+
+
+def _dry_run(settings: TrainVQVAE, model: VQVAE, runtime: Runtime) -> str:
+    """Return the resolved settings, memory and estimated time, from three real steps on random images."""
+    import json
+    from resource import RUSAGE_SELF, getrusage
+
+    from vq_prior.core.config import to_json
+
+    assert settings.batch_size is not None and settings.steps is not None
+    wrapped = runtime.wrap(model).train()
+    share = runtime.share(settings.batch_size)
+    images = torch.rand(share.stop - share.start, model.spec.channels, *model.spec.shape) * 2 - 1
+    seconds = []
+    for _ in range(3):
+        started = time.monotonic()
+        terms = _forward(wrapped, images.to(runtime.device), settings, runtime)[0]
+        weighted_sum(terms, settings.loss).backward()
+        model.quantizer.update(keyed_generator(0, 0, "dry run"))
+        seconds.append(time.monotonic() - started)
+    memory = (
+        torch.cuda.max_memory_allocated() if runtime.device.type == "cuda" else getrusage(RUSAGE_SELF).ru_maxrss * 1024
+    )
+    resolved = json.dumps(to_json(settings), indent=2)
+    minutes = min(seconds) * settings.steps / 60
+    return (
+        f"{resolved}\nmemory about {memory / 2**20:.0f} MiB a process, {min(seconds):.3f} s a step, "
+        f"about {minutes:.1f} minutes; nothing was written (--dry-run)"
+    )
+
+
+def _is_result_of(final: Path, checkpoint: Checkpoint) -> bool:
+    """Return whether RUN/vqvae holds the averaged weights of this checkpoint."""
+    try:
+        if not verify_manifest(final):
+            return False
+        saved = read_tensors(final / WEIGHTS)
+    except ArtifactError:
+        return False
+    expected = checkpoint.averages.get("vqvae", {})
+    return saved.keys() == expected.keys() and all(torch.equal(saved[name], expected[name]) for name in saved)
+
+
+def _forward(
+    wrapped: nn.Module, images: Tensor, settings: TrainVQVAE, runtime: Runtime
+) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
+    """Return the unweighted loss terms and the codes of this process's images."""
+    with runtime.autocast():
+        output = wrapped(images)
+    return reconstruction_terms(images, output.images, kind=settings.loss.reconstruction) | output.loss, output.codes
+
+
+@torch.no_grad()
+def _start_codebook(model: VQVAE, train: PixelRows, settings: TrainVQVAE, runtime: Runtime) -> None:
+    """Set the codebook from latents of the untrained encoder, gathered from all processes."""
+    rng = keyed_generator(settings.seed, 0, "codebook start")
+    level = model.spec.levels[0]
+    wanted = -(-START_VECTORS_PER_CODE * level.num_codes // level.num_tokens)
+    rows = rng.choice(len(train), size=min(max(wanted, runtime.num_processes), len(train)), replace=False)
+    mine = rows[runtime.share(len(rows))]
+    vectors = torch.zeros(0, model.quantizer.code_dim, device=runtime.device)
+    if len(mine):
+        images = to_unit_range(torch.from_numpy(train.batch(mine)))
+        vectors = model.encode_latents(images).reshape(-1, model.quantizer.code_dim).clone()
+    model.quantizer.start(gather_rows(vectors), rng)
+
+
+def _restore(checkpoint: Checkpoint, model: VQVAE, optimizer: Any, average: WeightAverage) -> None:
+    where = f"checkpoint step {checkpoint.step}"
+    try:
+        model.load_state_dict(checkpoint.modules["vqvae"], strict=True)
+        load_optimizer_tensors(optimizer, model, checkpoint.optimizers["adamw"], where)
+        average.load(checkpoint.averages["vqvae"])
+    except (KeyError, RuntimeError, AssertionError) as error:
+        raise ArtifactError(
+            f"{where} does not fit this run ({str(error)[:80]}); pass --overwrite to start anew"
+        ) from error
+
+
+def _loop(
+    settings: TrainVQVAE,
+    runtime: Runtime,
+    model: VQVAE,
+    train: PixelRows,
+    validation: PixelRows,
+    checkpoint: Checkpoint | None,
+    folder: Path,
+) -> WeightAverage:
+    """Run the optimiser steps that are left and return the averaged weights; the last step is checkpointed.
+
+    A step is a function of (seed, step) and the state a checkpoint holds; what is logged never feeds back.
+    """
+    s, B, W, device = settings, settings.batch_size, runtime.num_processes, runtime.device
+    assert B is not None and s.steps is not None and s.learning_rate is not None
+    wrapped = runtime.wrap(model).train()
+    optimizer = adamw(model, learning_rate=s.learning_rate, weight_decay=s.weight_decay, betas=s.adam_betas)
+    if checkpoint is None:
+        first = 0
+        _start_codebook(model, train, s, runtime)
+        average = WeightAverage(model, decay=s.average_decay)
+    else:
+        first = checkpoint.step
+        average = WeightAverage(model, decay=s.average_decay)
+        _restore(checkpoint, model, optimizer, average)
+    log = RunLog(folder, step=first, steps=s.steps, is_main=runtime.is_main)
+    if first:
+        log.say(f"continuing from step {first}")
+    counts = CodeCounts(tuple(level.num_codes for level in model.spec.levels), device)
+    window: dict[str, Tensor] = {}
+    window_start, window_steps, num_revived = time.monotonic(), 0, 0.0
+
+    def save(step: int) -> None:
+        if runtime.is_main:
+            state = Checkpoint(
+                step,
+                modules={"vqvae": full_state(model)},
+                optimizers={"adamw": optimizer_tensors(optimizer, model)},
+                averages={"vqvae": average.tensors},
+            )
+            save_checkpoint(folder / "checkpoints", state)
+            _write_pictures(model, average, validation, folder / "images" / f"step-{step:08d}.png", device)
+        runtime.barrier()
+
+    with stop_flag() as stop:
+        for step in range(first, s.steps):
+            rows = batch_rows(len(train), B, s.seed, step)[runtime.share(B)]
+            images = to_unit_range(torch.from_numpy(train.batch(rows))).to(device)
+            learning_rate = lr_at(
+                step, steps=s.steps, peak=s.learning_rate, warmup_steps=s.warmup_steps, decay_fraction=s.decay_fraction
+            )
+            set_learning_rate(optimizer, learning_rate)
+
+            # Gradients are averaged over processes: the factor makes that the mean over the global batch.
+            part = len(rows) * W / B
+            terms, codes = _forward(wrapped, images, s, runtime)
+            loss = weighted_sum(terms, s.loss) * part
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            norm = nn.utils.clip_grad_norm_(model.parameters(), s.max_gradient_norm)
+            finite = torch.isfinite(loss.detach()) & torch.isfinite(norm)
+            if int(sum_over_processes((~finite).to(torch.int32))):
+                raise NumericError(
+                    f"the loss or a gradient is not finite at step {step + 1} (loss {float(loss):.4g}, gradient norm "
+                    f"{float(norm):.4g}); the step was not taken: lower --learning-rate and start from the last checkpoint"
+                )
+            optimizer.step()
+            num_revived += model.quantizer.update(keyed_generator(s.seed, step, "quantizer")).get("num_revived", 0.0)
+            done = step + 1
+            average.update(model, done)
+
+            counts.add(codes)
+            window_steps += 1
+            for name, term in terms.items():
+                window[name] = window.get(name, torch.zeros((), device=device)) + term.detach() * (part / W)
+            log.advance()
+            if done % s.log_every == 0 or done == s.steps:
+                seconds = time.monotonic() - window_start
+                values = {name: float(sum_over_processes(total)) / window_steps for name, total in window.items()}
+                use = counts.read(reset=True)[0]
+                values |= {"usage": use["usage"], "perplexity": use["perplexity"], "num_revived": num_revived}
+                values |= {"learning_rate": learning_rate, "images_per_second": window_steps * B / seconds}
+                log.write(done, values)
+                if use["usage"] < 0.1:
+                    log.say(f"warning: only {use['usage']:.1%} of the codes were used in the last {window_steps} steps")
+                window, window_start, window_steps, num_revived = {}, time.monotonic(), 0, 0.0
+            stopping = stop.agreed()
+            if done % s.checkpoint_every == 0 or done == s.steps or stopping:
+                save(done)
+            if stopping and done < s.steps:
+                log.close()
+                raise Stopped(f"stopped after step {done}, state saved; run the same command to continue")
+    log.close()
+    return average
+
+
+def _write_pictures(
+    model: VQVAE, average: WeightAverage, validation: PixelRows, path: Path, device: torch.device
+) -> None:
+    originals = validation.batch(range(min(NUM_PICTURES, len(validation))))
+    with average.swapped_into(model):
+        copies = reconstruct_pixels(model, originals, device=device)
+    path.parent.mkdir(exist_ok=True)
+    save_png(path, comparison_grid(originals, copies))
+
+
+def _finish(
+    settings: TrainVQVAE,
+    runtime: Runtime,
+    model: VQVAE,
+    average: WeightAverage,
+    validation: PixelRows,
+    final: Path,
+) -> None:
+    """Measure the averaged weights on the held-out images and write them as RUN/vqvae (main process)."""
+    if not runtime.is_main:
+        return
+    model.eval()
+    raw = evaluate_codec(model, validation, device=runtime.device)
+    model.load_state_dict(average.tensors)
+    result = evaluate_codec(model, validation, device=runtime.device)
+    with new_folder(final) as staging:
+        save_codec(model, staging)
+    print(f"{summary(result)} (without averaging the weights: mse {raw['mse']:.5f})")
+    if min(level["usage"] for level in result["levels"]) < 0.1:
+        print("warning: less than 10% of the codes are used; try fewer --quantizer.num-codes or more --steps")
+    print(f"wrote {final} (codec {model.codec_id[:12]}) and {final.parent / 'vqvae-training' / 'images'}")
+    codes = final.parent / "codes"
+    print(f"next: vq-prior extract-codes --codec {final} --data {settings.data} --out {codes}", flush=True)
+
+
+__all__ = ["ImageData", "describe", "new_codec", "train_vqvae"]

@@ -1,0 +1,76 @@
+"""Temperature and guidance chosen on held-out rows, by measurement.
+
+A measure gives one number for each candidate, smaller is better; another measure
+can take the place of the default. Letters: B batch, T tokens, K legal ids.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stage2_prior.prior import CausalPrior, SamplingDefaults, shifted
+
+TEMPERATURES = (0.8, 0.85, 0.9, 0.95, 1.0, 1.05, 1.1)
+GUIDANCE_SCALES = (1.0, 1.1, 1.25, 1.5, 1.75, 2.0)
+ROWS_PER_CALL = 64
+
+Measure = Callable[[CausalPrior, Tensor, Tensor, Sequence[SamplingDefaults]], list[float]]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What was measured: the best candidate, and every candidate with its score (smaller is better)."""
+
+    best: SamplingDefaults
+    scores: tuple[tuple[SamplingDefaults, float], ...]
+
+
+def candidates(prior: CausalPrior) -> list[SamplingDefaults]:
+    """Return the grid of settings to try; without classes or an unconditional prompt there is no guidance."""
+    scales = GUIDANCE_SCALES if prior.layout.num_classes and prior.unconditional else (1.0,)
+    return [SamplingDefaults(temperature, scale) for scale in scales for temperature in TEMPERATURES]
+
+
+@torch.no_grad()
+def held_out_nats(
+    prior: CausalPrior, tokens: Tensor, labels: Tensor, settings: Sequence[SamplingDefaults]
+) -> list[float]:
+    """Return mean nats per token of the held-out rows under each setting, with teacher forcing.
+
+    The distribution measured is the one that is sampled: softmax((l_null + scale * (l_label - l_null)) / temperature)
+    over the legal ids.
+
+    Args:
+        prior: A trained prior.
+        tokens: Held-out rows, [B, T] int64.
+        labels: [B] int64.
+        settings: What to measure.
+    """
+    layout, decoder, device = prior.layout, prior.decoder(), prior.device
+    totals = torch.zeros(len(settings), dtype=torch.float64)
+    guided = any(setting.guidance_scale != 1 for setting in settings)
+    for first in range(0, len(tokens), ROWS_PER_CALL):
+        rows = tokens[first : first + ROWS_PER_CALL].to(device)
+        classes = labels[first : first + ROWS_PER_CALL].to(device)
+        conditional = decoder.logits(shifted(layout, rows, classes))
+        null = torch.full_like(classes, layout.null_label)
+        unconditional = decoder.logits(shifted(layout, rows, null)) if guided else conditional
+        for begin, end, low, high in layout.segments:
+            with_label, without = (part[:, begin:end, low:high] for part in (conditional, unconditional))
+            wanted = (rows[:, begin:end] - low).flatten()
+            for number, setting in enumerate(settings):
+                logits = without + setting.guidance_scale * (with_label - without)
+                flat = (logits / setting.temperature).flatten(0, 1)
+                totals[number] += F.cross_entropy(flat, wanted, reduction="sum").double().cpu()
+    return [float(total) / tokens.numel() for total in totals]
+
+
+def calibrate(prior: CausalPrior, tokens: Tensor, labels: Tensor, measure: Measure = held_out_nats) -> Calibration:
+    """Return the best sampling settings for a prior by `measure` on held-out rows [B, T] with labels [B]."""
+    settings = candidates(prior)
+    scores = measure(prior, tokens, labels, settings)
+    best = min(range(len(settings)), key=lambda number: scores[number])
+    return Calibration(settings[best], tuple(zip(settings, scores, strict=True)))

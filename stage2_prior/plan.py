@@ -1,0 +1,26 @@
+"""What a training would be: its settings, sizes and estimated time."""
+
+from math import prod
+
+from stage2_prior.run import Training
+from stage2_prior.settings import given
+from vq_prior.core.config import to_json
+from vq_prior.core.runs import flatten
+
+
+def plan_lines(t: Training, seconds_per_step: float) -> list[str]:
+    """Return the lines of a dry run: resolved settings, layout, parameters, memory and time."""
+    s, m, layout = t.settings, t.settings.model, t.prior.layout
+    parameters = sum(p.numel() for p in t.prior.model.parameters())
+    rows = -(-given(s.batch_size) // t.runtime.num_processes)
+    width = 8 * given(m.hidden_size) + 3 * given(m.intermediate_size)
+    activations = 4 * rows * layout.num_tokens * (given(m.num_layers) * width + 3 * layout.vocab_size)
+    resident = sum(prod(grid.shape) * grid.itemsize for grid in t.train.grids)
+    memory = 24 * parameters + activations + resident
+    return [
+        *(f"{name.replace('_', '-')}: {value}" for name, value in sorted(flatten(to_json(s)).items())),
+        layout.describe(),
+        f"{len(t.train)} training rows, {len(t.held_out)} held-out rows measured",
+        f"{parameters} parameters, about {memory >> 20} MiB of memory a process",
+        f"about {seconds_per_step * given(s.steps):.0f} s for {s.steps} steps ({seconds_per_step * 1000:.0f} ms a step)",
+    ]

@@ -1,0 +1,374 @@
+"""The prior: a distribution over token sequences, its folder on disk, and its first kind.
+
+Letters: B batch, T tokens of a sequence, V vocabulary.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stage2_prior.decoder import Decoder
+from stage2_prior.layout import SequenceLayout
+from stage2_prior.settings import PriorModel, given
+from vq_prior.core.artifacts import write_atomic
+from vq_prior.core.components import WEIGHTS, check_sealed, check_transformers_config, find_component, load_strictly
+from vq_prior.core.config import from_json, pretty_json, read_json
+from vq_prior.core.errors import ArtifactError
+from vq_prior.core.runtime import full_state
+from vq_prior.core.spec import CodeSpec
+from vq_prior.core.tensors import write_tensors
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+PRIOR_CONFIG = "prior_config.json"
+SEVERAL_LEVELS = (
+    "several code grids: transformers' generate() does not keep ids legal by position; sample with vq-prior generate"
+)
+
+
+@dataclass(frozen=True)
+class SamplingDefaults:
+    """Sampling settings chosen by measurement when the prior was trained."""
+
+    temperature: float = 1.0
+    guidance_scale: float = 1.0
+
+
+class Prior(Protocol):
+    """A distribution over token sequences, conditional on a class or not."""
+
+    @property
+    def layout(self) -> SequenceLayout:
+        """How code grids become tokens."""
+        ...
+
+    def log_probs(self, tokens: Tensor, labels: Tensor) -> Tensor:
+        """Return the log-probability in nats of each token given those before it, [B, T] float32."""
+        ...
+
+    def decoder(self) -> Decoder:
+        """Return what draws sequences token by token, for the weights as they are now."""
+        ...
+
+
+@dataclass(frozen=True)
+class PriorConfig:
+    """`prior_config.json`: what transformers' own config.json does not say.
+
+    Attributes:
+        order: How the cells of a grid follow each other.
+        trained_steps: Optimiser steps of the training that wrote it.
+        unconditional: Whether the null prompt was trained, which guidance needs.
+        kept: The compacted vocabulary, None when every code has a token; see `SequenceLayout`.
+        note: What a reader without our sampler must know.
+    """
+
+    format_version: int
+    kind: Literal["causal"]
+    order: Literal["raster"]
+    num_codes: int
+    num_classes: int
+    label_names: tuple[str, ...]
+    spec: CodeSpec
+    codec_id: str
+    sampling: SamplingDefaults
+    trained_steps: int
+    unconditional: bool
+    kept: tuple[tuple[int, ...] | None, ...] | None = None
+    note: str | None = None
+
+
+@dataclass
+class CausalPrior:
+    """A stock transformers causal language model as a prior.
+
+    Attributes:
+        model: Qwen3ForCausalLM or LlamaForCausalLM.
+        layout: How code grids become tokens.
+        spec: Shapes of the data and the codes.
+        codec_id: The codec whose codes it was trained on.
+        label_names: Names of the classes; empty if they have none.
+        sampling: Settings chosen by measurement.
+        trained_steps: Optimiser steps of its training.
+        unconditional: Whether the null prompt was trained.
+        notes: Lines for the user about how it was loaded.
+    """
+
+    model: nn.Module
+    layout: SequenceLayout
+    spec: CodeSpec
+    codec_id: str
+    label_names: tuple[str, ...] = ()
+    sampling: SamplingDefaults = field(default_factory=SamplingDefaults)
+    trained_steps: int = 0
+    unconditional: bool = True
+    notes: tuple[str, ...] = ()
+    _decoder: tuple[Any, Decoder] | None = field(default=None, repr=False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.model.parameters()).device
+
+    @property
+    def null_label(self) -> int:
+        """The label that means unconditional."""
+        return self.layout.null_label
+
+    def to(self, device: torch.device | str) -> "CausalPrior":
+        """Move the weights and return the prior itself."""
+        self.model.to(device)
+        return self
+
+    def decoder(self) -> Decoder:
+        """Return the fused copy of the weights; built anew when a weight changed or moved."""
+        state = tuple((p.data_ptr(), -1 if p.is_inference() else p._version) for p in self.model.parameters())
+        if self._decoder is None or self._decoder[0] != state:
+            self._decoder = (state, Decoder(self.model))
+        return self._decoder[1]
+
+    @torch.no_grad()
+    def log_probs(self, tokens: Tensor, labels: Tensor) -> Tensor:
+        """Return the log-probability in nats of each token given its class and those before it.
+
+        The softmax is over the ids legal at each position.
+
+        Args:
+            tokens: [B, T] int64.
+            labels: [B] int64; `null_label` for unconditional.
+
+        Returns:
+            [B, T] float32, each at most 0.
+        """
+        logits = self.decoder().logits(shifted(self.layout, tokens, labels))
+        return -token_nats(self.layout, logits, tokens)
+
+
+def shifted(layout: SequenceLayout, tokens: Tensor, labels: Tensor) -> Tensor:
+    """Return what the model reads, [B, T] int64: the prompt and all tokens but the last."""
+    return torch.cat([layout.prompt(labels)[:, None], tokens[:, :-1]], dim=1)
+
+
+def token_nats(layout: SequenceLayout, logits: Tensor, tokens: Tensor) -> Tensor:
+    """Return the cross-entropy in nats of each token, [B, T], under the ids legal at its position.
+
+    Args:
+        layout: Which ids are legal where.
+        logits: [B, T, V] of any floating type; the softmax runs in float32.
+        tokens: [B, T] int64.
+    """
+    parts = []
+    for first, end, low, high in layout.segments:
+        legal = logits[:, first:end, low:high].float()
+        wanted = tokens[:, first:end] - low
+        parts.append(F.cross_entropy(legal.flatten(0, 1), wanted.flatten(), reduction="none").view(wanted.shape))
+    return torch.cat(parts, dim=1)
+
+
+def model_config(architecture: PriorModel, layout: SequenceLayout) -> "PretrainedConfig":
+    """Return the transformers config of a resolved architecture (every size given).
+
+    No id ends, begins or pads a sequence: the defaults of transformers would cut images short.
+    """
+    from transformers import LlamaConfig, Qwen3Config
+
+    a = architecture
+    classes = {"qwen3": (Qwen3Config, "Qwen3ForCausalLM"), "llama": (LlamaConfig, "LlamaForCausalLM")}
+    config_class, model_name = classes[a.kind]
+    config: Any = config_class(
+        vocab_size=layout.vocab_size,
+        hidden_size=a.hidden_size,
+        intermediate_size=a.intermediate_size,
+        num_hidden_layers=a.num_layers,
+        num_attention_heads=a.num_heads,
+        num_key_value_heads=a.num_key_value_heads,
+        head_dim=given(a.hidden_size) // given(a.num_heads),
+        max_position_embeddings=layout.num_tokens + 1,
+        rope_parameters={"rope_type": "default", "rope_theta": a.rope_theta},
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=None,
+    )
+    config.architectures = [model_name]
+    return config
+
+
+def model_of(config: "PretrainedConfig") -> nn.Module:
+    """Return the stock model of a config; its weights are to be set by the caller."""
+    from transformers import LlamaForCausalLM, Qwen3ForCausalLM
+
+    classes: dict[str, Any] = {"qwen3": Qwen3ForCausalLM, "llama": LlamaForCausalLM}
+    return classes[config.model_type](config)
+
+
+def initialise(model: nn.Module, seed: int) -> None:
+    """Draw every weight anew from a generator of `seed`.
+
+    Matrices are normal with variance 1 / columns, embeddings and the output layer with standard
+    deviation 0.02, and the two matrices that write into the residual stream of each block start
+    at zero, so that every block starts as the identity.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in sorted(model.named_parameters()):
+            if parameter.ndim < 2:
+                parameter.fill_(1.0)
+            elif name.endswith(("o_proj.weight", "down_proj.weight")):
+                parameter.zero_()
+            else:
+                outer = name.endswith(("embed_tokens.weight", "lm_head.weight"))
+                std = 0.02 if outer else parameter.shape[1] ** -0.5
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
+
+
+def build_prior(
+    architecture: PriorModel,
+    spec: CodeSpec,
+    *,
+    codec_id: str,
+    label_names: Sequence[str] = (),
+    num_classes: int | None = None,
+    kept: tuple[tuple[int, ...] | None, ...] | None = None,
+    seed: int = 0,
+) -> CausalPrior:
+    """Return an untrained prior.
+
+    Args:
+        architecture: Every size given; see `settings.resolve_model`.
+        spec: Shapes of the data and the codes.
+        codec_id: The codec of the codes.
+        label_names: Names of the classes.
+        num_classes: Classes; None counts the names.
+        kept: Compacted vocabulary; None keeps every code.
+        seed: Seed of the weights.
+    """
+    classes = len(label_names) if num_classes is None else num_classes
+    layout = SequenceLayout(spec.levels, classes, kept)
+    model = model_of(model_config(architecture, layout))
+    initialise(model, seed)
+    return CausalPrior(model.eval(), layout, spec, codec_id, tuple(label_names))
+
+
+def save_prior(prior: CausalPrior, folder: Path) -> None:
+    """Write the prior into an existing (staging) folder; the caller seals and publishes it.
+
+    `config.json`, `generation_config.json` and `model.safetensors` are transformers'; `prior_config.json` is ours.
+    """
+    from transformers import GenerationConfig
+
+    layout, model = prior.layout, prior.model
+    config: Any = model.config
+    config.dtype = next(model.parameters()).dtype
+    config.save_pretrained(folder)
+    generation = GenerationConfig(
+        do_sample=True,
+        temperature=prior.sampling.temperature,
+        top_k=0,
+        top_p=1.0,
+        max_new_tokens=layout.num_tokens,
+        suppress_tokens=list(range(layout.num_codes, layout.vocab_size)),
+        eos_token_id=None,
+        bos_token_id=None,
+        pad_token_id=None,
+    )
+    generation.save_pretrained(folder)
+    write_tensors(folder / WEIGHTS, full_state(model))
+    ours = PriorConfig(
+        format_version=1,
+        kind="causal",
+        order="raster",
+        num_codes=layout.num_codes,
+        num_classes=layout.num_classes,
+        label_names=prior.label_names,
+        spec=prior.spec,
+        codec_id=prior.codec_id,
+        sampling=prior.sampling,
+        trained_steps=prior.trained_steps,
+        unconditional=prior.unconditional,
+        kept=layout.kept,
+        note=SEVERAL_LEVELS if len(layout.levels) > 1 else None,
+    )
+    write_atomic(folder / PRIOR_CONFIG, pretty_json(ours))
+
+
+def read_prior_config(folder: Path) -> PriorConfig:
+    """Return the `prior_config.json` of a prior's folder.
+
+    Raises:
+        ArtifactError: If it is missing, malformed, of an unknown version or kind, or contradicts itself.
+    """
+    path = folder / PRIOR_CONFIG
+    config = from_json(PriorConfig, read_json(path, max_bytes=64 << 20), str(path))
+    if config.format_version != 1:
+        raise ArtifactError(f"{path} has format version {config.format_version}; this version reads 1")
+    layout = SequenceLayout(config.spec.levels, config.num_classes, config.kept)
+    if config.num_codes != layout.num_codes:
+        raise ArtifactError(f"{path}: num_codes is {config.num_codes}, its spec has {layout.num_codes}")
+    if config.label_names and len(config.label_names) != config.num_classes:
+        raise ArtifactError(f"{path}: label_names has {len(config.label_names)} names for {config.num_classes} classes")
+    if not (config.sampling.temperature > 0 and config.sampling.guidance_scale >= 0):
+        raise ArtifactError(f"{path}: sampling is out of range, got {config.sampling}")
+    return config
+
+
+def load_prior(path: Path) -> CausalPrior:
+    """Return the prior in a folder, a RUN or a MODEL, in eval mode on the CPU.
+
+    Raises:
+        ArtifactError: If it is missing, damaged, of an unknown kind, or its files contradict each other.
+    """
+    from transformers import LlamaConfig, Qwen3Config
+
+    folder = find_component(Path(path), "prior")
+    notes = check_sealed(folder)
+    ours = read_prior_config(folder)
+    values = check_transformers_config(folder / "config.json", model_types=("qwen3", "llama"))
+    layout = SequenceLayout(ours.spec.levels, ours.num_classes, ours.kept)
+    _check_architecture(values, layout, folder / "config.json")
+    config_class: Any = {"qwen3": Qwen3Config, "llama": LlamaConfig}[values["model_type"]]
+    try:
+        model = model_of(config_class.from_dict(values))
+    except (TypeError, ValueError, KeyError, RuntimeError) as error:
+        raise ArtifactError(f"{folder / 'config.json'} describes no model: {str(error).splitlines()[0]}") from error
+    load_strictly(model, folder / WEIGHTS)
+    return CausalPrior(
+        model.eval(),
+        layout,
+        ours.spec,
+        ours.codec_id,
+        ours.label_names,
+        ours.sampling,
+        ours.trained_steps,
+        ours.unconditional,
+        tuple(notes),
+    )
+
+
+def _check_architecture(config: dict[str, Any], layout: SequenceLayout, path: Path) -> None:
+    """Check what the layout and our decoder demand of a transformers config; raises `ArtifactError`."""
+    if config.get("vocab_size") != layout.vocab_size:
+        raise ArtifactError(
+            f"{path}: vocab_size is {config.get('vocab_size')}, {PRIOR_CONFIG} asks for {layout.vocab_size}"
+        )
+    positions = config.get("max_position_embeddings")
+    if not isinstance(positions, int) or positions < layout.num_tokens:
+        raise ArtifactError(f"{path}: max_position_embeddings is {positions}, a sequence has {layout.num_tokens + 1}")
+    rope = config.get("rope_parameters") or {}
+    supported = {
+        "hidden_act": config.get("hidden_act", "silu") == "silu",
+        "attention_bias": not config.get("attention_bias", False),
+        "mlp_bias": not config.get("mlp_bias", False),
+        "use_sliding_window": not config.get("use_sliding_window", False),
+        "rope_parameters": isinstance(rope, dict) and rope.get("rope_type", "default") == "default",
+        "quantization_config": "quantization_config" not in config,
+    }
+    for key, holds in supported.items():
+        if not holds:
+            raise ArtifactError(f"{path}: {key} is {config.get(key)!r}, which the sampler does not support")

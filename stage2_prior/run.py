@@ -1,0 +1,175 @@
+"""One run of the training of a prior: what it works with, and its checkpoints."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from stage2_prior.baselines import Baselines, measure_baselines
+from stage2_prior.prior import PRIOR_CONFIG, CausalPrior, build_prior, read_prior_config
+from stage2_prior.sequences import Sequences
+from stage2_prior.settings import TrainPrior, given
+from vq_prior.core.averaging import WeightAverage
+from vq_prior.core.checkpoints import Checkpoint, latest_checkpoint, save_checkpoint
+from vq_prior.core.code_store import CodeStore
+from vq_prior.core.errors import ArtifactError
+from vq_prior.core.optim import adamw, load_optimizer_tensors, optimizer_tensors
+from vq_prior.core.runtime import Runtime, full_state, unwrap
+from vq_prior.core.spec import Codec
+
+
+@dataclass
+class Progress:
+    """What the loop knows besides tensors; the JSON `state` of a checkpoint.
+
+    Attributes:
+        best_nats: Smallest held-out nats per token so far; None before the first measurement.
+        best_step: Optimiser step of that measurement.
+        misses: Measurements since then.
+    """
+
+    best_nats: float | None = None
+    best_step: int = 0
+    misses: int = 0
+
+
+@dataclass
+class Training:
+    """Everything that one run works with.
+
+    Attributes:
+        settings: Resolved settings.
+        runtime: This process.
+        folder: RUN/prior-training.
+        final: RUN/prior.
+        prior: The prior in training; its model is the unwrapped one.
+        model: The model as forward and backward use it.
+        optimizer: AdamW over the model.
+        average: Averaged weights.
+        best: The averaged weights of the best measurement.
+        train: Training rows.
+        held_out: Held-out rows measured.
+        baselines: What to beat.
+        codec: Decodes sample grids, or None.
+        progress: See `Progress`.
+        step: Optimiser steps done.
+    """
+
+    settings: TrainPrior
+    runtime: Runtime
+    folder: Path
+    final: Path
+    prior: CausalPrior
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    average: WeightAverage
+    train: Sequences
+    held_out: Sequences
+    baselines: Baselines
+    codec: Codec | None
+    best: dict[str, Tensor] = field(default_factory=dict)
+    progress: Progress = field(default_factory=Progress)
+    step: int = 0
+
+    def stopped_early(self) -> bool:
+        """Return whether the held-out loss has not improved for `patience` measurements."""
+        return self.settings.patience is not None and self.progress.misses >= self.settings.patience
+
+    def ending(self) -> str:
+        """Return in words how many steps were done, and whether they ended early."""
+        if self.stopped_early():
+            return f"stopped early at step {self.step}, {self.progress.misses} measurements without improvement"
+        return f"{self.step} steps"
+
+    def done(self) -> bool:
+        """Return whether no optimiser step is left."""
+        assert self.settings.steps is not None
+        return self.step >= given(self.settings.steps) or self.stopped_early()
+
+
+def prepare(
+    settings: TrainPrior, runtime: Runtime, store: CodeStore, validation: CodeStore, codec: Codec | None
+) -> Training:
+    """Return a run at step 0 from resolved settings; writes nothing."""
+    names = store.index.label_names if store.labelled else ()
+    prior = build_prior(
+        settings.model, store.spec, codec_id=store.index.codec.id, label_names=names, seed=settings.seed
+    )
+    prior.unconditional = settings.label_dropout > 0 or not names
+    model = runtime.wrap(prior.model.train())
+    optimizer = adamw(
+        prior.model, learning_rate=given(settings.learning_rate), weight_decay=settings.weight_decay, betas=(0.9, 0.95)
+    )
+    train = Sequences.read(store, prior.layout)
+    held_out = Sequences.read(validation, prior.layout, max_rows=settings.eval_rows)
+    return Training(
+        settings=settings,
+        runtime=runtime,
+        folder=settings.out / "prior-training",
+        final=settings.out / "prior",
+        prior=prior,
+        model=model,
+        optimizer=optimizer,
+        average=WeightAverage(prior.model, decay=given(settings.average_decay)),
+        train=train,
+        held_out=held_out,
+        baselines=measure_baselines(train, held_out),
+        codec=codec,
+    )
+
+
+def save(t: Training) -> None:
+    """Write a checkpoint of the present step."""
+    if t.runtime.is_main:
+        averages = {"ema": t.average.tensors} | ({"best": t.best} if t.best else {})
+        checkpoint = Checkpoint(
+            t.step,
+            modules={"prior": full_state(t.model)},
+            optimizers={"adamw": optimizer_tensors(t.optimizer, t.prior.model)},
+            averages={
+                name: {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+                for name, tensors in averages.items()
+            },
+            state=dataclasses.asdict(t.progress),
+        )
+        save_checkpoint(t.folder / "checkpoints", checkpoint)
+    t.runtime.barrier()
+
+
+def resume(t: Training) -> None:
+    """Give the run the state of its latest checkpoint, if it has one.
+
+    Raises:
+        ArtifactError: If the checkpoint is not of this model.
+    """
+    checkpoint, passed_over = latest_checkpoint(t.folder / "checkpoints")
+    if t.runtime.is_main:
+        for line in passed_over:
+            print(line)
+    if checkpoint is None:
+        return
+    where = f"{t.folder / 'checkpoints'}, step {checkpoint.step}"
+    expected = {name: tensor.shape for name, tensor in unwrap(t.model).state_dict().items()}
+    weights, averages = checkpoint.modules.get("prior", {}), checkpoint.averages
+    for name, tensors in (("prior", weights), *averages.items()):
+        if {key: tensor.shape for key, tensor in tensors.items()} != expected:
+            raise ArtifactError(f"{where}: the tensors of {name!r} are not those of this model")
+    if "ema" not in averages:
+        raise ArtifactError(f"{where}: the averaged weights are missing")
+    t.prior.model.load_state_dict(weights)
+    load_optimizer_tensors(t.optimizer, t.prior.model, checkpoint.optimizers.get("adamw", {}), where)
+    t.average.load(averages["ema"])
+    t.best = {name: tensor.to(t.runtime.device) for name, tensor in averages.get("best", {}).items()}
+    t.progress, t.step = Progress(**checkpoint.state), checkpoint.step
+    if t.runtime.is_main and not t.done():
+        print(f"continuing at step {t.step} of {t.settings.steps}", flush=True)
+
+
+def written_steps(final: Path) -> int | None:
+    """Return the steps of the prior at `final`, None without a whole one."""
+    try:
+        return read_prior_config(final).trained_steps if (final / PRIOR_CONFIG).exists() else None
+    except ArtifactError:
+        return None

@@ -1,0 +1,265 @@
+"""Drawing token sequences: filters, guidance, and one uniform number a token.
+
+Letters: B samples, R rows of one call (B padded), T positions, K legal ids of a position.
+"""
+
+import math
+from collections.abc import Sequence
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stage2_prior.decoder import Decoder
+from stage2_prior.layout import SequenceLayout
+from stage2_prior.prior import Prior
+from vq_prior.core.errors import NumericError, UsageError
+from vq_prior.core.randomness import MAX_SEED, sample_uniforms
+
+ROW_MULTIPLE = 8
+FIXED_ROWS = 64
+
+
+def check_sampling(
+    layout: SequenceLayout,
+    *,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    guidance_scale: float = 1.0,
+) -> None:
+    """Check sampling settings against a prior's layout.
+
+    Raises:
+        UsageError: Naming the setting, what was given and what is allowed.
+    """
+    largest = max(layout.level_sizes)
+    if not (math.isfinite(temperature) and temperature > 0):
+        raise UsageError(f"temperature must be positive and finite, got {temperature}; 1 samples what was learnt")
+    if top_k is not None and not 1 <= top_k <= largest:
+        raise UsageError(
+            f"top_k must be between 1 and {largest} (this prior's codebook size), got {top_k}; lower it or leave it out"
+        )
+    if top_p is not None and not 0 < top_p <= 1:
+        raise UsageError(f"top_p must be above 0 and at most 1, got {top_p}; leave it out to keep every code")
+    if min_p is not None and not 0 <= min_p < 1:
+        raise UsageError(f"min_p must be at least 0 and below 1, got {min_p}; leave it out to keep every code")
+    if not (math.isfinite(guidance_scale) and guidance_scale >= 0):
+        raise UsageError(f"guidance_scale must be at least 0 and finite, got {guidance_scale}; 1 is off")
+    if guidance_scale != 1 and not layout.num_classes:
+        raise UsageError(f"guidance_scale must be 1 for a prior without classes, got {guidance_scale}; leave it out")
+
+
+def filtered_probabilities(
+    logits: Tensor,
+    *,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+) -> Tensor:
+    """Return the distribution that tokens are drawn from, [R, K] float64; rows need not sum to 1.
+
+    In this order: divide by the temperature; keep the `top_k` likeliest (and what ties
+    with the last of them); then the smallest set of the likeliest whose renormalised
+    probability reaches `top_p` (Holtzman et al. 2020, eq. 2-3); then drop what is less likely than `min_p`
+    times the likeliest (Nguyen et al. 2024, eq. 1-3). What is dropped has probability exactly 0.
+
+    Args:
+        logits: [R, K] float32, finite.
+        temperature: Positive.
+        top_k: Between 1 and any number; None is off.
+        top_p: In (0, 1]; None is off.
+        min_p: In [0, 1); None is off.
+    """
+    scaled = logits.double()
+    scaled = (scaled - scaled.amax(dim=-1, keepdim=True)).div_(temperature)
+    weights = scaled.exp()
+    if top_k is not None and top_k < weights.shape[-1]:
+        threshold = scaled.topk(top_k, dim=-1).values[:, -1:]
+        weights = weights.masked_fill(scaled < threshold, 0.0)
+    if top_p is not None and top_p < 1:
+        ordered, order = weights.sort(dim=-1, descending=True, stable=True)
+        before = ordered.cumsum(dim=-1) - ordered
+        dropped = before >= top_p * ordered.sum(dim=-1, keepdim=True)
+        dropped[:, 0] = False
+        weights = weights.masked_fill(torch.zeros_like(dropped).scatter(-1, order, dropped), 0.0)
+    if min_p is not None and min_p > 0:
+        weights = weights.masked_fill(weights < min_p, 0.0)  # the likeliest has weight exactly 1
+    return weights
+
+
+def inverse_cdf(weights: Tensor, uniforms: Tensor) -> Tensor:
+    """Return the first id whose cumulative weight exceeds u times the total, [R] int64.
+
+    An id of weight 0 is never returned, since its cumulative weight is that of the id before it.
+
+    Args:
+        weights: [R, K] float64, at least 0, not all 0 in a row.
+        uniforms: [R] in [0, 1).
+    """
+    cumulative = weights.cumsum(dim=-1)
+    threshold = uniforms.double()[:, None] * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, threshold, right=True)[:, 0]
+
+
+@torch.inference_mode()
+def sample_tokens(
+    prior: Prior,
+    labels: Tensor,
+    *,
+    seed: int,
+    indices: Sequence[int],
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    guidance_scale: float = 1.0,
+) -> Tensor:
+    """Return token sequences drawn from the prior, [B, T] int64.
+
+    Row b is sample `indices[b]`: one uniform number per position, a function of
+    (seed, index, position), turned into a token by the inverse CDF of the filtered
+    distribution. What a row becomes does not depend on the other rows or their number.
+
+    Args:
+        prior: A trained prior in eval mode.
+        labels: Class of each sample, [B] int64; `prior.layout.null_label` for unconditional.
+        seed: Seed of the whole set, in [0, 2**63).
+        indices: B sample indices.
+        temperature: Divides the logits; smaller is more conservative. Must be positive.
+        top_k: Keep the k likeliest tokens of each step.
+        top_p: Then keep the smallest set whose probability reaches p, in (0, 1].
+        min_p: Then drop tokens less likely than p times the likeliest, in [0, 1).
+        guidance_scale: Classifier-free guidance (Ho and Salimans 2022, eq. 6, as
+            l_null + scale * (l_label - l_null)); 1 costs no second pass.
+
+    Raises:
+        UsageError: If a setting is out of range or `indices` and `labels` differ in length.
+        NumericError: If the model gives logits that are not finite.
+    """
+    layout = prior.layout
+    check_sampling(
+        layout, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, guidance_scale=guidance_scale
+    )
+    _check_rows(layout, labels, seed, indices)
+    decoder = prior.decoder()
+    device = decoder.embedding.device
+    B, passes = len(indices), 1 if guidance_scale == 1 else 2
+    rows = call_rows(decoder, B, passes)
+    pieces = [torch.empty((0, layout.num_tokens), dtype=torch.int64)]
+    uniforms = torch.from_numpy(sample_uniforms(seed, np.asarray(indices, dtype=np.int64), layout.num_tokens))
+    for first in range(0, B, rows):
+        here = slice(first, min(first + rows, B))
+        count = here.stop - here.start
+        prompt = torch.full((rows,), layout.null_label, dtype=torch.int64)
+        prompt[:count] = labels[here].cpu()
+        draws = torch.zeros((rows, layout.num_tokens))
+        draws[:count] = uniforms[here]
+        prompts = [layout.prompt(prompt)]
+        if passes == 2:
+            prompts.append(torch.full_like(prompt, layout.null_token))
+        filters = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+        drawn = _draw(decoder, layout, torch.cat(prompts).to(device), draws.to(device), guidance_scale, filters)
+        pieces.append(drawn[:count].cpu())
+    return torch.cat(pieces).to(labels.device)
+
+
+def _check_rows(layout: SequenceLayout, labels: Tensor, seed: int, indices: Sequence[int]) -> None:
+    if labels.ndim != 1 or labels.shape[0] != len(indices):
+        raise UsageError(f"labels and indices must be as many, got {list(labels.shape)} and {len(indices)}")
+    if labels.numel() and not (int(labels.min()) >= 0 and int(labels.max()) <= layout.null_label):
+        wrong = int(labels[(labels < 0) | (labels > layout.null_label)][0])
+        raise UsageError(f"labels must lie in [0, {layout.null_label}], got {wrong}")
+    if not 0 <= seed <= MAX_SEED:
+        raise UsageError(f"seed must be at least 0 and below 2**63, got {seed}")
+    if len(indices) and not (min(indices) >= 0 and max(indices) < 2**63):
+        raise UsageError(f"indices must be at least 0 and below 2**63, got {min(indices)} to {max(indices)}")
+
+
+def _draw(
+    decoder: Decoder,
+    layout: SequenceLayout,
+    prompts: Tensor,
+    uniforms: Tensor,
+    guidance_scale: float,
+    filters: dict[str, float | int | None],
+) -> Tensor:
+    """Return tokens [R, T]; prompts [R], or [2 R] with the null rows behind the others for guidance."""
+    R, T = uniforms.shape
+    passes = prompts.shape[0] // R
+    cache = decoder.new_cache(prompts.shape[0])
+    tokens = torch.empty((R, T), dtype=torch.int64, device=prompts.device)
+    finite = torch.ones((), dtype=torch.bool, device=prompts.device)
+    current = prompts
+    for first, end, low, high in layout.segments:
+        for position in range(first, end):
+            logits = decoder.step(current, position, cache, low, high)
+            if passes == 2:
+                null = logits[R:]
+                logits = null + guidance_scale * (logits[:R] - null)
+            finite &= logits.isfinite().all()
+            weights = filtered_probabilities(logits, **filters)  # type: ignore[arg-type]
+            # A row that is not finite would search beyond the end; it is refused below.
+            drawn = inverse_cdf(weights, uniforms[:, position]).clamp_(max=high - low - 1) + low
+            tokens[:, position] = drawn
+            current = drawn.repeat(passes) if passes > 1 else drawn
+    if not bool(finite):
+        raise NumericError("the prior gives logits that are not finite; its weights or the guidance scale are broken")
+    return tokens
+
+
+_MEASURED: "WeakKeyDictionary[Decoder, dict[tuple[int, int], bool]]" = WeakKeyDictionary()
+
+
+def call_rows(decoder: Decoder, num_samples: int, passes: int) -> int:
+    """Return the samples of one call: `num_samples` padded to a multiple of 8, or the fixed number 64.
+
+    Matrix products may round differently at another row count. Multiples of 8 were measured not to on
+    the CPU; here the model's own layers are measured at the very row count, and where a bit differs every call
+    of this model has the same fixed count.
+
+    Args:
+        decoder: The model.
+        num_samples: Samples wanted.
+        passes: 2 with guidance, else 1.
+    """
+    wanted = max(1, -(-num_samples // ROW_MULTIPLE)) * ROW_MULTIPLE
+    measured = _MEASURED.setdefault(decoder, {})
+    # The fixed count is measured first and always: which counts were asked for before decides nothing.
+    if not _measure(decoder, FIXED_ROWS, passes, measured):
+        return FIXED_ROWS
+    return wanted if _measure(decoder, wanted, passes, measured) else FIXED_ROWS
+
+
+def _measure(decoder: Decoder, samples: int, passes: int, measured: dict[tuple[int, int], bool]) -> bool:
+    key = (samples, passes)
+    if key not in measured:
+        reference = ROW_MULTIPLE * passes
+        measured[key] = samples == ROW_MULTIPLE or rows_are_invariant(decoder, reference, samples * passes)
+    return measured[key]
+
+
+@torch.inference_mode()
+def rows_are_invariant(decoder: Decoder, reference: int, rows: int) -> bool:
+    """Return whether `rows` rows (a multiple of `reference`) give the bits of `reference` rows.
+
+    Runs the decoder on equal rows at the first, second, middle and last position, with
+    keys and values in the cache, and compares the cumulative weights that tokens are drawn from.
+    """
+    T, vocabulary = decoder.max_length - 1, decoder.head.shape[0]
+    generator = torch.Generator().manual_seed(0)
+    few, many = decoder.new_cache(reference), decoder.new_cache(rows)
+    pick = torch.arange(rows) % reference
+    few.copy_(torch.randn(few.shape, generator=generator))
+    many.copy_(few[:, :, pick.to(few.device)])
+    for position in sorted({0, 1, T // 2, T - 1}):
+        tokens = torch.randint(vocabulary, (reference,), generator=generator)
+        first = decoder.step(tokens.to(few.device), position, few, 0, vocabulary)
+        second = decoder.step(tokens[pick].to(few.device), position, many, 0, vocabulary)
+        first, second = (filtered_probabilities(logits).cumsum(-1) for logits in (first, second))
+        if not torch.equal(first[pick.to(first.device)], second):
+            return False
+    return True

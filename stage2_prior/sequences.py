@@ -1,0 +1,69 @@
+"""The codes of a store, resident in memory, as batches of tokens.
+
+Letters: n rows, T tokens of a sequence.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from stage2_prior.layout import SequenceLayout
+from vq_prior.core.code_store import CodeStore
+from vq_prior.core.randomness import keyed_generator
+
+
+@dataclass
+class Sequences:
+    """Rows of one split of a code store; codes stay in their smallest integer type until a batch is made.
+
+    Attributes:
+        layout: How code grids become tokens.
+        grids: The codes of each level, [n, *grid].
+        labels: [n] int64; the null label throughout if the store has no labels.
+    """
+
+    layout: SequenceLayout
+    grids: tuple[NDArray[np.generic], ...]
+    labels: NDArray[np.int64]
+
+    @classmethod
+    def read(cls, store: CodeStore, layout: SequenceLayout, *, max_rows: int | None = None) -> "Sequences":
+        """Return the rows of a store, or `max_rows` of them spread evenly."""
+        rows = np.arange(len(store), dtype=np.int64)
+        if max_rows is not None and len(rows) > max_rows:
+            rows = np.arange(max_rows, dtype=np.int64) * len(store) // max_rows
+        columns = store.rows(rows)
+        labels = columns["label"] if store.labelled else np.full(len(rows), layout.null_label, dtype=np.int64)
+        return cls(layout, tuple(columns[f"codes.{n}"] for n in range(len(layout.levels))), labels)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batch(self, rows: NDArray[np.int64] | slice) -> tuple[Tensor, Tensor]:
+        """Return tokens [n, T] and labels [n], int64 on the host, of some rows."""
+        codes = tuple(torch.from_numpy(grid[rows].astype(np.int64)) for grid in self.grids)
+        return self.layout.to_tokens(codes), torch.from_numpy(self.labels[rows].astype(np.int64))
+
+
+def drop_labels(labels: Tensor, layout: SequenceLayout, *, rate: float, seed: int, step: int) -> Tensor:
+    """Return the labels of the global batch of one step, [B], some replaced by the null label.
+
+    Which ones is a function of (seed, step), so it does not depend on the number of processes.
+    """
+    dropped = torch.from_numpy(keyed_generator(seed, step, "label dropout").random(len(labels)) < rate)
+    return labels.masked_fill(dropped, layout.null_label)
+
+
+def drop_tokens(inputs: Tensor, layout: SequenceLayout, *, rate: float, seed: int, step: int) -> Tensor:
+    """Return what the model reads at one step, [B, T], some codes replaced by the null token; never the prompt.
+
+    A model that cannot rely on any one token overfits later. Which ones is a function of (seed, step).
+    """
+    if not rate:
+        return inputs
+    dropped = torch.from_numpy(keyed_generator(seed, step, "token dropout").random(tuple(inputs.shape)) < rate)
+    dropped[:, 0] = False
+    return inputs.masked_fill(dropped, layout.null_token)

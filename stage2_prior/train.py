@@ -1,0 +1,260 @@
+"""Training the prior: one flat loop over token sequences.
+
+Letters: B global batch, T tokens of a sequence, W processes.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stage2_prior.baselines import bits_per_dimension
+from stage2_prior.calibrate import calibrate
+from stage2_prior.layout import SequenceLayout
+from stage2_prior.plan import plan_lines
+from stage2_prior.prior import save_prior, shifted, token_nats
+from stage2_prior.run import Progress, Training, prepare, resume, save, written_steps
+from stage2_prior.sampling import sample_tokens
+from stage2_prior.sequences import drop_labels, drop_tokens
+from stage2_prior.settings import CodeFacts, TrainPrior, check, given, resolve
+from vq_prior.core.artifacts import new_folder, remove
+from vq_prior.core.code_store import CodeStore
+from vq_prior.core.errors import ArtifactError, NumericError, Stopped, UsageError
+from vq_prior.core.identity import require_same_codec
+from vq_prior.core.media import picture_grid, save_png, to_pixels
+from vq_prior.core.optim import lr_at, set_learning_rate
+from vq_prior.core.randomness import batch_rows
+from vq_prior.core.runs import RunLog, open_run, require_free_space, run_config
+from vq_prior.core.runtime import start_runtime, stop_flag, sum_over_processes
+from vq_prior.core.spec import Codec
+
+EVAL_ROWS_PER_CALL = 128
+NUM_PICTURES = 40
+
+
+def train_prior(settings: TrainPrior, codec: Codec | None = None) -> Path:
+    """Return RUN/prior, the folder of a prior trained on a code store.
+
+    Continues the run in `settings.out` if there is one; a finished one is left as it is. With
+    `settings.dry_run` nothing is written.
+
+    Args:
+        settings: What to train, on what.
+        codec: Decodes the sample grids drawn while training; must be the codec of the codes.
+
+    Raises:
+        UsageError: On a setting out of range, or other settings than those of the run in RUN.
+        ArtifactError: If the code store is missing, damaged, or of another codec.
+        NumericError: If the loss or a gradient is not finite.
+        Stopped: On SIGTERM or Ctrl-C, after the state was saved.
+    """
+    check(settings)
+    runtime = start_runtime(settings.precision)
+    if runtime.is_main:
+        print(runtime.describe(), flush=True)
+    store, validation = CodeStore.open(settings.codes, "train"), CodeStore.open(settings.codes, "validation")
+    store.verify()
+    if not len(validation):
+        raise ArtifactError(f"{settings.codes} has no validation rows; extract the codes anew with a held-out split")
+    if codec is not None:
+        require_same_codec(str(settings.codes), store.index.codec.id, "--codec", codec.codec_id)
+    layout = SequenceLayout.from_spec(store.spec, len(store.index.label_names) if store.labelled else 0)
+    facts = CodeFacts(layout.num_tokens, layout.num_codes, len(store))
+    settings = dataclasses.replace(resolve(settings, facts, runtime.device.type), precision=runtime.precision)
+    if given(settings.batch_size) < runtime.num_processes:
+        raise UsageError(
+            f"--batch-size must be at least the number of processes, {runtime.num_processes}, got {settings.batch_size}"
+        )
+    training = prepare(settings, runtime, store, validation, codec)
+    if settings.dry_run:
+        seconds = min(_timed(update, training) for _ in range(3))
+        if runtime.is_main:
+            print("\n".join(plan_lines(training, seconds)))
+        return training.final
+    config = run_config("train-prior", settings, {"codes": store.store_id})
+    need = 8 * sum(p.numel() for p in training.prior.model.parameters()) * 4
+    require_free_space(training.folder, need)
+    if settings.overwrite and runtime.is_main:
+        remove(training.final)
+    open_run(training.folder, config, overwrite=settings.overwrite, is_main=runtime.is_main)
+    runtime.barrier()
+    resume(training)
+    if training.done() and written_steps(training.final) == training.step:
+        if runtime.is_main:
+            print(f"{training.final} is finished ({training.ending()}); pass --overwrite to train anew")
+        return training.final
+    run_steps(training)
+    finish(training)
+    return training.final
+
+
+def batch_loss(t: Training, step: int) -> Tensor:
+    """Return this process's part of the mean nats per token of the global batch of one step.
+
+    Scaled by W, so that the mean over processes of its gradient is that of the whole batch however it is cut. The
+    softmax is over the ids legal at each position; class and null tokens take no probability.
+    """
+    s, layout, batch_size = t.settings, t.prior.layout, given(t.settings.batch_size)
+    tokens, labels = t.train.batch(batch_rows(len(t.train), batch_size, s.seed, step))
+    if layout.num_classes:
+        labels = drop_labels(labels, layout, rate=s.label_dropout, seed=s.seed, step=step)
+    inputs = drop_tokens(shifted(layout, tokens, labels), layout, rate=given(s.token_dropout), seed=s.seed, step=step)
+    share = t.runtime.share(batch_size)
+    inputs, tokens = (part[share].to(t.runtime.device, non_blocking=True) for part in (inputs, tokens))
+    with t.runtime.autocast():
+        logits = t.model(input_ids=inputs, use_cache=False).logits
+    return token_nats(layout, logits, tokens).sum() * (t.runtime.num_processes / (batch_size * layout.num_tokens))
+
+
+def update(t: Training) -> Tensor:
+    """Do one optimiser step and return this process's part of the loss, detached.
+
+    Raises:
+        NumericError: Before the update, if the loss or the gradient is not finite.
+    """
+    s = t.settings
+    rate = lr_at(
+        t.step,
+        steps=given(s.steps),
+        peak=given(s.learning_rate),
+        warmup_steps=s.warmup_steps,
+        decay_fraction=s.decay_fraction,
+    )
+    set_learning_rate(t.optimizer, rate)
+    loss = batch_loss(t, t.step)
+    t.optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    norm = nn.utils.clip_grad_norm_(t.prior.model.parameters(), s.max_grad_norm)
+    if not bool(torch.isfinite(norm)):
+        raise NumericError(
+            f"the gradient of step {t.step + 1} is not finite (loss {float(loss):.4g}); lower --learning-rate"
+        )
+    t.optimizer.step()
+    t.step += 1
+    t.average.update(t.prior.model, t.step)
+    return loss.detach()
+
+
+def run_steps(t: Training) -> None:
+    """Train from the present step to the last, measuring and saving on the way; raises `Stopped` on a signal."""
+    s, steps = t.settings, given(t.settings.steps)
+    eval_every, log_every, sample_every = given(s.eval_every), given(s.log_every), given(s.sample_every)
+    log = RunLog(t.folder, step=t.step, steps=steps, is_main=t.runtime.is_main)
+    window, since = torch.zeros((), device=t.runtime.device), 0
+    with stop_flag() as stop:
+        try:
+            while not t.done():
+                window += update(t)
+                since += 1
+                log.advance()
+                measure = t.step % eval_every == 0 or t.step == steps
+                values: dict[str, float] = {}
+                if measure or t.step % log_every == 0:
+                    values["train_nats"] = float(sum_over_processes(window)) / t.runtime.num_processes / since
+                    window.zero_()
+                    since = 0
+                if measure:
+                    values |= evaluate(t)
+                if values:
+                    values["learning_rate"] = t.optimizer.param_groups[0]["lr"]
+                    log.write(t.step, values)
+                if t.codec is not None and t.runtime.is_main and (t.step % sample_every == 0 or t.done()):
+                    save_samples(t, t.codec)
+                stopping = stop.agreed()
+                if t.step % s.checkpoint_every == 0 or t.done() or stopping:
+                    save(t)
+                if stopping and not t.done():
+                    raise Stopped(f"stopped by {stop.signal_name or 'a signal'} at step {t.step}, saved; run it again")
+        finally:
+            log.close()
+
+
+def held_out_loss(t: Training) -> float:
+    """Return mean nats per token of the held-out rows under the model's present weights, over all processes."""
+    model, layout, device = t.prior.model, t.prior.layout, t.runtime.device
+    mine = range(len(t.held_out))[t.runtime.share(len(t.held_out))]
+    total = torch.zeros((), dtype=torch.float64)
+    model.eval()
+    with torch.no_grad():
+        for first in range(mine.start, mine.stop, EVAL_ROWS_PER_CALL):
+            tokens, labels = t.held_out.batch(slice(first, min(first + EVAL_ROWS_PER_CALL, mine.stop)))
+            inputs, tokens = shifted(layout, tokens, labels).to(device), tokens.to(device)
+            with t.runtime.autocast():
+                logits: Any = model(input_ids=inputs, use_cache=False).logits
+            total += token_nats(layout, logits, tokens).double().sum().cpu()
+    model.train()
+    total = sum_over_processes(total.to(device) if device.type != "mps" else total)
+    return float(total) / (len(t.held_out) * layout.num_tokens)
+
+
+def evaluate(t: Training) -> dict[str, float]:
+    """Return the measurements of the averaged weights, and keep these weights if they are the best so far."""
+    with t.average.swapped_into(t.prior.model):
+        nats = held_out_loss(t)
+        if not isfinite(nats):
+            raise NumericError(f"the held-out loss after step {t.step} is not finite; lower --learning-rate")
+        if t.progress.best_nats is None or nats < t.progress.best_nats:
+            t.progress = Progress(nats, t.step, 0)
+            t.best = {name: tensor.detach().clone() for name, tensor in t.prior.model.state_dict().items()}
+        else:
+            t.progress.misses += 1
+    b = t.baselines
+    return {
+        "held_out_nats": nats,
+        "bits_per_dimension": bits_per_dimension(nats, t.prior.spec),
+        "uniform": b.uniform,
+        "unigram": b.unigram,
+        "previous_token": b.previous_token,
+    }
+
+
+def save_samples(t: Training, codec: Codec) -> None:
+    """Write a grid of samples of the averaged weights to `images/`; images only, other ranks are left out."""
+    if len(t.prior.spec.shape) != 2 or t.prior.spec.channels not in (1, 3):
+        return
+    layout = t.prior.layout
+    columns = min(layout.num_classes, 10) or 8
+    labels = torch.arange(NUM_PICTURES) % columns if layout.num_classes else torch.full((NUM_PICTURES,), 0)
+    with t.average.swapped_into(t.prior.model):
+        tokens = sample_tokens(t.prior, labels, seed=t.settings.seed, indices=range(NUM_PICTURES))
+    images = codec.decode(layout.to_codes(tokens))
+    folder = t.folder / "images"
+    folder.mkdir(exist_ok=True)
+    save_png(folder / f"step-{t.step:08d}.png", picture_grid(to_pixels(images), columns=columns))
+
+
+def finish(t: Training) -> None:
+    """Choose the sampling settings on held-out rows, write RUN/prior, and say how good it is."""
+    if t.runtime.is_main:
+        t.prior.model.load_state_dict(t.best)
+        t.prior.model.eval()
+        tokens, labels = t.held_out.batch(slice(None))
+        t.prior.sampling = calibrate(t.prior, tokens, labels).best
+        t.prior.trained_steps = t.step
+        with new_folder(t.final) as staging:
+            save_prior(t.prior, staging)
+        b, best = t.baselines, t.progress.best_nats
+        assert best is not None
+        print(
+            f"held-out nats per token {best:.4f} ({bits_per_dimension(best, t.prior.spec):.4f} code bits per dimension)"
+            f" against {b.previous_token:.4f} previous token, {b.unigram:.4f} unigram, {b.uniform:.4f} uniform"
+        )
+        print(
+            f"best at step {t.progress.best_step}, {t.ending()}; measured sampling settings: "
+            f"temperature {t.prior.sampling.temperature:g}, guidance {t.prior.sampling.guidance_scale:g}"
+        )
+        codec = t.settings.codec or "CODEC"
+        print(f"wrote {t.final}")
+        print(f"next: vq-prior assemble --codec {codec} --prior {t.final} --out {t.settings.out / 'model'}", flush=True)
+    t.runtime.barrier()
+
+
+def _timed(function: Callable[[Training], Tensor], t: Training) -> float:
+    begin = time.perf_counter()
+    float(function(t))
+    return time.perf_counter() - begin

@@ -1,0 +1,38 @@
+import pytest
+import torch
+from torch import nn
+
+from vq_prior.core.rows import map_rows, rows_per_call
+
+
+@pytest.mark.parametrize("total", [1, 7, 8, 9, 24])
+def test_every_call_has_the_same_row_count_and_no_row_is_lost(total):
+    seen = []
+
+    def double(x, y):
+        seen.append(x.shape[0])
+        return x * 2 + y
+
+    x, y = torch.arange(total * 3.0).view(total, 3), torch.ones(total, 3)
+    assert torch.equal(map_rows(double, 8, x, y), x * 2 + 1)
+    assert seen == [8] * (-(-total // 8))
+
+
+def test_a_tuple_stays_a_tuple():
+    first, second = map_rows(lambda x: (x, x.long()), 4, torch.arange(6.0))
+    assert torch.equal(first, torch.arange(6.0))
+    assert torch.equal(second, torch.arange(6))
+
+
+@torch.inference_mode()
+def test_the_bits_of_a_row_do_not_depend_on_the_batch_it_came_in():
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(3, 32, 4, 2, 1), nn.SiLU(), nn.Conv2d(32, 16, 3, 1, 1), nn.Flatten(), nn.Linear(1024, 40)
+    )
+    images = torch.randn(37, 3, 16, 16)
+    rows = rows_per_call(torch.device("cpu"))
+    whole = map_rows(network, rows, images)
+    for batch_size in (1, 7, 20):
+        pieces = [map_rows(network, rows, piece) for piece in images.split(batch_size)]
+        assert torch.equal(torch.cat(pieces), whole)
