@@ -27,7 +27,8 @@ def transform_of(codec: Codec) -> Transform:
     """Return how pictures become the codec's images; raises `UsageError` if it is not a codec of pictures."""
     if codec.spec.rank != 2 or codec.spec.channels not in (1, 3):
         raise UsageError(f"this codec is for data of shape {list(codec.spec.shape)}, not for pictures")
-    return Transform(*codec.spec.shape, channels=codec.spec.channels)
+    height, width = codec.spec.shape
+    return Transform(height, width, codec.spec.channels)
 
 
 def evaluate_codec(codec: Codec, pixels: PixelRows, *, device: torch.device | str = "cpu") -> dict[str, Any]:

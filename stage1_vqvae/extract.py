@@ -7,7 +7,6 @@ beside OUT: `request.json` says what is being written, `store/` holds finished s
 
 import json
 from functools import partial
-from hashlib import sha256
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -59,7 +58,7 @@ def extract_codes(settings: ExtractCodes) -> Path:
     codec = load_codec(settings.codec)
     transform = transform_of(codec)
     runtime = start_runtime("fp32")
-    say = partial(print, flush=True) if runtime.is_main else partial(_mute)
+    say = partial(print, flush=True) if runtime.is_main else _mute
     say(runtime.describe())
     data = open_data(
         settings.data,
@@ -79,9 +78,7 @@ def extract_codes(settings: ExtractCodes) -> Path:
         )
     spec = codec.spec
     num_bytes = (len(data.train) + len(data.validation)) * (spec.num_tokens * 4 + 32)
-    say(
-        f"codec {request['codec_id'][:12]}: {spec.num_tokens} tokens an image, about {num_bytes / 2**20:.1f} MiB at most"
-    )
+    say(f"codec {request['codec_id'][:12]}: {spec.num_tokens} tokens an image, at most {num_bytes / 2**20:.1f} MiB")
     if settings.dry_run:
         say("nothing was written (--dry-run)")
         return settings.out
@@ -155,29 +152,28 @@ def _write_shards(
     batch_size = settings.batch_size or 256
     mine = _shards(data)[runtime.process_index :: runtime.num_processes]
     started, num_done = monotonic(), 0
-    bar = tqdm(
-        total=sum(len(rows) for *_, rows in mine), unit="image", disable=None if runtime.is_main else True, leave=False
-    )
+    num_rows = sum(len(rows) for *_, rows in mine)
+    bar = tqdm(total=num_rows, unit="image", disable=None if runtime.is_main else True, leave=False)
     for split, split_rows, number, rows in mine:
         path = store / shard_file(split, number)
-        if not path.exists():
-            subset = split_rows.subset(rows)
-            pixels = load_pixels(subset, transform, num_workers=settings.num_workers, max_bytes=1 << 30)
-            codes: list[list[Any]] = [[] for _ in codec.spec.levels]
-            for first in range(0, len(subset), batch_size):
-                images = to_unit_range(
-                    torch.from_numpy(pixels.batch(range(first, min(first + batch_size, len(subset)))))
-                )
-                for level, part in zip(codes, codec.encode(images), strict=True):
-                    level.append(part.cpu().numpy())
-                bar.update(images.shape[0])
-            values = {f"codes.{n}": np.concatenate(level) for n, level in enumerate(codes)}
-            if subset.labels is not None:
-                values["label"] = subset.labels
-            values["source_index"] = subset.source_index
-            values["view"] = np.zeros(len(subset), dtype=np.uint8)
-            write_atomic(path, shard_bytes(columns, values))
-            num_done += len(subset)
+        if path.exists():
+            bar.update(len(rows))
+            continue
+        subset = split_rows.subset(rows)
+        pixels = load_pixels(subset, transform, num_workers=settings.num_workers, max_bytes=1 << 30)
+        codes: list[list[Any]] = [[] for _ in codec.spec.levels]
+        for first in range(0, len(subset), batch_size):
+            batch = pixels.batch(range(first, min(first + batch_size, len(subset))))
+            for level, part in zip(codes, codec.encode(to_unit_range(torch.from_numpy(batch))), strict=True):
+                level.append(part.cpu().numpy())
+            bar.update(len(batch))
+        values = {f"codes.{n}": np.concatenate(level) for n, level in enumerate(codes)}
+        if subset.labels is not None:
+            values["label"] = subset.labels
+        values["source_index"] = subset.source_index
+        values["view"] = np.zeros(len(subset), dtype=np.uint8)
+        write_atomic(path, shard_bytes(columns, values))
+        num_done += len(subset)
     bar.close()
     if runtime.is_main and num_done:
         print(f"encoded {num_done / (monotonic() - started):.0f} images/s in this process", flush=True)
@@ -204,23 +200,24 @@ def _publish(settings: ExtractCodes, codec: VQVAE, data: ImageData, transform: T
     write_index(store, index)
     publish(store, settings.out)
     remove(partial_folder)
+    _report(settings, index)
+
+
+def _report(settings: ExtractCodes, index: CodeIndex) -> None:
+    """Print what was written: use of the codes over the training rows, counts, the next command."""
     train = CodeStore.open(settings.out, "train")
-    values = train.rows(np.arange(len(train)))
-    for number, level in enumerate(codec.spec.levels):
-        counts = torch.bincount(
-            torch.from_numpy(values[f"codes.{number}"].astype(np.int64)).reshape(-1), minlength=level.num_codes
-        )
+    for number, level in enumerate(index.spec.levels):
+        counts = torch.zeros(level.num_codes, dtype=torch.int64)
+        for rows in shard_ranges(len(train)):
+            codes = train.rows(np.arange(rows.start, rows.stop))[f"codes.{number}"].astype(np.int64)
+            counts += torch.bincount(torch.from_numpy(codes).reshape(-1), minlength=level.num_codes)
         print(
             f"level {number}: {usage(counts):.0%} of {level.num_codes} codes used, perplexity {perplexity(counts):.1f}"
         )
-    digest = sha256(b"".join(bytes.fromhex(shard.sha256) for shard in shards)).hexdigest()
-    print(
-        f"wrote {settings.out}: {len(data.train)} + {len(data.validation)} rows in {len(shards)} shards ({digest[:12]})"
-    )
-    print(
-        f"next: vq-prior train-prior --codes {settings.out} --codec {settings.codec} --out {_run_of(settings)}",
-        flush=True,
-    )
+    held_out = sum(shard.num_rows for shard in index.shards) - len(train)
+    print(f"wrote {settings.out}: {len(train)} + {held_out} rows in {len(index.shards)} shards")
+    run = _run_of(settings)
+    print(f"next: vq-prior train-prior --codes {settings.out} --codec {settings.codec} --out {run}", flush=True)
 
 
 def _run_of(settings: ExtractCodes) -> Path:

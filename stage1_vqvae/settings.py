@@ -286,8 +286,8 @@ def resolve(settings: TrainVQVAE, facts: DataFacts, device_type: str) -> TrainVQ
     size = parse_size(settings.image_size) if settings.image_size else _default_size(facts, largest)
     downsampling = settings.model.downsampling or _default_downsampling(size)
     grid = grid_of(size, downsampling)
-    width = settings.model.width or (128 if small_machine else 256)
     tiny = max(size) <= 16
+    width = settings.model.width or (64 if tiny else 128 if small_machine else 256)
     model = replace(
         settings.model,
         channels=settings.model.channels or (1 if facts.all_grey else 3),
@@ -301,7 +301,7 @@ def resolve(settings: TrainVQVAE, facts: DataFacts, device_type: str) -> TrainVQ
         settings,
         steps=steps,
         batch_size=settings.batch_size or (64 if small_machine else 256),
-        learning_rate=settings.learning_rate or 1e-3,
+        learning_rate=settings.learning_rate or (3e-3 if tiny else 1e-3),
         image_size=f"{size[0]}x{size[1]}",
         model=model,
         quantizer=replace(settings.quantizer, num_codes=num_codes),

@@ -94,14 +94,19 @@ def _mute(*_values: object) -> None:
 
 
 def _transform(settings: TrainVQVAE) -> Transform:
-    assert settings.image_size is not None and settings.model.channels is not None
+    assert settings.image_size is not None
+    assert settings.model.channels is not None
     return Transform(*parse_size(settings.image_size), channels=settings.model.channels)
 
 
 def new_codec(settings: TrainVQVAE) -> VQVAE:
     """Return an untrained codec of resolved settings; its weights are a function of the seed."""
     model = settings.model
-    assert settings.image_size and model.channels and model.downsampling and model.width and model.residual_width
+    assert settings.image_size
+    assert model.channels
+    assert model.downsampling
+    assert model.width
+    assert model.residual_width
     architecture = Architecture(
         channels=model.channels,
         shape=parse_size(settings.image_size),
@@ -135,7 +140,8 @@ def _dry_run(settings: TrainVQVAE, model: VQVAE, runtime: Runtime) -> str:
 
     from vq_prior.core.config import to_json
 
-    assert settings.batch_size is not None and settings.steps is not None
+    assert settings.batch_size is not None
+    assert settings.steps is not None
     wrapped = runtime.wrap(model).train()
     share = runtime.share(settings.batch_size)
     images = torch.rand(share.stop - share.start, model.spec.channels, *model.spec.shape) * 2 - 1
@@ -219,16 +225,18 @@ def _loop(
     A step is a function of (seed, step) and the state a checkpoint holds; what is logged never feeds back.
     """
     s, B, W, device = settings, settings.batch_size, runtime.num_processes, runtime.device
-    assert B is not None and s.steps is not None and s.learning_rate is not None
+    assert B is not None
+    assert s.steps is not None
+    assert s.learning_rate is not None
     wrapped = runtime.wrap(model).train()
     optimizer = adamw(model, learning_rate=s.learning_rate, weight_decay=s.weight_decay, betas=s.adam_betas)
     if checkpoint is None:
         first = 0
         _start_codebook(model, train, s, runtime)
-        average = WeightAverage(model, decay=s.average_decay)
+        average = WeightAverage(model, decay=s.average_decay, copied=("quantizer.",))
     else:
         first = checkpoint.step
-        average = WeightAverage(model, decay=s.average_decay)
+        average = WeightAverage(model, decay=s.average_decay, copied=("quantizer.",))
         _restore(checkpoint, model, optimizer, average)
     log = RunLog(folder, step=first, steps=s.steps, is_main=runtime.is_main)
     if first:
@@ -269,7 +277,7 @@ def _loop(
             if int(sum_over_processes((~finite).to(torch.int32))):
                 raise NumericError(
                     f"the loss or a gradient is not finite at step {step + 1} (loss {float(loss):.4g}, gradient norm "
-                    f"{float(norm):.4g}); the step was not taken: lower --learning-rate and start from the last checkpoint"
+                    f"{float(norm):.4g}); the step was not taken; lower --learning-rate and start anew by --overwrite"
                 )
             optimizer.step()
             num_revived += model.quantizer.update(keyed_generator(s.seed, step, "quantizer")).get("num_revived", 0.0)

@@ -89,15 +89,27 @@ class Decoder:
         shape = (len(self.blocks), 2, rows, self.num_groups, self.max_length, self.head_dim)
         return torch.zeros(shape, dtype=self.embedding.dtype, device=self.embedding.device)
 
-    def _attend_step(self, q: Tensor, k: Tensor, v: Tensor, cache: Tensor, position: int) -> Tensor:
-        """Return attention of one new position, [R, H * d]; q [R, H, d], k and v [R, G, d]."""
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, cache: Tensor, position: int) -> Tensor:
+        """Return attention of one new position, [R, H * d]; q [R, H, d], k and v [R, G, d].
+
+        Plain batched products: the fused kernel cuts the keys by the number of rows and threads, and a row's bits
+        would depend on its neighbours.
+
+        Args:
+            q: Queries.
+            k: Keys of the new position.
+            v: Values of the new position.
+            cache: Keys and values of one layer, [2, R, G, positions, d]; written in place.
+            position: Place in the sequence.
+        """
         R, H, d = q.shape
+        G = self.num_groups
         cache[0, :, :, position] = k
         cache[1, :, :, position] = v
-        keys, values = cache[0, :, :, : position + 1], cache[1, :, :, : position + 1]
+        keys, values = cache[:, :, :, : position + 1].reshape(2, R * G, position + 1, d)
         # The queries that share a key-value head stand where a sequence would: no head is copied.
-        grouped = q.reshape(R, self.num_groups, H // self.num_groups, d)
-        return F.scaled_dot_product_attention(grouped, keys, values).reshape(R, H * d)
+        scores = torch.bmm(q.reshape(R * G, H // G, d), keys.transpose(1, 2)).mul_(d**-0.5)
+        return torch.bmm(scores.softmax(dim=-1), values).view(R, H * d)
 
     def step(self, tokens: Tensor, position: int, cache: Tensor, low: int, high: int) -> Tensor:
         """Return logits [R, high - low] of ids low to high - 1 at the place after `position`.
@@ -121,7 +133,7 @@ class Decoder:
             if self.has_qk_norm:
                 qk = F.rms_norm(qk, (d,), None, self.eps)
             qk = torch.addcmul(qk * cos[number], _swap_halves(qk), sin[number])
-            attended = self._attend_step(qk[:, :H], qk[:, H:], qkv[:, H + G :], cache[number], position)
+            attended = self.attend(qk[:, :H], qk[:, H:], qkv[:, H + G :], cache[number], position)
             x = x + F.linear(attended, block.out)
             h = F.rms_norm(x, shape, block.post_norm, self.eps)
             gate, up = F.linear(h, block.gate_up).chunk(2, dim=-1)

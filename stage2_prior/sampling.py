@@ -246,8 +246,9 @@ def _measure(decoder: Decoder, samples: int, passes: int, measured: dict[tuple[i
 def rows_are_invariant(decoder: Decoder, reference: int, rows: int) -> bool:
     """Return whether `rows` rows (a multiple of `reference`) give the bits of `reference` rows.
 
-    Runs the decoder on equal rows at the first, second, middle and last position, with
-    keys and values in the cache, and compares the cumulative weights that tokens are drawn from.
+    Runs the attention of one layer at every position, then the whole decoder at the first, second, middle
+    and last position, on equal rows with keys and values in the cache, and compares the cumulative
+    weights that tokens are drawn from.
     """
     T, vocabulary = decoder.max_length - 1, decoder.head.shape[0]
     generator = torch.Generator().manual_seed(0)
@@ -255,11 +256,23 @@ def rows_are_invariant(decoder: Decoder, reference: int, rows: int) -> bool:
     pick = torch.arange(rows) % reference
     few.copy_(torch.randn(few.shape, generator=generator))
     many.copy_(few[:, :, pick.to(few.device)])
+    if not _attention_is_invariant(decoder, few[0].clone(), many[0].clone(), pick.to(few.device)):
+        return False
     for position in sorted({0, 1, T // 2, T - 1}):
         tokens = torch.randint(vocabulary, (reference,), generator=generator)
         first = decoder.step(tokens.to(few.device), position, few, 0, vocabulary)
         second = decoder.step(tokens[pick].to(few.device), position, many, 0, vocabulary)
         first, second = (filtered_probabilities(logits).cumsum(-1) for logits in (first, second))
         if not torch.equal(first[pick.to(first.device)], second):
+            return False
+    return True
+
+
+def _attention_is_invariant(decoder: Decoder, few: Tensor, many: Tensor, pick: Tensor) -> bool:
+    q = torch.cat([few[0, :, :, 0]] * (decoder.num_heads // decoder.num_groups), dim=1)
+    k, v = few[0, :, :, -1], few[1, :, :, -1]
+    for position in range(decoder.max_length - 1):
+        first = decoder.attend(q, k, v, few, position)
+        if not torch.equal(first[pick], decoder.attend(q[pick], k[pick], v[pick], many, position)):
             return False
     return True

@@ -132,7 +132,7 @@ def update(t: Training) -> Tensor:
     norm = nn.utils.clip_grad_norm_(t.prior.model.parameters(), s.max_grad_norm)
     if not bool(torch.isfinite(norm)):
         raise NumericError(
-            f"the gradient of step {t.step + 1} is not finite (loss {float(loss):.4g}); lower --learning-rate"
+            f"the gradient of step {t.step + 1} is not finite (loss {float(loss.detach()):.4g}); lower --learning-rate"
         )
     t.optimizer.step()
     t.step += 1

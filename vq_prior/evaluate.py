@@ -1,18 +1,20 @@
 """`vq-prior evaluate`: reconstruction of a codec, and the likelihood a prior gives to held-out codes."""
 
-import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vq_prior.core.artifacts import write_atomic
 from vq_prior.core.components import find_component
 from vq_prior.core.config import pretty_json
-from vq_prior.core.errors import UsageError
+from vq_prior.core.errors import ArtifactError, UsageError
 from vq_prior.settings import Evaluate
 
 if TYPE_CHECKING:
     from stage1_vqvae.model import VQVAE
+    from stage1_vqvae.pixels import PixelRows
+    from stage1_vqvae.sources import ImageData
     from stage2_prior.prior import CausalPrior
+
+ROWS_AT_ONCE = 256
 
 
 def evaluate(settings: Evaluate) -> dict[str, Any]:
@@ -26,63 +28,79 @@ def evaluate(settings: Evaluate) -> dict[str, Any]:
         raise UsageError("evaluate needs either --codec or --model")
     if settings.out.is_dir():
         raise UsageError(f"--out must be a file to write, {settings.out} is a folder")
-    from stage1_vqvae.evaluate import evaluate_codec, held_out_pixels
+    from stage1_vqvae.evaluate import evaluate_codec, transform_of
     from stage1_vqvae.model import load_codec
+    from stage1_vqvae.pixels import load_pixels
+    from stage1_vqvae.sources import open_data
     from vq_prior import __version__
     from vq_prior.core.runtime import start_runtime
 
+    prior = None
     if settings.codec is not None:
-        codec, prior = load_codec(find_component(settings.codec, "vqvae")), None
+        codec = load_codec(find_component(settings.codec, "vqvae"))
     else:
         from vq_prior.pipeline import VQPriorPipeline
 
         assert settings.model is not None
         pipeline = VQPriorPipeline.from_pretrained(settings.model)
         codec, prior = pipeline.codec, pipeline.prior
-    runtime = start_runtime()
+    runtime = start_runtime("fp32")
+    print(runtime.describe(), flush=True)
     codec.to(runtime.device)  # type: ignore[arg-type]
-    workers = settings.num_workers or os.cpu_count() or 1
-    data, pixels = held_out_pixels(
-        codec,
+    data = open_data(
         settings.data,
-        num_workers=workers,
         image_column=settings.image_column,
         label_column=settings.label_column,
+        num_workers=settings.num_workers,
     )
+    for note in data.notes:
+        print(note, flush=True)
+    pixels = load_pixels(data.validation, transform_of(codec), num_workers=settings.num_workers)
     result: dict[str, Any] = {
         "format_version": 1,
         "vq_prior": __version__,
         "data_id": data.data_id,
         "codec_id": codec.codec_id,
-        "codec": evaluate_codec(codec, pixels),
+        "codec": evaluate_codec(codec, pixels, device=runtime.device),
     }
     if prior is not None:
-        result["prior"] = _evaluate_prior(codec, prior.to(runtime.device), data, pixels)
-    if runtime.is_main:
-        settings.out.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(Path(settings.out), pretty_json(result))
-        for part in ("codec", "prior"):
-            for name, value in result.get(part, {}).items():
-                print(f"{part} {name} {value}")
-        print(f"wrote {settings.out}")
+        result["prior"] = _evaluate_prior(prior.to(runtime.device), codec, data, pixels)
+    settings.out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(settings.out, pretty_json(result))
+    for part in ("codec", "prior"):
+        for name, value in result.get(part, {}).items():
+            print(f"{part} {name} {value}")
+    print(f"wrote {settings.out}")
     return result
 
 
-def _evaluate_prior(prior: "CausalPrior", codec: "VQVAE", labels: Any, pixels: Any) -> dict[str, Any]:
-    """Return the held-out nats per token and bits per dimension under the prior."""
+def _evaluate_prior(prior: "CausalPrior", codec: "VQVAE", data: "ImageData", pixels: "PixelRows") -> dict[str, Any]:
+    """Return held-out nats per token and code bits per dimension under the prior.
+
+    Raises:
+        ArtifactError: If the classes of the data are not those of the prior.
+    """
     import numpy as np
     import torch
 
     from stage2_prior.baselines import bits_per_dimension
-    from stage2_prior.train import validation_nats
     from vq_prior.core.media import to_unit_range
 
-    rows = 256
-    parts = []
-    for first in range(0, len(pixels), rows):
-        images = to_unit_range(torch.from_numpy(pixels.batch(np.arange(first, min(first + rows, len(pixels))))))
-        parts.append(prior.layout.to_tokens(codec.encode(images.to(codec.device))))
-    tokens = torch.cat(parts)
-    classes = torch.full((len(tokens),), prior.layout.null_label) if labels is None else torch.from_numpy(labels)
-    nats = validation_nats(prior, tokens, classes)
-    return {"nats_per_token": nats, "bits_per_dimension": bits_per_dimension(nats, prior.spec)}
+    num_classes = prior.layout.num_classes
+    if num_classes and data.label_names != prior.label_names:
+        raise ArtifactError(
+            f"the data has the classes {', '.join(data.label_names) or 'none'}, "
+            f"the prior {', '.join(prior.label_names)}; evaluate on data of the same classes"
+        )
+    total, count = 0.0, 0
+    for first in range(0, len(pixels), ROWS_AT_ONCE):
+        rows = np.arange(first, min(first + ROWS_AT_ONCE, len(pixels)))
+        images = to_unit_range(torch.from_numpy(pixels.batch(rows))).to(prior.device)
+        tokens = prior.layout.to_tokens(codec.encode(images))
+        classes = torch.full((len(rows),), prior.layout.null_label)
+        if num_classes:
+            assert data.validation.labels is not None
+            classes = torch.from_numpy(data.validation.labels[rows])
+        log_probs = prior.log_probs(tokens, classes.to(prior.device))
+        total, count = total - float(log_probs.double().sum()), count + log_probs.numel()
+    return {"nats_per_token": total / count, "bits_per_dimension": bits_per_dimension(total / count, prior.spec)}

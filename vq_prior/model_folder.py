@@ -11,7 +11,7 @@ from pathlib import Path
 from stage1_vqvae.model import VQVAE, load_codec
 from stage2_prior.prior import CausalPrior, SamplingDefaults, load_prior
 from vq_prior.card import model_card
-from vq_prior.core.artifacts import new_folder, verify_manifest, write_atomic
+from vq_prior.core.artifacts import new_folder, require_replaceable, verify_manifest, write_atomic
 from vq_prior.core.config import from_json, pretty_json, read_json
 from vq_prior.core.errors import ArtifactError, UsageError
 from vq_prior.core.identity import require_same_codec
@@ -88,10 +88,9 @@ def assemble(codec_folder: Path, prior_folder: Path, out: Path, *, overwrite: bo
     """
     prior = load_prior(prior_folder)
     index = index_of(load_codec(codec_folder), prior)
-    if out.exists() and not overwrite and not _holds(out, index, codec_folder, prior_folder):
+    require_replaceable(out, INDEX, "MODEL")
+    if (out / INDEX).exists() and not overwrite and not _holds(out, index, codec_folder, prior_folder):
         raise UsageError(f"{out} exists and is another model; choose another --out or pass --overwrite")
-    if out.exists() and any(out.iterdir()) and not (out / INDEX).is_file():
-        raise UsageError(f"{out} holds files that are not a MODEL; choose another --out")
     with new_folder(out, manifest=False) as staging:
         for name, source in (("vqvae", codec_folder), ("prior", prior_folder)):
             shutil.copytree(source, staging / name, ignore=shutil.ignore_patterns(".*"))

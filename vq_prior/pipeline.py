@@ -127,7 +127,7 @@ class VQPriorPipeline:
 
     def to(self, device: str | torch.device) -> "VQPriorPipeline":
         """Move both stages to a device and return the pipeline."""
-        self.codec.to(device)  # type: ignore[arg-type]
+        self.codec.to(device)
         self.prior.to(device)
         return self
 

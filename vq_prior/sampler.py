@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from vq_prior.core.artifacts import publish, remove, staging_path, write_atomic
+from vq_prior.core.artifacts import publish, remove, require_replaceable, staging_path, write_atomic
 from vq_prior.core.config import pretty_json, read_json
 from vq_prior.core.errors import ArtifactError, EnvironmentFault, UsageError
 from vq_prior.core.identity import file_sha256
@@ -70,11 +70,10 @@ def generate(settings: Generate) -> Path:
 
 def _finished(out: Path, request: dict[str, Any], *, overwrite: bool) -> bool:
     """Return whether `out` holds the images of this request; refuse to touch anything else."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return False
-    if not (out / REQUEST).is_file():
-        raise UsageError(f"{out} exists and holds no samples of vq-prior; choose another --out")
-    if overwrite:
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"--out must be a folder to write, {out} is a file")
+    require_replaceable(out, REQUEST, "samples of vq-prior")
+    if overwrite or not (out / REQUEST).is_file():
         return False
     try:
         done = read_json(out / REQUEST)

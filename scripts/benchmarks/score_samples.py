@@ -15,9 +15,17 @@ import time
 import numpy as np
 from sklearn.svm import SVC
 
-from stage1_vqvae.evaluate import held_out_pixels
-from stage1_vqvae.sources import load_pixels, open_data
+from stage1_vqvae.evaluate import reconstruct_pixels, transform_of
+from stage1_vqvae.pixels import load_pixels
+from stage1_vqvae.sources import open_data
 from vq_prior import VQPriorPipeline
+
+MAX_FITTED = 6000
+
+
+def flat(pixels: np.ndarray) -> np.ndarray:
+    """Return uint8 pictures as rows of numbers from 0 to 16."""
+    return pixels.reshape(len(pixels), -1) * (16 / 255)
 
 
 def nearest(queries: np.ndarray, keys: np.ndarray, *, skip_self: bool) -> np.ndarray:
@@ -39,13 +47,12 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=float)
     arguments = parser.parse_args()
     pipeline = VQPriorPipeline.from_pretrained(arguments.model)
-    data, held_out = held_out_pixels(pipeline.codec, arguments.data, num_workers=2)
-    train = load_pixels(open_data(arguments.data).train, pipeline.codec.transform, num_workers=2)
-    x = train.batch(np.arange(len(train))).reshape(len(train), -1) * (16 / 255)
-    held = held_out.batch(np.arange(len(held_out))).reshape(len(held_out), -1) * (16 / 255)
-    classifier = SVC(gamma="scale", C=10).fit(
-        x[:8000] if len(x) <= 8000 else x[:: -(-len(x) // 8000)], data.train.labels[:: max(1, -(-len(x) // 8000))]
-    )
+    data, transform = open_data(arguments.data), transform_of(pipeline.codec)
+    train_pixels = load_pixels(data.train, transform).batch(range(len(data.train)))
+    held_pixels = load_pixels(data.validation, transform).batch(range(len(data.validation)))
+    train, held = flat(train_pixels), flat(held_pixels)
+    some = slice(None, None, -(-len(train) // MAX_FITTED))
+    classifier = SVC(gamma="scale", C=10).fit(train[some], data.train.labels[some])
     started = time.monotonic()
     drawn = pipeline(
         arguments.num_images,
@@ -56,32 +63,25 @@ def main() -> None:
         top_p=arguments.top_p,
     )
     seconds = time.monotonic() - started
-    samples = drawn.images.reshape(len(drawn.images), -1) * (16 / 255)
+    samples = flat(drawn.images)
     named, labels = classifier.predict(samples), np.array(drawn.labels)
-    closest = np.quantile(nearest(x, x, skip_self=True), 0.01)
+    closest = np.quantile(nearest(train, train, skip_self=True), 0.01)
     result = {
         "accuracy": float((named == labels).mean()),
         "accuracy_by_class": [round(float((named == labels)[labels == c].mean()), 3) for c in np.unique(labels)],
         "classifier_on_held_out": float((classifier.predict(held) == data.validation.labels).mean()),
         "classifier_on_reconstructions": float(
-            (classifier.predict(_reconstructed(pipeline, held_out)) == data.validation.labels).mean()
+            (
+                classifier.predict(flat(reconstruct_pixels(pipeline.codec, held_pixels, device="cpu")))
+                == data.validation.labels
+            ).mean()
         ),
         "distinct": len(np.unique(drawn.images.reshape(len(drawn.images), -1), axis=0)) / len(samples),
         "closest_1_percent_of_training": float(closest),
-        "closer_than_that": float((nearest(samples, x, skip_self=False) < closest).mean()),
+        "closer_than_that": float((nearest(samples, train, skip_self=False) < closest).mean()),
         "images_per_second": len(samples) / seconds,
     }
     print(json.dumps(result, indent=2))
-
-
-def _reconstructed(pipeline: VQPriorPipeline, held_out: object) -> np.ndarray:
-    import torch
-
-    from vq_prior.core.media import to_pixels, to_unit_range
-
-    images = to_unit_range(torch.from_numpy(held_out.batch(np.arange(len(held_out)))))
-    pixels = to_pixels(pipeline.codec.decode(pipeline.codec.encode(images)))
-    return pixels.reshape(len(pixels), -1) * (16 / 255)
 
 
 if __name__ == "__main__":

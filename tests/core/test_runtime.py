@@ -60,9 +60,10 @@ def two(tmp_path_factory, child_environment):
     folder = tmp_path_factory.mktemp("two")
     script = folder / "two_processes.py"
     script.write_text(TWO_PROCESSES)
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2"]
+    settings = ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"]
     done = subprocess.run(
-        [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1"]
-        + ["--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0", str(script), str(folder)],
+        [*launch, *settings, str(script), str(folder)],
         env=child_environment(ACCELERATE_USE_CPU="1"),
         capture_output=True,
         text=True,

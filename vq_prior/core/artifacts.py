@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vq_prior.core.config import from_json, pretty_json, read_json
-from vq_prior.core.errors import ArtifactError
+from vq_prior.core.errors import ArtifactError, UsageError
 from vq_prior.core.identity import file_sha256
 
 MANIFEST = "manifest.json"
@@ -67,6 +67,12 @@ def remove(path: Path) -> None:
         shutil.rmtree(doomed)
     else:
         path.unlink(missing_ok=True)
+
+
+def require_replaceable(out: Path, marker: str, kind: str) -> None:
+    """Raise `UsageError` if `out` holds files but not `marker`: what is not ours is never replaced."""
+    if out.is_dir() and any(out.iterdir()) and not (out / marker).is_file():
+        raise UsageError(f"{out} holds files that are no {kind}; choose another --out")
 
 
 def _flush_tree(folder: Path) -> None:

@@ -84,7 +84,7 @@ def _steps(folder: Path) -> list[Path]:
 
 def latest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     """Return the newest checkpoint that verifies (None without one), and a line on each one passed over."""
-    passed_over = []
+    passed_over: list[str] = []
     for path in reversed(_steps(folder)):
         try:
             return load_checkpoint(path), passed_over

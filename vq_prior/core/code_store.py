@@ -171,7 +171,7 @@ class CodeStore:
         header = read_header(path)
         if header.keys() != {column.name for column in self.index.columns}:
             raise ArtifactError(f"{path} has columns {', '.join(sorted(header))}, not those of {INDEX}")
-        maps = {}
+        maps: dict[str, NDArray[Any]] = {}
         for column in self.index.columns:
             entry = header[column.name]
             dtype = str(entry.dtype).removeprefix("torch.")

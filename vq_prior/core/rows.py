@@ -29,7 +29,7 @@ def map_rows(function: Callable[..., Any], rows: int, *inputs: Tensor) -> Any:
         What `function` returns, with B rows.
     """
     total = inputs[0].shape[0]
-    pieces = []
+    pieces: list[Any] = []
     for first in range(0, total, rows):
         piece = [tensor[first : first + rows] for tensor in inputs]
         missing = rows - piece[0].shape[0]

@@ -1,0 +1,194 @@
+"""The codec: shapes in every rank, bits that do not depend on the batch, identity, and its files."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from stage1_vqvae.blocks import crop_to, pad_to
+from stage1_vqvae.losses import reconstruction_terms, weighted_sum
+from stage1_vqvae.model import VQVAE, Architecture, VQVAEConfig, load_codec, save_codec
+from stage1_vqvae.settings import LossSettings, QuantizerSettings
+from vq_prior.core.artifacts import new_folder
+from vq_prior.core.errors import ArtifactError, UsageError
+
+TINY = Architecture(3, (12, 10), 4, 16, 8, 1, QuantizerSettings(num_codes=16, code_dim=4))
+
+
+def codec(architecture: Architecture = TINY) -> VQVAE:
+    torch.manual_seed(0)
+    return VQVAE(VQVAEConfig(architecture)).eval()
+
+
+def images(count: int, architecture: Architecture = TINY) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.rand(count, architecture.channels, *architecture.shape, generator=generator) * 2 - 1
+
+
+def saved(folder: Path, model: VQVAE) -> Path:
+    with new_folder(folder) as staging:
+        save_codec(model, staging)
+    return folder
+
+
+@pytest.mark.parametrize("shape", [(20,), (12, 10), (6, 5, 7)])
+@pytest.mark.parametrize("name", ["ema", "nearest"])
+def test_codec_of_every_rank(shape: tuple[int, ...], name: str) -> None:
+    quantizer = replace(TINY.quantizer, name=name)
+    architecture = replace(TINY, shape=shape, channels=2, quantizer=quantizer)
+    model = codec(architecture)
+    x = images(3, architecture)
+    grid = tuple(-(-side // 4) for side in shape)
+    (codes,) = model.encode(x)
+    assert codes.shape == (3, *grid)
+    assert codes.dtype == torch.int64
+    decoded = model.decode((codes,))
+    assert decoded.shape == x.shape
+    assert decoded.abs().max() <= 1
+    output = model.train()(x)
+    assert output.images.shape == x.shape
+    (output.images.square().mean() + sum(output.loss.values())).backward()
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters())
+
+
+def test_padding_repeats_the_last_pixel_and_cropping_undoes_it() -> None:
+    x = images(2)
+    padded = pad_to(x, (12, 12))
+    assert torch.equal(padded[..., 10], x[..., 9])
+    assert torch.equal(padded[..., 11], x[..., 9])
+    assert torch.equal(crop_to(padded, (12, 10)), x)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_codes_and_images_do_not_depend_on_the_batch(channels_last: bool) -> None:
+    model, x = codec(), images(19)
+    if channels_last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    (whole,) = model.encode(x)
+    decoded = model.decode((whole,))
+    latents = model.encode_latents(x)
+    for size in (1, 2, 7):
+        for first in range(0, 19, size):
+            part = slice(first, first + size)
+            assert torch.equal(model.encode_latents(x[part]), latents[part])
+            assert torch.equal(model.encode(x[part])[0], whole[part])
+            assert torch.equal(model.decode((whole[part],)), decoded[part])
+
+
+def test_encode_is_eval_float32_whatever_surrounds_it() -> None:
+    model, x = codec(), images(4)
+    expected = model.encode_latents(x)
+    model.train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(model.encode_latents(x), expected)
+    assert model.training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("codes", "message"),
+    [
+        ((), "1 level"),
+        ((torch.zeros(2, 3, 4, dtype=torch.int64),), r"\[B, 3, 3\]"),
+        ((torch.full((2, 3, 3), 16),), r"\[0, 16\), got 16 to 16"),
+        ((torch.full((2, 3, 3), -1),), "got -1 to -1"),
+    ],
+)
+def test_decode_refuses_codes_out_of_range(codes: tuple[torch.Tensor, ...], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        codec().decode(codes)
+
+
+def test_encode_refuses_another_shape() -> None:
+    with pytest.raises(UsageError, match=r"\[B, 3, 12, 10\], got \[1, 3, 12, 12\]"):
+        codec().encode(torch.zeros(1, 3, 12, 12))
+
+
+def test_reloaded_codec_computes_the_same(tmp_path: Path) -> None:
+    model = codec()
+    (codes,) = model.encode(images(5))
+    ours = load_codec(saved(tmp_path / "vqvae", model))
+    stock = VQVAE.from_pretrained(tmp_path / "vqvae")
+    stock.save_pretrained(tmp_path / "again")
+    again = load_codec(tmp_path / "again")
+    for other in (ours, stock, again):
+        assert torch.equal(other.encode(images(5))[0], codes)
+        assert torch.equal(other.decode((codes,)), model.decode((codes,)))
+        assert other.codec_id == model.codec_id
+    assert torch.equal(load_codec(tmp_path).decode((codes,)), model.decode((codes,)))  # a RUN
+
+
+def test_same_codec_same_bytes(tmp_path: Path) -> None:
+    first, second = saved(tmp_path / "a", codec()), saved(tmp_path / "b", codec())
+    for path in first.iterdir():
+        assert path.read_bytes() == (second / path.name).read_bytes()
+    config = json.loads((first / "config.json").read_text())
+    assert set(config) == {"architecture", "architectures", "model_type"}
+
+
+def test_codec_id_sees_encoder_codebook_and_size_only() -> None:
+    reference = codec().codec_id
+    for name, changes in {
+        "decoder.stem.bias": False,
+        "quantizer.ema_sums": False,
+        "quantizer.ema_counts": False,
+        "quantizer.codebook": True,
+        "encoder.out.bias": True,
+    }.items():
+        model = codec()
+        with torch.no_grad():
+            model.state_dict()[name].add_(1)
+        assert (model.codec_id != reference) is changes, name
+    assert codec(replace(TINY, shape=(12, 12))).codec_id != reference
+    assert codec(replace(TINY, quantizer=replace(TINY.quantizer, decay=0.5))).codec_id == reference
+
+
+def test_every_flipped_byte_is_found(tmp_path: Path) -> None:
+    folder = saved(tmp_path / "vqvae", codec())
+    for path in sorted(folder.iterdir()):
+        original = path.read_bytes()
+        for position in range(0, len(original), max(1, len(original) // 5)):
+            path.write_bytes(original[:position] + bytes([original[position] ^ 1]) + original[position + 1 :])
+            with pytest.raises(ArtifactError):
+                load_codec(folder)
+        path.write_bytes(original)
+    load_codec(folder)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("width", 12, "width"),
+        ("width", True, "width"),
+        ("downsampling", 3, "downsampling"),
+        ("num_residual_blocks", 10**5, "num_residual_blocks"),
+        ("shape", [12, 10, 3, 3], "shape"),
+        ("surprise", 1, "unknown key 'surprise'"),
+        ("width", 4096, "shape"),
+    ],
+)
+def test_config_that_does_not_hold_is_refused(tmp_path: Path, key: str, value: object, message: str) -> None:
+    folder = saved(tmp_path / "vqvae", codec())
+    (folder / "manifest.json").unlink()
+    config = json.loads((folder / "config.json").read_text())
+    config["architecture"][key] = value
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "preprocessor_config.json").unlink()
+    with pytest.raises(ArtifactError, match=message):
+        load_codec(folder)
+
+
+def test_missing_codec_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="nowhere does not exist"):
+        load_codec(tmp_path / "nowhere")
+
+
+def test_loss_terms_are_weighted_by_name() -> None:
+    x, y = torch.zeros(2, 1, 2, 2), torch.full((2, 1, 2, 2), 0.5)
+    assert float(reconstruction_terms(x, y, kind="mse")["reconstruction"]) == 0.25
+    assert float(reconstruction_terms(x, y, kind="l1")["reconstruction"]) == 0.5
+    terms = {name: torch.tensor(1.0) for name in ("reconstruction", "commitment", "codebook")}
+    weights = LossSettings(reconstruction_weight=1.0, commitment_weight=10.0, codebook_weight=100.0)
+    assert float(weighted_sum(terms, weights)) == 111.0
