@@ -293,6 +293,7 @@ def _hub_split(
         if wanted is not None and wanted not in columns:
             raise UsageError(f"{flag} {wanted} is not in {data}, which has {', '.join(columns)}")
     typed = [name for name in columns if isinstance(table.features[name], datasets.Image)]
+    typed += [name for name in columns if isinstance(table.features[name], dict) and "bytes" in table.features[name]]
     if image_column is None and not typed:
         raise ArtifactError(f"{data} has no column of images (its columns are {', '.join(columns)})")
     image = image_column or typed[0]

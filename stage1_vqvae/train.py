@@ -25,7 +25,7 @@ from vq_prior.core.media import save_png, to_unit_range
 from vq_prior.core.metrics import CodeCounts
 from vq_prior.core.optim import adamw, load_optimizer_tensors, lr_at, optimizer_tensors, set_learning_rate
 from vq_prior.core.randomness import batch_rows, keyed_generator
-from vq_prior.core.runs import RunLog, open_run, require_free_space, run_config
+from vq_prior.core.runs import RunLog, check_continues, open_run, read_run_config, require_free_space, run_config
 from vq_prior.core.runtime import Runtime, full_state, gather_rows, start_runtime, stop_flag, sum_over_processes
 from vq_prior.core.tensors import read_tensors
 
@@ -70,19 +70,24 @@ def train_vqvae(settings: TrainVQVAE) -> Path:
     weights_bytes = sum(tensor.nbytes for tensor in model.state_dict().values())
     require_free_space(folder, 12 * weights_bytes)
     config = run_config("train-vqvae", settings, {"data": data.data_id})
+    checkpoint = None
+    if (folder / "config.json").exists() and not settings.overwrite:
+        check_continues(read_run_config(folder / "config.json"), config, folder)
+        checkpoint, passed_over = latest_checkpoint(folder / "checkpoints")
+        for line in passed_over:
+            say(line)
+    if checkpoint is not None and checkpoint.step >= (settings.steps or 0) and _is_result_of(final, checkpoint):
+        say(f"{final} is finished ({checkpoint.step} steps); nothing to do")
+        return final
+    # Every picture is decoded before anything is created at --out.
+    transform = _transform(settings)
+    train = load_pixels(data.train, transform, num_workers=settings.num_workers)
+    validation = load_pixels(data.validation, transform, num_workers=settings.num_workers)
+    runtime.barrier()
     open_run(folder, config, overwrite=settings.overwrite, is_main=runtime.is_main)
     if settings.overwrite and runtime.is_main:
         remove(final)
     runtime.barrier()
-    checkpoint, passed_over = latest_checkpoint(folder / "checkpoints")
-    for line in passed_over:
-        say(line)
-    if checkpoint is not None and checkpoint.step >= (settings.steps or 0) and _is_result_of(final, checkpoint):
-        say(f"{final} is finished ({checkpoint.step} steps); nothing to do")
-        return final
-    transform = _transform(settings)
-    train = load_pixels(data.train, transform, num_workers=settings.num_workers)
-    validation = load_pixels(data.validation, transform, num_workers=settings.num_workers)
     average = _loop(settings, runtime, model, train, validation, checkpoint, folder)
     _finish(settings, runtime, model, average, validation, final)
     runtime.barrier()
@@ -276,8 +281,8 @@ def _loop(
             finite = torch.isfinite(loss.detach()) & torch.isfinite(norm)
             if int(sum_over_processes((~finite).to(torch.int32))):
                 raise NumericError(
-                    f"the loss or a gradient is not finite at step {step + 1} (loss {float(loss):.4g}, gradient norm "
-                    f"{float(norm):.4g}); the step was not taken; lower --learning-rate and start anew by --overwrite"
+                    f"the loss ({float(loss.detach()):.4g}) or gradient norm ({float(norm):.4g}) is not finite at step "
+                    f"{step + 1}; the step was not taken; lower --learning-rate and start anew by --overwrite"
                 )
             optimizer.step()
             num_revived += model.quantizer.update(keyed_generator(s.seed, step, "quantizer")).get("num_revived", 0.0)

@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -73,9 +74,8 @@ RUNNABLE = [(page, body) for page, mark, body in blocks("python") if mark == "<!
 
 
 @pytest.mark.parametrize(("page", "body"), RUNNABLE, ids=[f"{page}-{n}" for n, (page, _) in enumerate(RUNNABLE)])
-def test_python_that_the_pages_show_runs_as_written(page, body, tmp_path, tiny_model, child_environment):
-    (tmp_path / "runs" / "quickstart").mkdir(parents=True)
-    (tmp_path / "runs" / "quickstart" / "model").symlink_to(tiny_model)
+def test_python_that_the_pages_show_runs_as_written(page, body, tmp_path, tiny_run, child_environment):
+    shutil.copytree(tiny_run, tmp_path / "runs" / "quickstart")
     script = tmp_path / "block.py"
     script.write_text(body, encoding="utf-8")
     environment = child_environment(PYTHONPATH=os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")]))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from stage1_vqvae.blocks import crop_to, pad_to
 from stage1_vqvae.losses import reconstruction_terms, weighted_sum
 from stage1_vqvae.model import VQVAE, Architecture, VQVAEConfig, load_codec, save_codec

@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from stage1_vqvae.quantizers import QUANTIZERS, Quantizer
 from stage1_vqvae.quantizers.lookup import kmeans, nearest_codes
 from stage1_vqvae.settings import QuantizerSettings
@@ -94,7 +95,7 @@ def test_empty_batch_gives_empty_codes_and_zero_loss(name: str) -> None:
     result = module(z)
     assert result.codes.shape == (0, 4, 4)
     total = sum(result.loss.values()) + result.vectors.sum()
-    assert float(total) == 0.0
+    assert float(total.detach()) == 0.0
     total.backward()
     module.update(np.random.default_rng(0))
     assert all(torch.isfinite(tensor).all() for tensor in module.state_dict().values())

@@ -63,7 +63,7 @@ def parse_json(data: bytes, where: str) -> Any:
         )
         _check_text_and_depth(value)
         return value
-    except UnicodeError as error:
+    except (UnicodeDecodeError, UnicodeEncodeError) as error:
         raise ArtifactError(f"{where}: not valid UTF-8 text") from error
     except RecursionError as error:
         raise ArtifactError(f"{where}: nested too deeply") from error

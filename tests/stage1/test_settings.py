@@ -1,0 +1,121 @@
+"""Settings: what is refused, and what is chosen when a value is left out."""
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from stage1_vqvae.settings import (
+    DataFacts,
+    LossSettings,
+    ModelSettings,
+    QuantizerSettings,
+    Reconstruct,
+    TrainVQVAE,
+    check,
+    grid_of,
+    parse_size,
+    resolve,
+)
+from vq_prior.core.errors import UsageError
+
+GIVEN = TrainVQVAE("digits", Path("does-not-exist"))
+FACTS = DataFacts(num_train=50_000, common_size=(32, 32), short_side=32, all_grey=False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": -5}, "--steps must be at least 1, got -5"),
+        ({"steps": 0}, "--steps must be at least 1, got 0"),
+        ({"batch_size": 0}, "--batch-size must be between 1"),
+        ({"learning_rate": float("nan")}, "--learning-rate must be .* got nan"),
+        ({"learning_rate": -1.0}, "--learning-rate"),
+        ({"seed": -1}, "--seed must be between 0"),
+        ({"image_size": "48x"}, "--image-size must be .* got 48x"),
+        ({"image_size": "2"}, "--image-size"),
+        ({"num_workers": 0}, "--num-workers"),
+        ({"checkpoint_every": 0}, "--checkpoint-every"),
+        ({"adam_betas": (0.9, 1.0)}, "--adam-betas"),
+        ({"average_decay": 1.0}, "--average-decay"),
+        ({"decay_fraction": 1.5}, "--decay-fraction"),
+        ({"max_gradient_norm": 0.0}, "--max-gradient-norm"),
+        ({"model": ModelSettings(downsampling=6)}, "--model.downsampling must be 2, 4, 8"),
+        ({"model": ModelSettings(width=20)}, "--model.width must be a multiple of 8"),
+        ({"quantizer": QuantizerSettings(num_codes=1)}, "--quantizer.num-codes"),
+        ({"quantizer": QuantizerSettings(decay=float("inf"))}, "--quantizer.decay"),
+        ({"loss": LossSettings(commitment_weight=-0.1)}, "--loss.commitment-weight"),
+        ({"data": ""}, "--data"),
+        ({"out": Path(__file__)}, "--out must be a folder"),
+    ],
+)
+def test_value_out_of_range_is_named(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        check(replace(GIVEN, **changes))
+
+
+def test_defaults_and_num_images_pass_and_fail() -> None:
+    check(GIVEN)
+    with pytest.raises(UsageError, match="--num-images"):
+        check(Reconstruct("a", "b", Path("does-not-exist"), num_images=0))
+
+
+@pytest.mark.parametrize(
+    ("size", "grid"),
+    [
+        ((8, 8), (4, 4)),
+        ((28, 28), (7, 7)),
+        ((32, 32), (8, 8)),
+        ((48, 40), (6, 5)),
+        ((33, 33), (5, 5)),
+        ((64, 64), (16, 16)),
+        ((256, 256), (16, 16)),
+    ],
+)
+def test_grid_is_at_most_8_up_to_48_pixels_and_16_above(size: tuple[int, int], grid: tuple[int, int]) -> None:
+    resolved = resolve(GIVEN, replace(FACTS, common_size=size, short_side=min(size)), "cuda")
+    assert resolved.model.downsampling is not None
+    assert grid_of(parse_size(resolved.image_size or ""), resolved.model.downsampling) == grid
+
+
+def test_what_is_given_stays_and_the_rest_is_concrete() -> None:
+    given = replace(GIVEN, steps=7, model=ModelSettings(width=24), quantizer=QuantizerSettings(num_codes=99))
+    resolved = resolve(given, FACTS, "cpu")
+    assert (resolved.steps, resolved.model.width, resolved.quantizer.num_codes) == (7, 24, 99)
+    assert resolve(resolved, replace(FACTS, num_train=2), "cuda") == resolved
+    assert None not in (resolved.batch_size, resolved.learning_rate, resolved.model.channels)
+
+
+def test_codebook_is_smaller_for_little_data() -> None:
+    digits = DataFacts(num_train=1708, common_size=(8, 8), short_side=8, all_grey=True)
+    assert resolve(GIVEN, digits, "cpu").quantizer.num_codes == 128
+    assert resolve(GIVEN, FACTS, "cpu").quantizer.num_codes == 512
+    assert resolve(GIVEN, replace(digits, num_train=2), "cpu").quantizer.num_codes == 32
+
+
+def test_photos_of_many_sizes_become_a_square() -> None:
+    photos = replace(FACTS, common_size=None, short_side=500)
+    assert resolve(GIVEN, photos, "cuda").image_size == "256x256"
+    assert resolve(GIVEN, photos, "cpu").image_size == "64x64"
+    assert resolve(GIVEN, replace(photos, short_side=30), "cpu").image_size == "24x24"
+
+
+def test_default_codec_costs_at_most_0_3_gflop_without_a_gpu() -> None:
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from stage1_vqvae.train import new_codec
+
+    model = new_codec(resolve(GIVEN, FACTS, "cpu"))
+    with FlopCounterMode(display=False) as counter:
+        output = model(torch.zeros(1, 3, 32, 32))
+        output.images.sum().backward()
+    assert counter.get_total_flops() <= 0.3e9
+
+
+def test_settings_import_neither_torch_nor_transformers() -> None:
+    code = "import sys, stage1_vqvae.settings; print({'torch', 'transformers', 'numpy'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
