@@ -16,13 +16,14 @@ from stage2_prior.prior import CausalPrior, SamplingDefaults, shifted
 TEMPERATURES = (0.8, 0.85, 0.9, 0.95, 1.0, 1.05, 1.1)
 GUIDANCE_SCALES = (1.0, 1.1, 1.25, 1.5, 1.75, 2.0)
 ROWS_PER_CALL = 64
+TOLERANCE = 0.02
 
 Measure = Callable[[CausalPrior, Tensor, Tensor, Sequence[SamplingDefaults]], list[float]]
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What was measured: the best candidate, and every candidate with its score (smaller is better)."""
+    """What was measured: the candidate chosen, and every candidate with its score (smaller is better)."""
 
     best: SamplingDefaults
     scores: tuple[tuple[SamplingDefaults, float], ...]
@@ -69,8 +70,15 @@ def held_out_nats(
 
 
 def calibrate(prior: CausalPrior, tokens: Tensor, labels: Tensor, measure: Measure = held_out_nats) -> Calibration:
-    """Return the best sampling settings for a prior by `measure` on held-out rows [B, T] with labels [B]."""
+    """Return sampling settings for a prior, chosen by `measure` on held-out rows [B, T] with labels [B].
+
+    Likelihood is flat around its best and hardly sees what the eye sees first, a sample of no clear class. So
+    among the candidates within `TOLERANCE` of the best score, the strongest guidance is taken, and
+    of these the lowest temperature.
+    """
     settings = candidates(prior)
     scores = measure(prior, tokens, labels, settings)
-    best = min(range(len(settings)), key=lambda number: scores[number])
-    return Calibration(settings[best], tuple(zip(settings, scores, strict=True)))
+    limit = min(scores) + TOLERANCE * abs(min(scores))
+    good = [setting for setting, score in zip(settings, scores, strict=True) if score <= limit]
+    best = max(good, key=lambda setting: (setting.guidance_scale, -setting.temperature))
+    return Calibration(best, tuple(zip(settings, scores, strict=True)))

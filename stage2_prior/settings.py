@@ -10,6 +10,8 @@ from vq_prior.core.errors import UsageError
 
 T = TypeVar("T")
 
+TINY_ROWS = 5000
+
 
 def given(value: T | None) -> T:
     """Return a setting that `resolve` has filled in."""
@@ -180,15 +182,18 @@ def _check_heads(model: PriorModel) -> None:
 def resolve_model(model: PriorModel, facts: CodeFacts, device_type: str) -> PriorModel:
     """Return the architecture with every size filled in: about one million parameters without a GPU.
 
+    Of few rows a larger model only learns the rows, so they get half a million on any machine.
+
     Raises:
         UsageError: If the sizes do not fit each other.
     """
     small = device_type == "cpu"
-    hidden = model.hidden_size or (128 if small else 512)
+    tiny = facts.num_rows < TINY_ROWS
+    hidden = model.hidden_size or (96 if tiny else 128 if small else 512)
     heads = model.num_heads or max(1, hidden // (32 if small else 64))
     resolved = PriorModel(
         kind=model.kind,
-        num_layers=model.num_layers or (5 if small else 12),
+        num_layers=model.num_layers or (4 if tiny else 5 if small else 12),
         hidden_size=hidden,
         num_heads=heads,
         num_key_value_heads=model.num_key_value_heads or heads,
@@ -212,21 +217,23 @@ def resolve(settings: TrainPrior, facts: CodeFacts, device_type: str) -> TrainPr
     Raises:
         UsageError: If the sizes of the model do not fit each other.
     """
-    small = device_type == "cpu"
+    small, tiny = device_type == "cpu", facts.num_rows < TINY_ROWS
     model = resolve_model(settings.model, facts, device_type)
-    batch_size = settings.batch_size or (32 if small else 256)
-    eval_every = settings.eval_every or (100 if small else 1000)
-    tiny = facts.num_rows < 20_000
-    enough = -(-60 * facts.num_rows // batch_size)
-    default_steps = min(max(enough, 1000), 3000) if small else min(max(enough, 5000), 100_000)
+    batch_size = settings.batch_size or (32 if small or tiny else 256)
+    eval_every = settings.eval_every or (100 if small or tiny else 1000)
+    default_steps = max(700, min(13 * facts.num_rows // batch_size, 3000 if small else 100_000))
     return dataclasses.replace(
         settings,
         steps=settings.steps or default_steps,
         batch_size=batch_size,
         learning_rate=settings.learning_rate or 3e-3 * math.sqrt(128 / given(model.hidden_size)),
         model=model,
-        token_dropout=settings.token_dropout if settings.token_dropout is not None else (0.1 if tiny else 0.05),
-        average_decay=settings.average_decay if settings.average_decay is not None else (0.995 if small else 0.999),
+        token_dropout=settings.token_dropout
+        if settings.token_dropout is not None
+        else (0.2 if tiny else 0.1 if facts.num_rows < 20_000 else 0.05),
+        average_decay=settings.average_decay
+        if settings.average_decay is not None
+        else (0.995 if small or tiny else 0.999),
         log_every=settings.log_every or eval_every,
         eval_every=eval_every,
         eval_rows=settings.eval_rows or (1000 if small else 5000),
