@@ -15,7 +15,7 @@ from stage1_vqvae.pixels import PixelRows, Transform, load_pixels
 from stage1_vqvae.settings import Reconstruct, check
 from stage1_vqvae.sources import open_data
 from vq_prior.core import metrics
-from vq_prior.core.artifacts import new_folder
+from vq_prior.core.artifacts import new_folder, require_replaceable
 from vq_prior.core.errors import UsageError
 from vq_prior.core.media import picture_grid, save_png, to_picture, to_pixels, to_unit_range
 from vq_prior.core.spec import Codec
@@ -105,7 +105,8 @@ def reconstruct(settings: Reconstruct) -> Path:
         ArtifactError: If codec or data are missing or damaged.
     """
     check(settings)
-    if settings.out.exists() and not settings.overwrite:
+    require_replaceable(settings.out, "grid.png", "reconstructions")
+    if (settings.out / "grid.png").exists() and not settings.overwrite:
         raise UsageError(f"{settings.out} exists; choose another --out or pass --overwrite")
     codec: VQVAE = load_codec(settings.codec)
     transform = transform_of(codec)

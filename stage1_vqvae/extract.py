@@ -21,7 +21,7 @@ from stage1_vqvae.pixels import Transform, load_pixels
 from stage1_vqvae.rows import ImageRows
 from stage1_vqvae.settings import ExtractCodes, check
 from stage1_vqvae.sources import ImageData, open_data
-from vq_prior.core.artifacts import publish, remove, staging_path, write_atomic
+from vq_prior.core.artifacts import publish, remove, require_replaceable, staging_path, write_atomic
 from vq_prior.core.code_store import (
     INDEX,
     ROWS_PER_SHARD,
@@ -53,8 +53,7 @@ def extract_codes(settings: ExtractCodes) -> Path:
         ArtifactError: If codec or data are missing or damaged.
     """
     check(settings)
-    if settings.out.exists() and not settings.overwrite and not (settings.out / INDEX).exists():
-        raise UsageError(f"{settings.out} exists and is no code store; choose another --out")
+    require_replaceable(settings.out, INDEX, "code store")
     codec = load_codec(settings.codec)
     transform = transform_of(codec)
     runtime = start_runtime("fp32")
@@ -69,7 +68,7 @@ def extract_codes(settings: ExtractCodes) -> Path:
     for note in data.notes:
         say(note)
     request = _request(codec, data, transform)
-    if settings.out.exists() and not settings.overwrite:
+    if (settings.out / INDEX).exists() and not settings.overwrite:
         if _answers(settings.out, request):
             say(f"{settings.out} is finished ({len(data.train)} + {len(data.validation)} rows); nothing to do")
             return settings.out
@@ -124,7 +123,9 @@ def _open_partial(folder: Path, request: dict[str, Any]) -> None:
         same = folder.is_dir() and read_json(folder / "request.json") == json.loads(pretty_json(request))
     except ArtifactError:
         same = False
-    if not same:
+    # An index is written last, just before the store becomes visible: what has one is no work in progress, but may be
+    # a store that was replaced and not yet deleted.
+    if not same or (folder / "store" / INDEX).exists():
         remove(folder)
     for split in SPLITS:
         (folder / "store" / split).mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from stage2_prior.prior import CausalPrior, SamplingDefaults, shifted
 
-TEMPERATURES = (0.8, 0.85, 0.9, 0.95, 1.0, 1.05, 1.1)
+TEMPERATURES = (0.8, 0.85, 0.9, 0.95, 1.0)
 GUIDANCE_SCALES = (1.0, 1.1, 1.25, 1.5, 1.75, 2.0)
 ROWS_PER_CALL = 64
 TOLERANCE = 0.02

@@ -48,6 +48,11 @@ class Prior(Protocol):
         """How code grids become tokens."""
         ...
 
+    @property
+    def unconditional(self) -> bool:
+        """Whether the null prompt was trained, which guidance needs."""
+        ...
+
     def log_probs(self, tokens: Tensor, labels: Tensor) -> Tensor:
         """Return the log-probability in nats of each token given those before it, [B, T] float32."""
         ...

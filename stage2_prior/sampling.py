@@ -144,6 +144,10 @@ def sample_tokens(
     check_sampling(
         layout, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, guidance_scale=guidance_scale
     )
+    if guidance_scale != 1 and not prior.unconditional:
+        raise UsageError(
+            "guidance_scale must be 1 for a prior trained with label_dropout 0, which knows no null prompt"
+        )
     _check_rows(layout, labels, seed, indices)
     decoder = prior.decoder()
     device = decoder.embedding.device

@@ -248,9 +248,11 @@ def finish(t: Training) -> None:
             f"best at step {t.progress.best_step}, {t.ending()}; measured sampling settings: "
             f"temperature {t.prior.sampling.temperature:g}, guidance {t.prior.sampling.guidance_scale:g}"
         )
-        codec = t.settings.codec or "CODEC"
-        print(f"wrote {t.final}")
-        print(f"next: vq-prior assemble --codec {codec} --prior {t.final} --out {t.settings.out / 'model'}", flush=True)
+        print(f"wrote {t.final}", flush=True)
+        if t.settings.codec is None:
+            print(
+                f"next: vq-prior assemble --codec CODEC --prior {t.final} --out {t.settings.out / 'model'}", flush=True
+            )
     t.runtime.barrier()
 
 
