@@ -28,8 +28,8 @@ def launch(invocation: Invocation) -> int:
 
     if not torch.cuda.is_available():
         os.environ["ACCELERATE_USE_CPU"] = "1"
-    for name in ("torch.distributed", "accelerate"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+    if not invocation.debug:
+        logging.disable(logging.CRITICAL)  # the launcher would announce the signal it passes on
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.default_int_handler)
