@@ -164,7 +164,7 @@ def _dry_run(settings: TrainVQVAE, model: VQVAE, runtime: Runtime) -> str:
     minutes = min(seconds) * settings.steps / 60
     return (
         f"{resolved}\nmemory about {memory / 2**20:.0f} MiB a process, {min(seconds):.3f} s a step, "
-        f"about {minutes:.1f} minutes; nothing was written (--dry-run)"
+        f"estimated time {minutes:.1f} minutes; nothing was written (--dry-run)"
     )
 
 

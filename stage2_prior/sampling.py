@@ -144,11 +144,8 @@ def sample_tokens(
     check_sampling(
         layout, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, guidance_scale=guidance_scale
     )
-    if guidance_scale != 1 and not prior.unconditional:
-        raise UsageError(
-            "guidance_scale must be 1 for a prior trained with label_dropout 0, which knows no null prompt"
-        )
     _check_rows(layout, labels, seed, indices)
+    _check_guidance(prior, guidance_scale)
     decoder = prior.decoder()
     device = decoder.embedding.device
     B, passes = len(indices), 1 if guidance_scale == 1 else 2
@@ -169,6 +166,13 @@ def sample_tokens(
         drawn = _draw(decoder, layout, torch.cat(prompts).to(device), draws.to(device), guidance_scale, filters)
         pieces.append(drawn[:count].cpu())
     return torch.cat(pieces).to(labels.device)
+
+
+def _check_guidance(prior: Prior, guidance_scale: float) -> None:
+    if guidance_scale != 1 and not prior.unconditional:
+        raise UsageError(
+            "guidance_scale must be 1 for a prior trained with label_dropout 0, which knows no null prompt"
+        )
 
 
 def _check_rows(layout: SequenceLayout, labels: Tensor, seed: int, indices: Sequence[int]) -> None:
