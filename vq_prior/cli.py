@@ -109,6 +109,7 @@ def parse(argv: Sequence[str]) -> Invocation:
         SystemExit: With code 0 after `--help` printed a command's help.
     """
     words = list(argv)
+    debug = _take_flag(words, "--debug")
     if not words:
         raise UsageError(f"no command given; choose one of {', '.join(COMMANDS)}")
     name = words.pop(0)
@@ -116,7 +117,6 @@ def parse(argv: Sequence[str]) -> Invocation:
         close = get_close_matches(name, COMMANDS, n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
         raise UsageError(f"unknown command {name!r}; choose one of {', '.join(COMMANDS)}{hint}")
-    debug = _take_flag(words, "--debug")
     num_processes = _take_value(words, "--num-processes")
     processes = None if num_processes is None else _count(num_processes)
     if processes not in (None, 1) and not COMMANDS[name].parallel:

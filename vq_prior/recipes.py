@@ -1,21 +1,85 @@
-"""Named recipes: functions that return a command's settings, with their cost and measured result."""
+"""Named recipes: functions that return a command's settings, with their cost and measured result.
+
+`vq-prior COMMAND --recipe NAME` starts from one; flags override it. What a recipe
+leaves open (paths, and what follows from the data) is filled in as always. Costs and
+results are those of docs/benchmarks.md: two CPU cores, float32.
+"""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
+import tyro
+
+from stage1_vqvae.settings import ModelSettings, QuantizerSettings, TrainVQVAE
+from stage2_prior.settings import PriorModel, TrainPrior
+from vq_prior.core.errors import UsageError
 from vq_prior.core.registry import Registry
 
 Recipe = Callable[[], Any]
-RECIPES: dict[str, Registry[Recipe]] = {
-    "train-vqvae": Registry("recipe of train-vqvae"),
-    "train-prior": Registry("recipe of train-prior"),
-}
+CODEC_RECIPES: Registry[Recipe] = Registry("recipe of train-vqvae")
+PRIOR_RECIPES: Registry[Recipe] = Registry("recipe of train-prior")
+
+
+def cifar10_codec() -> TrainVQVAE:
+    """Return the codec for 32x32 colour pictures: 8x8 codes of 512, 455,187 parameters.
+
+    @CODEC_RESULT@
+    """
+    return TrainVQVAE(
+        data=tyro.MISSING,
+        out=tyro.MISSING,
+        steps=3000,
+        batch_size=64,
+        learning_rate=1e-3,
+        image_size="32x32",
+        model=ModelSettings(channels=3, downsampling=4, width=128, residual_width=32),
+        quantizer=QuantizerSettings(num_codes=512),
+    )
+
+
+def grey28_codec() -> TrainVQVAE:
+    """Return the codec for 28x28 grey pictures: 7x7 codes of 512, 451,089 parameters.
+
+    @GREY_RESULT@
+    """
+    cifar10 = cifar10_codec()
+    return replace(cifar10, steps=1500, image_size="28x28", model=replace(cifar10.model, channels=1))
+
+
+def cifar10_prior() -> TrainPrior:
+    """Return the prior over 64 codes of 512 with ten classes: five layers of width 128.
+
+    @PRIOR_RESULT@
+    """
+    return TrainPrior(
+        codes=tyro.MISSING,
+        out=tyro.MISSING,
+        steps=3000,
+        batch_size=32,
+        learning_rate=3e-3,
+        token_dropout=0.05,
+        model=PriorModel(num_layers=5, hidden_size=128, num_heads=4),
+    )
+
+
+def grey28_prior() -> TrainPrior:
+    """Return the prior over 49 codes of 512 with ten classes: five layers of width 128.
+
+    @GREY_PRIOR_RESULT@
+    """
+    return replace(cifar10_prior(), steps=2000, token_dropout=0.1)
+
+
+CODEC_RECIPES.add("cifar10", cifar10_codec)
+CODEC_RECIPES.add("grey28", grey28_codec)
+PRIOR_RECIPES.add("cifar10", cifar10_prior)
+PRIOR_RECIPES.add("grey28", grey28_prior)
+RECIPES = {"train-vqvae": CODEC_RECIPES, "train-prior": PRIOR_RECIPES}
 
 
 def find_recipe(command: str, name: str) -> Any:
     """Return the settings of a recipe; raises `UsageError` that lists what exists."""
-    from vq_prior.core.errors import UsageError
-
     if command not in RECIPES:
         raise UsageError(f"{command} has no recipes; leave out --recipe")
     return RECIPES[command][name]()

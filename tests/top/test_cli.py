@@ -8,6 +8,7 @@ import pytest
 
 from vq_prior.cli import COMMANDS, main, parse
 from vq_prior.core.errors import UsageError
+from vq_prior.recipes import RECIPES
 
 
 def test_help_lists_every_command_and_answers_at_once():
@@ -61,6 +62,22 @@ def test_a_flag_wins_over_a_saved_config_and_over_its_command(tmp_path, tiny_run
     assert settings.data == "digits"
     with pytest.raises(UsageError, match="settings of train-vqvae, not of train-prior"):
         parse(["train-prior", "--config", str(config), "--codes", "x", "--out", str(tmp_path)])
+
+
+@pytest.mark.parametrize(
+    ("command", "name", "flags"),
+    [
+        (command, name, flags)
+        for command, flags in (("train-vqvae", ["--data", "d"]), ("train-prior", ["--codes", "c"]))
+        for name in RECIPES[command].names()
+    ],
+)
+def test_a_recipe_leaves_paths_to_the_user_and_yields_to_flags(command, name, flags):
+    settings = parse([command, "--recipe", name, *flags, "--out", "o", "--batch-size", "3"]).settings
+    assert settings.batch_size == 3
+    assert settings.steps == RECIPES[command][name]().steps
+    with pytest.raises(UsageError, match="missing --"):
+        parse([command, "--recipe", name])
 
 
 def test_launcher_words_keep_every_flag_but_num_processes():
