@@ -13,7 +13,6 @@ import re
 import signal
 import sys
 import typing
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -244,8 +243,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code (see `vq_prior.core.errors`)."""
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
-    if not debug:
-        warnings.simplefilter("ignore")
     if words in (["--version"], ["-V"]):
         print(f"vq-prior {__version__}")
         return 0
@@ -254,13 +251,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0 if words else 2
     for name in ("SIGTERM", "SIGINT", "SIGUSR1"):
         signal.signal(getattr(signal, name), _raise_stopped)
+    _quiet_libraries(debug)
     try:
         invocation = parse(words)
         if invocation.num_processes not in (None, 1) and "WORLD_SIZE" not in os.environ:
             from vq_prior.launch import launch
 
             return launch(invocation)
-        _quiet_libraries(debug)
         module, _, attribute = COMMANDS[invocation.command].run.partition(":")
         getattr(import_module(module), attribute)(invocation.settings)
         return 0
@@ -292,7 +289,7 @@ def _describe_os_error(error: OSError) -> str:
 
 
 def _quiet_libraries(debug: bool) -> None:
-    """Send what libraries log to nowhere (a training run's own folder keeps it) unless --debug asks for it."""
+    """Keep what libraries warn of off the terminal unless --debug asks for it; a training run logs it to a file."""
     import logging
 
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

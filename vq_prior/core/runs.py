@@ -1,10 +1,11 @@
 """A training run on disk: its settings, its log, and continuing it.
 
 `RUN/vqvae-training/` and `RUN/prior-training/` hold `config.json`,
-`metrics.jsonl`, `checkpoints/` and `images/`.
+`metrics.jsonl`, `checkpoints/`, `images/` and, if libraries warned, `library.log`.
 """
 
 import json
+import logging
 import shutil
 import sys
 import time
@@ -120,8 +121,10 @@ class RunLog:
         self._steps = steps
         self._first_step, self._started = step, time.monotonic()
         self._is_main = is_main
-        if is_main:
+        self._library_log = logging.FileHandler(folder / "library.log", delay=True) if is_main else None
+        if self._library_log is not None:
             self._keep_until(step)
+            logging.getLogger().addHandler(self._library_log)
         self._bar = tqdm(
             total=steps, initial=step, unit="step", disable=None if is_main else True, file=sys.stderr, leave=False
         )
@@ -163,8 +166,11 @@ class RunLog:
                 print(line, flush=True)
 
     def close(self) -> None:
-        """Remove the bar."""
+        """Remove the bar and end the log of library warnings."""
         self._bar.close()
+        if self._library_log is not None:
+            logging.getLogger().removeHandler(self._library_log)
+            self._library_log.close()
 
 
 def _clock(seconds: float) -> str:
