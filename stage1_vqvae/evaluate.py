@@ -128,7 +128,7 @@ def reconstruct(settings: Reconstruct) -> Path:
     copies = reconstruct_pixels(codec, originals, device=device)
     with new_folder(settings.out, manifest=False) as staging:
         for number, (original, copy) in enumerate(zip(originals, copies, strict=True)):
-            save_png(staging / f"{number:06d}.png", to_picture(np.concatenate([original, copy], axis=1)))
+            save_png(staging / f"{number:06d}.png", to_picture(np.concatenate([original, copy], axis=1)), durable=False)
         save_png(staging / "grid.png", comparison_grid(originals, copies))
     print(summary(evaluate_codec(codec, pixels, device=device)))
     print(f"wrote {len(originals)} pairs (original left, reconstruction right) and grid.png to {settings.out}")

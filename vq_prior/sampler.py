@@ -106,7 +106,7 @@ def _draw_missing(
     cycle: list[int],
     sampling: dict[str, Any],
 ) -> None:
-    missing = [i for i in range(settings.num_images) if not (staging / _name(i)).is_file()]
+    missing = [i for i in range(settings.num_images) if not _is_drawn(staging / _name(i))]
     runtime.barrier()
     size = settings.batch_size or default_batch_size(runtime.device)
     mine = missing[runtime.share(len(missing))]
@@ -117,7 +117,7 @@ def _draw_missing(
         classes = [cycle[i % len(cycle)] for i in indices]
         images, _ = pipeline.draw(classes, seed=settings.seed, indices=indices, **sampling)
         for i, pixels in zip(indices, to_pixels(images), strict=True):
-            save_png(staging / _name(i), to_picture(pixels))
+            save_png(staging / _name(i), to_picture(pixels), durable=False)
         bar.update(len(indices))
     bar.close()
     seconds = time.monotonic() - started
@@ -127,7 +127,7 @@ def _draw_missing(
 
 def _publish(staging: Path, settings: Generate) -> None:
     names = [_name(i) for i in range(settings.num_images)]
-    lost = [name for name in names if not (staging / name).is_file()]
+    lost = [name for name in names if not _is_drawn(staging / name)]
     if lost:
         raise EnvironmentFault(f"{len(lost)} images are missing, {lost[0]} first; run the same command to continue")
     shown = []
@@ -139,6 +139,11 @@ def _publish(staging: Path, settings: Generate) -> None:
     for leftover in staging.glob(".*"):
         remove(leftover)
     publish(staging, settings.out)
+
+
+def _is_drawn(path: Path) -> bool:
+    """Return whether a picture is there; a power cut may leave an empty file behind."""
+    return path.is_file() and path.stat().st_size > 0
 
 
 def _name(index: int) -> str:

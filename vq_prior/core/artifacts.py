@@ -46,15 +46,24 @@ def fsync_path(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file whole: a reader sees the old bytes or the new ones, also after a power cut."""
+def write_atomic(path: Path, data: bytes, *, durable: bool = True) -> None:
+    """Write a file whole: a reader sees the old bytes or the new ones, also after a power cut.
+
+    Args:
+        path: The file.
+        data: Its bytes.
+        durable: Whether to wait for the disk; False survives a kill but not a power cut, for files in a staging
+            folder, which `publish` flushes.
+    """
     temporary = path.with_name(f".{path.name}.partial")
     with temporary.open("wb") as file:
         file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+        if durable:
+            file.flush()
+            os.fsync(file.fileno())
     os.replace(temporary, path)
-    fsync_path(path.parent)
+    if durable:
+        fsync_path(path.parent)
 
 
 def remove(path: Path) -> None:

@@ -36,9 +36,9 @@ def png_bytes(picture: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def save_png(path: Path, picture: Image.Image) -> None:
-    """Write a picture as a PNG, whole."""
-    write_atomic(path, png_bytes(picture))
+def save_png(path: Path, picture: Image.Image, *, durable: bool = True) -> None:
+    """Write a picture as a PNG, whole; `durable` as in `write_atomic`."""
+    write_atomic(path, png_bytes(picture), durable=durable)
 
 
 def picture_grid(pixels: NDArray[np.uint8], *, columns: int | None = None, gap: int = 2) -> Image.Image:
