@@ -13,7 +13,7 @@ from torch import Tensor
 from stage1_vqvae.model import VQVAE, load_codec
 from stage1_vqvae.pixels import PixelRows, Transform, load_pixels
 from stage1_vqvae.settings import Reconstruct, check
-from stage1_vqvae.sources import open_data
+from stage1_vqvae.sources import open_data_of
 from vq_prior.core import metrics
 from vq_prior.core.artifacts import new_folder, require_replaceable
 from vq_prior.core.errors import UsageError
@@ -110,14 +110,7 @@ def reconstruct(settings: Reconstruct) -> Path:
         raise UsageError(f"{settings.out} exists; choose another --out or pass --overwrite")
     codec: VQVAE = load_codec(settings.codec)
     transform = transform_of(codec)
-    data = open_data(
-        settings.data,
-        image_column=settings.image_column,
-        label_column=settings.label_column,
-        num_workers=settings.num_workers,
-    )
-    for note in data.notes:
-        print(note, flush=True)
+    data = open_data_of(settings, say=print)
     if settings.num_images > len(data.validation):
         print(f"the data holds out {len(data.validation)} images, fewer than the {settings.num_images} asked for")
     rows = data.validation.subset(range(min(settings.num_images, len(data.validation))))

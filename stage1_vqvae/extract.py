@@ -6,7 +6,6 @@ beside OUT: `request.json` says what is being written, `store/` holds finished s
 """
 
 import json
-from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -20,7 +19,7 @@ from stage1_vqvae.model import VQVAE, load_codec
 from stage1_vqvae.pixels import Transform, load_pixels
 from stage1_vqvae.rows import ImageRows
 from stage1_vqvae.settings import ExtractCodes, check
-from stage1_vqvae.sources import ImageData, open_data
+from stage1_vqvae.sources import ImageData, open_data_of
 from vq_prior.core.artifacts import publish, remove, require_replaceable, staging_path, write_atomic
 from vq_prior.core.code_store import (
     INDEX,
@@ -57,16 +56,9 @@ def extract_codes(settings: ExtractCodes) -> Path:
     codec = load_codec(settings.codec)
     transform = transform_of(codec)
     runtime = start_runtime("fp32")
-    say = partial(print, flush=True) if runtime.is_main else _mute
+    say = runtime.say
     say(runtime.describe())
-    data = open_data(
-        settings.data,
-        image_column=settings.image_column,
-        label_column=settings.label_column,
-        num_workers=settings.num_workers,
-    )
-    for note in data.notes:
-        say(note)
+    data = open_data_of(settings, say=say)
     request = _request(codec, data, transform)
     if (settings.out / INDEX).exists() and not settings.overwrite:
         if _answers(settings.out, request):
@@ -92,10 +84,6 @@ def extract_codes(settings: ExtractCodes) -> Path:
         _publish(settings, codec, data, transform, partial_folder)
     runtime.barrier()
     return settings.out
-
-
-def _mute(*_values: object) -> None:
-    """Say nothing: only the main process speaks."""
 
 
 def _request(codec: VQVAE, data: ImageData, transform: Transform) -> dict[str, Any]:

@@ -6,9 +6,11 @@ then a Hub id `owner/name[@revision]`; anything else is a missing path.
 
 import re
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median_low
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -99,6 +101,28 @@ def open_data(
     classes = f"{len(label_names)} classes" if label_names else "no labels"
     notes.insert(0, f"data {data}: {len(train)} images to train on, {len(validation)} to validate ({kind}), {classes}")
     return ImageData(data, data_id, train, validation, label_names, tuple(notes))
+
+
+class DataSettings(Protocol):
+    """The settings of every command that reads images."""
+
+    data: str
+    image_column: str | None
+    label_column: str | None
+    num_workers: int | None
+
+
+def open_data_of(settings: DataSettings, *, say: Callable[[str], object]) -> ImageData:
+    """Return the images that a command's settings name, after saying what was found; raises what `open_data` does."""
+    data = open_data(
+        settings.data,
+        image_column=settings.image_column,
+        label_column=settings.label_column,
+        num_workers=settings.num_workers,
+    )
+    for note in data.notes:
+        say(note)
+    return data
 
 
 def _labels(

@@ -2,7 +2,6 @@
 
 import time
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from stage1_vqvae.model import VQVAE, Architecture, VQVAEConfig, save_codec
 from stage1_vqvae.pixels import PixelRows, Transform, load_pixels
 from stage1_vqvae.quantizers import QUANTIZERS
 from stage1_vqvae.settings import TrainVQVAE, check, parse_size, resolve
-from stage1_vqvae.sources import ImageData, open_data
+from stage1_vqvae.sources import ImageData, open_data_of
 from vq_prior.core.artifacts import new_folder, remove, verify_manifest
 from vq_prior.core.averaging import WeightAverage
 from vq_prior.core.checkpoints import Checkpoint, latest_checkpoint, save_checkpoint
@@ -45,16 +44,9 @@ def train_vqvae(settings: TrainVQVAE) -> Path:
     check(settings)
     QUANTIZERS[settings.quantizer.name]
     runtime = start_runtime(settings.precision)
-    say = partial(print, flush=True) if runtime.is_main else _mute
+    say = runtime.say
     say(runtime.describe())
-    data = open_data(
-        settings.data,
-        image_column=settings.image_column,
-        label_column=settings.label_column,
-        num_workers=settings.num_workers,
-    )
-    for note in data.notes:
-        say(note)
+    data = open_data_of(settings, say=say)
     settings = replace(resolve(settings, data.facts(), runtime.device.type), precision=runtime.precision)
     assert settings.batch_size is not None
     if settings.batch_size < runtime.num_processes:
@@ -92,10 +84,6 @@ def train_vqvae(settings: TrainVQVAE) -> Path:
     _finish(settings, runtime, model, average, validation, final)
     runtime.barrier()
     return final
-
-
-def _mute(*_values: object) -> None:
-    """Say nothing: only the main process speaks."""
 
 
 def _transform(settings: TrainVQVAE) -> Transform:

@@ -55,8 +55,7 @@ def train_prior(settings: TrainPrior, codec: Codec | None = None) -> Path:
     """
     check(settings)
     runtime = start_runtime(settings.precision)
-    if runtime.is_main:
-        print(runtime.describe(), flush=True)
+    runtime.say(runtime.describe())
     store, validation = CodeStore.open(settings.codes, "train"), CodeStore.open(settings.codes, "validation")
     store.verify()
     if not len(validation):

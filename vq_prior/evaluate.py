@@ -31,7 +31,7 @@ def evaluate(settings: Evaluate) -> dict[str, Any]:
     from stage1_vqvae.evaluate import evaluate_codec, transform_of
     from stage1_vqvae.model import load_codec
     from stage1_vqvae.pixels import load_pixels
-    from stage1_vqvae.sources import open_data
+    from stage1_vqvae.sources import open_data_of
     from vq_prior import __version__
     from vq_prior.core.runtime import start_runtime
 
@@ -47,14 +47,7 @@ def evaluate(settings: Evaluate) -> dict[str, Any]:
     runtime = start_runtime("fp32")
     print(runtime.describe(), flush=True)
     codec.to(runtime.device)  # type: ignore[arg-type]
-    data = open_data(
-        settings.data,
-        image_column=settings.image_column,
-        label_column=settings.label_column,
-        num_workers=settings.num_workers,
-    )
-    for note in data.notes:
-        print(note, flush=True)
+    data = open_data_of(settings, say=print)
     pixels = load_pixels(data.validation, transform_of(codec), num_workers=settings.num_workers)
     result: dict[str, Any] = {
         "format_version": 1,

@@ -55,8 +55,7 @@ def generate(settings: Generate) -> Path:
         return settings.out
     pipeline = VQPriorPipeline.from_pretrained(settings.model)
     runtime = start_runtime()
-    if runtime.is_main:
-        print(runtime.describe(), flush=True)
+    runtime.say(runtime.describe())
     pipeline.to(runtime.device)
     staging = _open_staging(settings.out, request, runtime)
     _draw_missing(pipeline, runtime, staging, settings, cycle, sampling)
@@ -121,8 +120,8 @@ def _draw_missing(
         bar.update(len(indices))
     bar.close()
     seconds = time.monotonic() - started
-    if runtime.is_main and mine:
-        print(f"drew {len(mine)} images in {seconds:.1f} s ({len(mine) / seconds:.1f} images/s a process)", flush=True)
+    if mine:
+        runtime.say(f"drew {len(mine)} images in {seconds:.1f} s ({len(mine) / seconds:.1f} images/s a process)")
 
 
 def _publish(staging: Path, settings: Generate) -> None:

@@ -58,6 +58,11 @@ class Runtime:
         first = total * self.process_index // self.num_processes
         return slice(first, total * (self.process_index + 1) // self.num_processes)
 
+    def say(self, line: str) -> None:
+        """Print a line on stdout, on the main process only."""
+        if self.is_main:
+            print(line, flush=True)
+
     def barrier(self) -> None:
         """Wait until every process is here."""
         self.accelerator.wait_for_everyone()
