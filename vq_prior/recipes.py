@@ -24,7 +24,7 @@ PRIOR_RECIPES: Registry[Recipe] = Registry("recipe of train-prior")
 def cifar10_codec() -> TrainVQVAE:
     """Return the codec for 32x32 colour pictures: 8x8 codes of 512, 455,187 parameters.
 
-    @CODEC_RESULT@
+    Cost: 391 s for 3,000 steps. CIFAR-10, 2,500 held-out pictures: 25.52 dB, SSIM 0.854, every code used.
     """
     return TrainVQVAE(
         data=tyro.MISSING,
@@ -41,7 +41,7 @@ def cifar10_codec() -> TrainVQVAE:
 def grey28_codec() -> TrainVQVAE:
     """Return the codec for 28x28 grey pictures: 7x7 codes of 512, 451,089 parameters.
 
-    @GREY_RESULT@
+    Cost: 160 s for 1,500 steps. Distorted digits, 600 held-out pictures: 31.4 dB, SSIM 0.982, every code used.
     """
     cifar10 = cifar10_codec()
     return replace(cifar10, steps=1500, image_size="28x28", model=replace(cifar10.model, channels=1))
@@ -50,7 +50,7 @@ def grey28_codec() -> TrainVQVAE:
 def cifar10_prior() -> TrainPrior:
     """Return the prior over 64 codes of 512 with ten classes: five layers of width 128.
 
-    @PRIOR_RESULT@
+    Cost: 655 s for 3,000 steps. CIFAR-10: 4.639 held-out nats per token (previous-token baseline 5.354).
     """
     return TrainPrior(
         codes=tyro.MISSING,
@@ -66,7 +66,8 @@ def cifar10_prior() -> TrainPrior:
 def grey28_prior() -> TrainPrior:
     """Return the prior over 49 codes of 512 with ten classes: five layers of width 128.
 
-    @GREY_PRIOR_RESULT@
+    Cost: about 320 s for 2,000 steps. Distorted digits: 2.699 held-out nats per token (previous-token baseline
+    4.157); a classifier of real pictures names 97.7% of the samples rightly.
     """
     return replace(cifar10_prior(), steps=2000, token_dropout=0.1)
 
