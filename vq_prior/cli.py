@@ -93,9 +93,9 @@ def usage() -> str:
             "",
             *lines,
             "",
-            "With every command: --help, --debug (tracebacks), --num-processes N, --config FILE (settings of an",
-            "earlier run), --recipe NAME. `vq-prior --version` prints the version.",
-            "Start with: vq-prior quickstart",
+            "With every command: --help, --debug (tracebacks). With the trainings: --config FILE (settings of an earlier",
+            "run), --recipe NAME. With the trainings, extract-codes and generate: --num-processes N.",
+            "`vq-prior --version` prints the version. Start with: vq-prior quickstart",
         ]
     )
 
@@ -250,7 +250,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(usage())
         return 0 if words else 2
     for name in ("SIGTERM", "SIGINT", "SIGUSR1"):
-        signal.signal(getattr(signal, name), _raise_stopped)
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), _raise_stopped)
     _quiet_libraries(debug)
     try:
         invocation = parse(words)
