@@ -93,7 +93,7 @@ def usage() -> str:
             "",
             *lines,
             "",
-            "With every command: --help, --debug (tracebacks). With the trainings: --config FILE (settings of an earlier",
+            "With every command: --help, --debug (tracebacks). With the trainings: --config FILE (settings of a former",
             "run), --recipe NAME. With the trainings, extract-codes and generate: --num-processes N.",
             "`vq-prior --version` prints the version. Start with: vq-prior quickstart",
         ]
