@@ -49,7 +49,9 @@ def read_index(model: Path) -> ModelIndex:
     if not model.is_dir():
         raise ArtifactError(f"{model} is not a folder" if model.exists() else f"{model} does not exist")
     if not (model / INDEX).exists():
-        raise ArtifactError(f"{model} is not a MODEL: it has no {INDEX}; `vq-prior assemble` makes one")
+        inside = (model / "model" / INDEX).exists()
+        advice = f"did you mean {model / 'model'}?" if inside else "`vq-prior assemble` makes one"
+        raise ArtifactError(f"{model} is not a MODEL: it has no {INDEX}; {advice}")
     index = from_json(ModelIndex, read_json(model / INDEX), str(model / INDEX))
     if index.format_version != 1:
         raise ArtifactError(f"{model / INDEX} has format version {index.format_version}; this version reads 1")
