@@ -22,5 +22,5 @@ def plan_lines(t: Training, seconds_per_step: float) -> list[str]:
         layout.describe(),
         f"{len(t.train)} training rows, {len(t.held_out)} held-out rows measured",
         f"{parameters} parameters, about {memory >> 20} MiB of memory a process",
-        f"estimated time {seconds_per_step * given(s.steps):.0f} s for {s.steps} steps ({1000 * seconds_per_step:.0f} ms each)",
+        f"estimated time {seconds_per_step * given(s.steps):.0f} s ({s.steps} x {1000 * seconds_per_step:.0f} ms)",
     ]

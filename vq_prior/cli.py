@@ -295,7 +295,8 @@ def _quiet_libraries(debug: bool) -> None:
 
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    for variable in ("TRANSFORMERS_VERBOSITY", "HF_HUB_VERBOSITY", "DATASETS_VERBOSITY"):
+        os.environ.setdefault(variable, "error")
     if not debug:
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         logging.captureWarnings(True)
