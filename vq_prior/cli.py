@@ -261,6 +261,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return launch(invocation)
         module, _, attribute = COMMANDS[invocation.command].run.partition(":")
         getattr(import_module(module), attribute)(invocation.settings)
+        _part()
         return 0
     except VQPriorError as error:
         return _fail(str(error), error.exit_code, debug)
@@ -276,6 +277,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         if lost:
             return _fail(f"a process of this run was lost ({text})", EnvironmentFault.exit_code, debug)
         return _fail(f"unexpected {type(error).__name__}: {text} (--debug shows where)", 1, debug)
+
+
+def _part() -> None:
+    """Leave the other processes, if the command joined any."""
+    if "torch" in sys.modules:
+        from vq_prior.core.runtime import leave_runtime
+
+        leave_runtime()
 
 
 def _raise_stopped(number: int, _frame: FrameType | None) -> None:
@@ -316,6 +325,10 @@ def _fail(message: str, exit_code: int, debug: bool) -> int:
             json.dump({"line": line, "exit_code": exit_code}, file)
     elif os.environ.get("RANK", "0") == "0":
         print(line, file=sys.stderr, flush=True)
+    if "WORLD_SIZE" in os.environ and "torch" in sys.modules:
+        # The others may still wait for this process; taking the group apart here could wait for them.
+        sys.stdout.flush()
+        os._exit(exit_code)
     return exit_code
 
 

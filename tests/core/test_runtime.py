@@ -20,7 +20,8 @@ import torch
 from torch import nn
 from vq_prior.core.metrics import CodeCounts
 from vq_prior.core.runtime import full_state, gather_rows, start_runtime, stop_flag, sum_over_processes, unwrap
-
+from vq_prior.core.runtime import full_state, gather_rows, leave_runtime, start_runtime, stop_flag, sum_over_processes
+from vq_prior.core.runtime import unwrap
 runtime = start_runtime()
 rank = runtime.process_index
 mine = torch.tensor([1.0 + rank, 10.0])
@@ -51,6 +52,7 @@ with stop_flag() as flag:
 runtime.barrier()
 with open(f"{sys.argv[1]}/{rank}.json", "w") as file:
     json.dump(seen, file)
+leave_runtime()
 """
 
 

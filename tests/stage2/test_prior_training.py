@@ -202,7 +202,7 @@ def test_a_dry_run_says_the_plan_and_creates_nothing(
     out = capsys.readouterr().out
     assert "model.hidden-size: 16" in out
     assert "6 tokens, vocabulary 16" in out
-    assert "s for 12 steps" in out
+    assert "s (12 x" in out
     assert not (tmp_path / "run").exists()
 
 

@@ -119,6 +119,14 @@ def start_runtime(precision: Precision | None = None) -> Runtime:
     return Runtime(accelerator, precision)
 
 
+def leave_runtime() -> None:
+    """Part from the other processes. Call it when the work is done: left to the interpreter's exit, the threads of
+    the process group are torn down in any order, which now and then aborts the process.
+    """
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def sum_over_processes(tensor: Tensor) -> Tensor:
     """Return the sum of `tensor` over all processes, the same on each; the input is left alone."""
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
