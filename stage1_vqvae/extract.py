@@ -40,6 +40,7 @@ from vq_prior.core.errors import ArtifactError, UsageError
 from vq_prior.core.identity import file_sha256
 from vq_prior.core.media import to_unit_range
 from vq_prior.core.metrics import perplexity, usage
+from vq_prior.core.records import public_name
 from vq_prior.core.runs import require_free_space
 from vq_prior.core.runtime import Runtime, start_runtime
 
@@ -177,9 +178,9 @@ def _publish(settings: ExtractCodes, codec: VQVAE, data: ImageData, transform: T
         shards.append(Shard(split, name, rows.start, len(rows), file_sha256(store / name)))
     index = CodeIndex(
         format_version=1,
-        codec=Source(settings.codec, codec.codec_id),
+        codec=Source(public_name(settings.codec), codec.codec_id),
         spec=codec.spec,
-        data=Source(settings.data, data.data_id),
+        data=Source(public_name(settings.data), data.data_id),
         transform=transform.describe(),
         label_names=data.label_names,
         columns=store_columns(codec.spec, labelled=data.train.labels is not None),

@@ -5,6 +5,7 @@ Letters: B batch, C channels, D code dimension, K number of codes.
 
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from stage1_vqvae.blocks import Decoder, Encoder, crop_to, pad_to
 from stage1_vqvae.pixels import Transform
 from stage1_vqvae.quantizers import QUANTIZERS
 from stage1_vqvae.settings import QuantizerSettings, grid_of
-from vq_prior.core.artifacts import write_atomic
+from vq_prior.core.artifacts import new_folder, require_replaceable, write_atomic
 from vq_prior.core.components import (
     WEIGHTS,
     check_sealed,
@@ -27,6 +28,7 @@ from vq_prior.core.components import (
 from vq_prior.core.config import from_json, pretty_json, read_json, to_json
 from vq_prior.core.errors import ArtifactError, UsageError
 from vq_prior.core.identity import content_id
+from vq_prior.core.repository import local, push_component
 from vq_prior.core.rows import map_rows, rows_per_call
 from vq_prior.core.runtime import full_state
 from vq_prior.core.spec import CodeSpec, LevelSpec
@@ -155,6 +157,64 @@ class VQVAE(PreTrainedModel):
 
     def _init_weights(self, module: torch.nn.Module) -> None:
         """Leave weights as their layers drew them."""
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls,
+        path: str | Path,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+    ) -> "VQVAE":
+        """Return the codec of a folder, RUN, MODEL or Hub id `owner/name[@revision]`; every byte is checked.
+
+        Args:
+            path: Where it is; an existing path wins over the Hub.
+            revision: Branch, tag or commit on the Hub; None is its main branch.
+            token: Access token of the Hub; None takes the stored one, False none.
+            cache_dir: Where fetched files are kept; None takes the Hub client's default.
+            local_files_only: Whether to stay off the network and take what the cache holds.
+
+        Raises:
+            ArtifactError: If it is missing, damaged, of another kind, or its weights do not fit its config.
+            EnvironmentFault: If the Hub cannot be reached and the cache holds no copy.
+        """
+        options = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
+        with local(path, revision=revision, say=print, **options) as folder:
+            return load_codec(folder)
+
+    def save_pretrained(self, folder: str | Path) -> None:  # type: ignore[override]
+        """Write the codec's folder, whole, with its manifest; a codec that is there is replaced."""
+        require_replaceable(Path(folder), WEIGHTS, "codec")
+        with new_folder(Path(folder)) as staging:
+            save_codec(self, staging)
+
+    def push_to_hub(  # type: ignore[override]
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+        license_id: str | None = None,
+        token: str | bool | None = None,
+    ) -> str:
+        """Send the codec alone to the Hub as one commit and return where it can be seen; see `vq_prior.share.push`."""
+        with TemporaryDirectory(prefix="vq-prior-") as temporary:
+            folder = Path(temporary) / "vqvae"
+            self.save_pretrained(folder)
+            return push_component(
+                folder,
+                "vqvae",
+                repo_id,
+                private=private,
+                revision=revision,
+                create_pr=create_pr,
+                license_id=license_id,
+                token=token,
+            )
 
     @property
     def spec(self) -> CodeSpec:

@@ -223,6 +223,26 @@ class PixelRows:
         return result
 
 
+def shifted_and_mirrored(
+    pixels: NDArray[np.uint8], rng: np.random.Generator, *, most: int, rows: slice
+) -> NDArray[np.uint8]:
+    """Return pictures moved by up to `most` pixels along each axis, the border repeated, and half of them mirrored.
+
+    Args:
+        pixels: This process's rows of the global batch, [n, height, width, C].
+        rng: Of the step; what happens to a row of the global batch does not depend on the processes.
+        most: Largest shift.
+        rows: Which rows of the global batch these are.
+    """
+    n, height, width, _ = pixels.shape
+    draws = rng.random((rows.stop, 3))[rows]
+    shifts = np.floor(draws[:, :2] * (2 * most + 1)).astype(np.int64) - most
+    y = np.clip(np.arange(height) + shifts[:, :1], 0, height - 1)
+    x = np.clip(np.arange(width) + shifts[:, 1:], 0, width - 1)
+    x = np.where(draws[:, 2:] < 0.5, x[:, ::-1], x)
+    return pixels[np.arange(n)[:, None, None], y[:, :, None], x[:, None, :]]
+
+
 def load_pixels(
     rows: Pictures, transform: Transform, *, num_workers: int | None = None, max_bytes: int = MAX_CACHE_BYTES
 ) -> PixelRows:

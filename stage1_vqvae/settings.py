@@ -13,6 +13,7 @@ from typing import Literal
 from vq_prior.core.errors import UsageError
 
 MAX_SIDE = 4096
+FEW_IMAGES = 5000
 SQUARES = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 
 
@@ -104,6 +105,9 @@ class TrainVQVAE:
     """Decay rates of AdamW's averages."""
     max_gradient_norm: float = 1.0
     """Gradients are scaled down to this norm."""
+    augment: bool | None = None
+    """Shift the training images by up to half a code and mirror every other one; left out: with fewer than 5,000 of
+    more than 16 px, which a codec would learn by heart. Codes are always those of the images as they are."""
     average_decay: float = 0.99
     """Share of the averaged weights (those that are saved) that one step keeps."""
     log_every: int = 50
@@ -301,6 +305,7 @@ def resolve(settings: TrainVQVAE, facts: DataFacts, device_type: str) -> TrainVQ
         settings,
         steps=steps,
         batch_size=settings.batch_size or (64 if small_machine else 256),
+        augment=settings.augment if settings.augment is not None else facts.num_train < FEW_IMAGES and not tiny,
         learning_rate=settings.learning_rate or (3e-3 if tiny else 1e-3),
         image_size=f"{size[0]}x{size[1]}",
         model=model,
@@ -325,6 +330,9 @@ def _default_downsampling(size: tuple[int, int]) -> int:
 
 
 def _default_num_codes(size: tuple[int, int], num_vectors: int) -> int:
-    """Return the largest power of two that leaves each code 128 training vectors, within 32 and 512 (1024 > 48 px)."""
-    most = 512 if max(size) <= 48 else 1024
-    return max(32, min(most, 2 ** int(math.log2(max(1, num_vectors // 128)))))
+    """Return the largest power of two, within 32 and 512 (1024 > 48 px), that leaves each code enough vectors.
+
+    Enough are 48 training vectors, and 128 up to 16 px, where few codes tell all and leave the prior less to learn.
+    """
+    most, enough = 512 if max(size) <= 48 else 1024, 128 if max(size) <= 16 else 48
+    return max(32, min(most, 2 ** int(math.log2(max(1, num_vectors // enough)))))

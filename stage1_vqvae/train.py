@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from stage1_vqvae.evaluate import comparison_grid, evaluate_codec, reconstruct_pixels, summary
 from stage1_vqvae.losses import reconstruction_terms, weighted_sum
 from stage1_vqvae.model import VQVAE, Architecture, VQVAEConfig, save_codec
-from stage1_vqvae.pixels import PixelRows, Transform, load_pixels
+from stage1_vqvae.pixels import PixelRows, Transform, load_pixels, shifted_and_mirrored
 from stage1_vqvae.quantizers import QUANTIZERS
 from stage1_vqvae.settings import TrainVQVAE, check, parse_size, resolve
 from stage1_vqvae.sources import ImageData, open_data_of
@@ -24,6 +24,7 @@ from vq_prior.core.media import save_png, to_unit_range
 from vq_prior.core.metrics import CodeCounts
 from vq_prior.core.optim import adamw, load_optimizer_tensors, lr_at, optimizer_tensors, set_learning_rate
 from vq_prior.core.randomness import batch_rows, keyed_generator
+from vq_prior.core.records import TrainingRecord, command_line, public_name, write_record
 from vq_prior.core.runs import RunLog, check_continues, open_run, read_run_config, require_free_space, run_config
 from vq_prior.core.runtime import Runtime, full_state, gather_rows, start_runtime, stop_flag, sum_over_processes
 from vq_prior.core.tensors import read_tensors
@@ -47,6 +48,7 @@ def train_vqvae(settings: TrainVQVAE) -> Path:
     say = runtime.say
     say(runtime.describe())
     data = open_data_of(settings, say=say)
+    typed = settings
     settings = replace(resolve(settings, data.facts(), runtime.device.type), precision=runtime.precision)
     assert settings.batch_size is not None
     if settings.batch_size < runtime.num_processes:
@@ -81,9 +83,23 @@ def train_vqvae(settings: TrainVQVAE) -> Path:
         remove(final)
     runtime.barrier()
     average = _loop(settings, runtime, model, train, validation, checkpoint, folder)
-    _finish(settings, runtime, model, average, validation, final)
+    record = _record(typed, data)
+    _finish(settings, runtime, model, average, validation, final, record)
     runtime.barrier()
     return final
+
+
+def _record(typed: TrainVQVAE, data: ImageData) -> TrainingRecord:
+    """Return what the card will tell of this training; the results are filled in at its end."""
+    return TrainingRecord(
+        format_version=1,
+        command=command_line("train-vqvae", typed),
+        data=public_name(typed.data),
+        data_id=data.data_id,
+        num_train=len(data.train),
+        num_held_out=len(data.validation),
+        measured={},
+    )
 
 
 def _transform(settings: TrainVQVAE) -> Transform:
@@ -252,15 +268,19 @@ def _loop(
 
     with stop_flag() as stop:
         for step in range(first, s.steps):
-            rows = batch_rows(len(train), B, s.seed, step)[runtime.share(B)]
-            images = to_unit_range(torch.from_numpy(train.batch(rows))).to(device)
+            share = runtime.share(B)
+            pixels = train.batch(batch_rows(len(train), B, s.seed, step)[share])
+            if s.augment:
+                rng = keyed_generator(s.seed, step, "augmentation")
+                pixels = shifted_and_mirrored(pixels, rng, most=model.architecture.downsampling // 2, rows=share)
+            images = to_unit_range(torch.from_numpy(pixels)).to(device)
             learning_rate = lr_at(
                 step, steps=s.steps, peak=s.learning_rate, warmup_steps=s.warmup_steps, decay_fraction=s.decay_fraction
             )
             set_learning_rate(optimizer, learning_rate)
 
             # Gradients are averaged over processes: the factor makes that the mean over the global batch.
-            part = len(rows) * W / B
+            part = len(pixels) * W / B
             terms, codes = _forward(wrapped, images, s, runtime)
             loss = weighted_sum(terms, s.loss) * part
             optimizer.zero_grad(set_to_none=True)
@@ -319,6 +339,7 @@ def _finish(
     average: WeightAverage,
     validation: PixelRows,
     final: Path,
+    record: TrainingRecord,
 ) -> None:
     """Measure the averaged weights on the held-out images and write them as RUN/vqvae (main process)."""
     if not runtime.is_main:
@@ -329,6 +350,7 @@ def _finish(
     result = evaluate_codec(model, validation, device=runtime.device)
     with new_folder(final) as staging:
         save_codec(model, staging)
+        write_record(staging, replace(record, measured=result))
     print(f"{summary(result)} (without averaging the weights: mse {raw['mse']:.5f})")
     if min(level["usage"] for level in result["levels"]) < 0.1:
         print("warning: less than 10% of the codes are used; try fewer --quantizer.num-codes or more --steps")

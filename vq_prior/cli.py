@@ -57,6 +57,9 @@ COMMANDS = {
         "stage1_vqvae.settings:Reconstruct", "vq_prior.commands:reconstruct", "images -> codec -> images"
     ),
     "evaluate": Command("vq_prior.settings:Evaluate", "vq_prior.commands:evaluate", "measure a codec or a MODEL"),
+    "push": Command("vq_prior.settings:Push", "vq_prior.commands:push", "MODEL -> Hugging Face Hub"),
+    "pull": Command("vq_prior.settings:Pull", "vq_prior.commands:pull", "Hugging Face Hub -> MODEL"),
+    "push-codes": Command("vq_prior.settings:PushCodes", "vq_prior.commands:push_codes", "code store -> Hub data set"),
     "verify": Command("vq_prior.settings:Verify", "vq_prior.commands:verify", "check every byte of an artefact"),
     "env": Command("vq_prior.settings:Env", "vq_prior.commands:env", "print versions and devices"),
 }

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vq_prior.settings import Assemble, Env, Evaluate, Generate, Verify
+from vq_prior.settings import Assemble, Env, Evaluate, Generate, Pull, Push, PushCodes, Verify
 
 if TYPE_CHECKING:
     from stage1_vqvae.settings import ExtractCodes, Reconstruct, TrainVQVAE
@@ -74,6 +74,45 @@ def evaluate(settings: Evaluate) -> None:
     from vq_prior.evaluate import evaluate as measure
 
     measure(settings)
+
+
+def push(settings: Push) -> None:
+    """Send a MODEL or a component to the Hub."""
+    from vq_prior.share import push as send
+
+    where = send(
+        settings.model,
+        settings.repo_id,
+        private=settings.private or None,
+        revision=settings.revision,
+        create_pr=settings.create_pr,
+        license_id=settings.license,
+    )
+    print(f"pushed {settings.model} as one commit: {where}")
+    print(f"next: vq-prior generate --model {settings.repo_id} --num-images 16 --out samples")
+
+
+def pull(settings: Pull) -> None:
+    """Fetch a MODEL or a component from the Hub."""
+    from vq_prior.share import pull as bring
+
+    bring(settings.repo_id, settings.out, overwrite=settings.overwrite)
+
+
+def push_codes(settings: PushCodes) -> None:
+    """Send a code store to the Hub."""
+    from vq_prior.share import push_codes as send
+
+    where = send(
+        settings.codes,
+        settings.repo_id,
+        private=settings.private or None,
+        revision=settings.revision,
+        create_pr=settings.create_pr,
+        license_id=settings.license,
+    )
+    print(f"pushed {settings.codes} as one commit: {where}")
+    print(f"next: vq-prior train-prior --codes {settings.repo_id} --out runs/mine")
 
 
 def verify(settings: Verify) -> None:

@@ -97,7 +97,7 @@ def assemble(codec_folder: Path, prior_folder: Path, out: Path, *, overwrite: bo
         for name, source in (("vqvae", codec_folder), ("prior", prior_folder)):
             shutil.copytree(source, staging / name, ignore=shutil.ignore_patterns(".*"))
         write_atomic(staging / INDEX, pretty_json(index))
-        write_atomic(staging / "README.md", model_card(index, prior).encode("utf-8"))
+        write_atomic(staging / "README.md", model_card(staging, index).encode("utf-8"))
     return out
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import numpy as np
@@ -17,6 +18,7 @@ from vq_prior.core.components import label_index
 from vq_prior.core.errors import ArtifactError, UsageError
 from vq_prior.core.media import to_picture, to_pixels
 from vq_prior.core.randomness import MAX_SEED
+from vq_prior.core.repository import local
 from vq_prior.model_folder import ModelIndex, assemble, index_of, read_index
 
 OutputType = Literal["pil", "pt", "np"]
@@ -87,13 +89,34 @@ class VQPriorPipeline:
         self.index = index_of(codec, prior)
 
     @classmethod
-    def from_pretrained(cls, model: str | Path) -> "VQPriorPipeline":
-        """Return the pipeline of a MODEL folder; every byte of its components is checked.
+    def from_pretrained(
+        cls,
+        model: str | Path,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+    ) -> "VQPriorPipeline":
+        """Return the pipeline of a MODEL, a folder or a Hub id; every byte of its components is checked.
+
+        Args:
+            model: Folder, or `owner/name[@revision]` on the Hub; an existing path wins.
+            revision: Branch, tag or commit on the Hub; None is its main branch.
+            token: Access token of the Hub; None takes the stored one, False none.
+            cache_dir: Where fetched files are kept; None takes the Hub client's default.
+            local_files_only: Whether to stay off the network and take what the cache holds.
 
         Raises:
             ArtifactError: If a file is missing, damaged, or the components and the index do not belong together.
+            EnvironmentFault: If the Hub cannot be reached and the cache holds no copy.
         """
-        folder = Path(model)
+        options = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
+        with local(model, revision=revision, say=print, **options) as folder:
+            return cls._of_folder(folder)
+
+    @classmethod
+    def _of_folder(cls, folder: Path) -> "VQPriorPipeline":
         index = read_index(folder)
         codec, prior = load_codec(folder / "vqvae"), load_prior(folder / "prior")
         pipeline = cls(codec, prior)
@@ -101,6 +124,31 @@ class VQPriorPipeline:
             if getattr(pipeline.index, field) != getattr(index, field):
                 raise ArtifactError(f"{folder / 'config.json'}: {field} is not that of the components; assemble anew")
         return pipeline
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+        license_id: str | None = None,
+        token: str | bool | None = None,
+    ) -> str:
+        """Send the MODEL to the Hub as one commit and return where it can be seen; see `vq_prior.share.push`."""
+        from vq_prior.share import push
+
+        with TemporaryDirectory(prefix="vq-prior-") as temporary:
+            self.save_pretrained(Path(temporary) / "model")
+            return push(
+                Path(temporary) / "model",
+                repo_id,
+                private=private,
+                revision=revision,
+                create_pr=create_pr,
+                license_id=license_id,
+                token=token,
+            )
 
     def save_pretrained(self, folder: str | Path, *, overwrite: bool = False) -> None:
         """Write the MODEL folder of this pipeline, whole."""

@@ -24,9 +24,9 @@ class Assemble:
     """Join a codec and a prior that was trained on its codes into one MODEL folder."""
 
     codec: Path
-    """Codec folder, RUN or MODEL."""
+    """Codec folder, RUN, MODEL, or Hub id owner/name[@revision]."""
     prior: Path
-    """Prior folder, RUN or MODEL."""
+    """Prior folder, RUN, MODEL, or Hub id owner/name[@revision]."""
     out: Path
     """MODEL folder to write."""
     overwrite: bool = False
@@ -38,7 +38,7 @@ class Generate:
     """Draw new images. What is drawn depends on the model, the seed and the settings, never on batch or processes."""
 
     model: Path
-    """MODEL folder."""
+    """MODEL folder, or Hub id owner/name[@revision]."""
     out: Path
     """Folder for 000000.png ..., grid.png and samples.json."""
     num_images: int = 16
@@ -72,15 +72,63 @@ class Evaluate:
     out: Path
     """JSON file to write."""
     codec: Path | None = None
-    """Codec folder or RUN."""
+    """Codec folder, RUN, or Hub id owner/name[@revision]."""
     model: Path | None = None
-    """MODEL folder."""
+    """MODEL folder, or Hub id owner/name[@revision]."""
     num_workers: int | None = None
     """Threads that read images; left out: one a core."""
     image_column: str | None = None
     """Column of the images in tables; left out: found by type."""
     label_column: str | None = None
     """Column of the labels in tables; left out: `label` if there is one."""
+
+
+@dataclass
+class Push:
+    """Send a MODEL (or a codec or prior alone) to the Hugging Face Hub, as one commit with its card and samples."""
+
+    model: Path
+    """MODEL folder, or the folder of a codec or a prior."""
+    repo_id: str
+    """Repository owner/name; made if it does not exist."""
+    private: bool = False
+    """Make a new repository private."""
+    revision: str | None = None
+    """Branch to commit to; left out: main."""
+    create_pr: bool = False
+    """Open a pull request instead of committing."""
+    license: str | None = None
+    """Licence for the card, as the Hub writes it (apache-2.0, cc-by-4.0, ...)."""
+
+
+@dataclass
+class Pull:
+    """Fetch a MODEL, codec or prior from the Hugging Face Hub into a folder, whole or not at all."""
+
+    repo_id: Annotated[str, tyro.conf.Positional]
+    """Repository owner/name, or owner/name@revision."""
+    out: Path
+    """Folder to write."""
+    overwrite: bool = False
+    """Replace the artefact that is at OUT."""
+
+
+@dataclass
+class PushCodes:
+    """Send a code store to the Hugging Face Hub as a data set of parquet files, as one commit with its card."""
+
+    codes: Annotated[Path, tyro.conf.Positional]
+    """Code store."""
+    repo_id: str
+    """Repository owner/name; made if it does not exist."""
+    private: bool = False
+    """Make a new repository private."""
+    revision: str | None = None
+    """Branch to commit to; left out: main."""
+    create_pr: bool = False
+    """Open a pull request instead of committing."""
+    license: str | None = None
+    """Licence for the card, as the Hub writes it (apache-2.0, cc-by-4.0, ...)."""
 
 
 @dataclass

@@ -93,6 +93,16 @@ def test_codebook_is_smaller_for_little_data() -> None:
     assert resolve(GIVEN, digits, "cpu").quantizer.num_codes == 128
     assert resolve(GIVEN, FACTS, "cpu").quantizer.num_codes == 512
     assert resolve(GIVEN, replace(digits, num_train=2), "cpu").quantizer.num_codes == 32
+    few = replace(FACTS, num_train=950, common_size=(48, 40), short_side=40)
+    assert resolve(GIVEN, few, "cpu").quantizer.num_codes == 512
+
+
+def test_few_images_are_augmented_unless_they_are_tiny_or_the_user_says_otherwise():
+    few = replace(FACTS, num_train=950, common_size=(48, 40), short_side=40)
+    assert resolve(GIVEN, few, "cpu").augment is True
+    assert resolve(GIVEN, FACTS, "cpu").augment is False
+    assert resolve(GIVEN, replace(few, common_size=(8, 8), short_side=8), "cpu").augment is False
+    assert resolve(replace(GIVEN, augment=False), few, "cpu").augment is False
 
 
 def test_photos_of_many_sizes_become_a_square() -> None:

@@ -61,6 +61,7 @@ def test_run_leaves_what_the_design_names(run: Path) -> None:
         "config.json",
         "model.safetensors",
         "preprocessor_config.json",
+        "training.json",
         "manifest.json",
     }
     training = run / "vqvae-training"

@@ -95,10 +95,13 @@ def _flush_tree(folder: Path) -> None:
 
 
 def _visible_files(folder: Path) -> list[str]:
-    """Return the sorted names of the files below `folder` that a manifest speaks of: not hidden, not itself."""
+    """Return the sorted names of the files below `folder` that a manifest speaks of: not hidden, not itself.
+
+    A `README.md` is for people, who may edit it.
+    """
     paths = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     names = [path.as_posix() for path in paths if not any(part.startswith(".") for part in path.parts)]
-    return [name for name in names if name != MANIFEST]
+    return [name for name in names if name not in (MANIFEST, "README.md")]
 
 
 def write_manifest(folder: Path) -> None:

@@ -159,7 +159,7 @@ class CodeStore:
             raise ArtifactError(f"{folder} is not a code store" if folder.exists() else f"{folder} does not exist")
         where = folder / INDEX
         index = from_json(CodeIndex, read_json(where, max_bytes=MAX_INDEX_BYTES), str(where))
-        _check_index(index, str(where))
+        check_index(index, str(where))
         if split not in SPLITS:
             raise ArtifactError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
         return cls(folder, index, split)
@@ -237,12 +237,12 @@ class CodeStore:
             if path.is_file() and path.relative_to(self.folder).as_posix() not in known:
                 raise ArtifactError(f"{path} does not belong to the store")
 
-    def to_dataset(self) -> "datasets.Dataset":
-        """Return the split as a `datasets.Dataset` with one feature a column."""
+    def to_dataset(self, rows: range | None = None) -> "datasets.Dataset":
+        """Return the split, or a range of its rows, as a `datasets.Dataset` with one feature a column."""
         import datasets
 
-        columns = self.rows(np.arange(len(self)))
-        kinds = {1: datasets.Array2D, 2: datasets.Array2D, 3: datasets.Array3D}
+        columns = self.rows(np.arange(len(self)) if rows is None else np.arange(rows.start, rows.stop))
+        kinds = {2: datasets.Array2D, 3: datasets.Array3D}
         features: dict[str, Any] = {}
         for column in self.index.columns:
             rank = len(column.shape)
@@ -254,12 +254,11 @@ class CodeStore:
                 features[column.name] = datasets.Sequence(datasets.Value(column.dtype), length=column.shape[0])
             else:
                 features[column.name] = kinds[rank](shape=column.shape, dtype=column.dtype)
-        return datasets.Dataset.from_dict(
-            {name: values.tolist() for name, values in columns.items()}, features=datasets.Features(features)
-        )
+        return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
 
 
-def _check_index(index: CodeIndex, where: str) -> None:
+def check_index(index: CodeIndex, where: str) -> None:
+    """Raise `ArtifactError` naming the entry that contradicts another or that this version does not read."""
     if index.format_version != 1:
         raise ArtifactError(f"{where} has format version {index.format_version}; this version reads 1")
     labelled = any(column.name == "label" for column in index.columns)

@@ -1,0 +1,316 @@
+"""The Hugging Face Hub: one commit out, one pinned commit in.
+
+What is fetched is named by a rule, never by the repository: a file of any other
+name is not downloaded. A revision is resolved to its commit once, and the cache
+learns of it only when every file of that commit has arrived.
+"""
+
+import os
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from vq_prior.core.errors import ArtifactError, EnvironmentFault, UsageError, VQPriorError
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
+COMMIT = re.compile(r"[0-9a-f]{40}")
+MAX_SMALL_BYTES = 64 << 20
+ATTEMPTS = 3
+
+Say = Callable[[str], object]
+
+
+def _silent(_line: str) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class HubId:
+    """A repository of the Hub, `owner/name`, at a revision (a branch, tag or commit; None is its main branch)."""
+
+    name: str
+    revision: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> "HubId":
+        """Return the repository that `owner/name[@revision]` names.
+
+        Raises:
+            UsageError: If the text is not of that form.
+        """
+        name, _, revision = text.partition("@")
+        if not HUB_ID.fullmatch(text) or ".." in text or "--" in name or name.endswith((".git", ".ipynb")):
+            raise UsageError(f"{text} is no Hub id; write owner/name or owner/name@revision")
+        return cls(name, revision or None)
+
+    def __str__(self) -> str:
+        return f"{self.name}@{self.revision}" if self.revision else self.name
+
+
+def is_hub_id(text: str | Path) -> bool:
+    """Return whether `text` names a repository: it has the form of one, and no path of that name exists."""
+    return bool(HUB_ID.fullmatch(str(text))) and not Path(text).exists()
+
+
+def fetch(
+    repo: HubId,
+    *,
+    wanted: re.Pattern[str],
+    repo_type: str = "model",
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+    say: Say = _silent,
+) -> Path:
+    """Return a folder of the cache that holds the files of one commit whose names match `wanted`.
+
+    Without a network, the commit that was fetched last under this revision is returned. Bytes are
+    not judged here: whoever opens the folder verifies its manifest (see `repository.local`).
+
+    Args:
+        repo: The repository.
+        wanted: Full match of the names to fetch.
+        repo_type: "model" or "dataset".
+        token: Access token; None takes the stored one, False none.
+        cache_dir: Cache of the Hub client; None takes its default.
+        local_files_only: Whether to stay off the network.
+        say: Takes notes, a line each: what was ignored, or that the cache had to do.
+
+    Raises:
+        ArtifactError: If repository, revision or access is missing, or a name in it is not a plain relative path.
+        EnvironmentFault: If the Hub cannot be reached and the cache holds no copy.
+    """
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    cache = Path(cache_dir) if cache_dir is not None else Path(constants.HF_HUB_CACHE)
+    storage = cache / repo_folder_name(repo_id=repo.name, repo_type=repo_type)
+    if local_files_only or constants.is_offline_mode():
+        return _cached(storage, repo)
+    try:
+        commit, sizes = _listing(repo, repo_type, token)
+    except EnvironmentFault as fault:
+        try:
+            folder = _cached(storage, repo)
+        except ArtifactError:
+            if Path(repo.name).parent.is_dir():  # then it was more likely meant as a path
+                raise ArtifactError(f"{repo} does not exist, and the Hub did not answer for it") from None
+            raise fault from None
+        say(f"the Hub did not answer; taking the copy of {repo} in the cache, commit {folder.name[:12]}")
+        return folder
+    for name in sizes:
+        _require_plain(name, repo)
+    names = sorted(name for name in sizes if wanted.fullmatch(name))
+    _say_ignored(sorted(sizes.keys() - set(names)), repo, say)
+    for name in names:
+        if not name.endswith((".safetensors", ".parquet")) and (sizes[name] or 0) > MAX_SMALL_BYTES:
+            raise ArtifactError(f"{repo}: {name} has {sizes[name]} bytes, more than the {MAX_SMALL_BYTES} allowed")
+    for name in names:
+        _download(repo, commit, name, repo_type=repo_type, token=token, cache_dir=cache)
+    if commit != repo.revision:
+        _write_ref(storage, repo.revision or constants.DEFAULT_REVISION, commit)
+    folder = storage / "snapshots" / commit
+    if not names:
+        raise ArtifactError(f"{repo} holds no file that vq-prior reads")
+    return folder
+
+
+def _listing(repo: HubId, repo_type: str, token: str | bool | None) -> tuple[str, dict[str, int | None]]:
+    """Return the commit of a revision and the size of each of its files, as far as the Hub tells."""
+    from huggingface_hub import HfApi
+
+    api = HfApi(token=token)
+    info: Any = _attempt(
+        lambda: api.repo_info(repo.name, revision=repo.revision, repo_type=repo_type, files_metadata=True), str(repo)
+    )
+    if not COMMIT.fullmatch(info.sha or ""):
+        raise ArtifactError(f"{repo}: the Hub names no commit for it")
+    if info.siblings:
+        return info.sha, {file.rfilename: file.size for file in info.siblings}
+    tree: Any = _attempt(
+        lambda: list(api.list_repo_tree(repo.name, recursive=True, revision=info.sha, repo_type=repo_type)), str(repo)
+    )
+    return info.sha, {entry.path: entry.size for entry in tree if hasattr(entry, "size")}
+
+
+def _download(
+    repo: HubId, commit: str, name: str, *, repo_type: str, token: str | bool | None, cache_dir: Path
+) -> None:
+    from huggingface_hub import hf_hub_download
+
+    _attempt(
+        lambda: hf_hub_download(
+            repo.name, name, revision=commit, repo_type=repo_type, token=token, cache_dir=str(cache_dir)
+        ),
+        f"{repo}: {name}",
+        attempts=1,  # the client repeats by itself
+    )
+
+
+def _require_plain(name: str, repo: HubId) -> None:
+    """Raise `ArtifactError` unless a file's name is a plain relative path on every system."""
+    parts = PurePosixPath(name).parts
+    plain = name and not name.startswith("/") and not re.search(r'[\x00-\x1f\\:*?"<>|]', name)
+    if not plain or ".." in parts or "." in name.split("/") or "" in name.split("/"):
+        raise ArtifactError(f"{repo} lists a file named {name[:60]!r}, which is not a plain relative path; not fetched")
+
+
+def _say_ignored(names: list[str], repo: HubId, say: Say) -> None:
+    shown = [name for name in names if not name.split("/")[-1].startswith(".")]
+    if shown:
+        more = ", ..." if len(shown) > 3 else ""
+        say(f"{repo}: ignored {len(shown)} files that no vq-prior artefact has ({', '.join(shown[:3])}{more})")
+
+
+def _write_ref(storage: Path, revision: str, commit: str) -> None:
+    """Tell the cache which commit a revision is, as the Hub client does: a file under `refs/`."""
+    path = storage / "refs" / revision
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    temporary.write_text(commit, encoding="ascii")
+    os.replace(temporary, path)
+
+
+def _cached(storage: Path, repo: HubId) -> Path:
+    """Return the folder of the commit that was fetched last under a revision; raises `ArtifactError` without one."""
+    revision = repo.revision or "main"
+    reference = storage / "refs" / revision
+    commit = revision if COMMIT.fullmatch(revision) else ""
+    if not commit and reference.is_file():
+        commit = reference.read_text(encoding="ascii", errors="replace").strip()
+    folder = storage / "snapshots" / commit
+    if not COMMIT.fullmatch(commit) or not folder.is_dir():
+        raise ArtifactError(f"{repo} is neither a path nor in the cache; fetch it once with a network")
+    return folder
+
+
+def push(
+    folder: Path,
+    repo: HubId,
+    *,
+    message: str,
+    repo_type: str = "model",
+    private: bool | None = None,
+    create_pr: bool = False,
+    owns: Callable[[str], bool] = lambda _name: False,
+    token: str | bool | None = None,
+) -> str:
+    """Send every file of `folder` as one commit on the commit that the revision has now; return where it can be seen.
+
+    Args:
+        folder: What to send; hidden files stay.
+        repo: Made if it does not exist.
+        message: Of the commit.
+        repo_type: "model" or "dataset".
+        private: Whether a repository that is made now is private; None leaves it to the Hub.
+        create_pr: Whether to open a pull request instead.
+        owns: Whether a file that is there and not in `folder` is to go in the same commit.
+        token: Access token; None takes the stored one.
+
+    Raises:
+        ArtifactError: If the repository may not be written, or a pull request is asked of another revision.
+        EnvironmentFault: If the Hub cannot be reached, or the repository moved meanwhile.
+    """
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+
+    if create_pr and repo.revision not in (None, "main"):
+        raise UsageError(f"--create-pr opens a pull request against main, got --revision {repo.revision}")
+    api = HfApi(token=token)
+    where = str(repo)
+    _attempt(lambda: api.create_repo(repo.name, repo_type=repo_type, private=private, exist_ok=True), where)
+    parent, present = _parent(api, repo, repo_type, token)
+    files = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    names = [path.as_posix() for path in files if not any(part.startswith(".") for part in path.parts)]
+    operations: list[Any] = [CommitOperationAdd(name, str(folder / name)) for name in names]
+    operations += [CommitOperationDelete(name) for name in sorted(present) if name not in names and owns(name)]
+    info: Any = _attempt(
+        lambda: api.create_commit(
+            repo.name,
+            operations,
+            commit_message=message,
+            repo_type=repo_type,
+            revision=repo.revision,
+            create_pr=create_pr,
+            parent_commit=parent,
+        ),
+        where,
+        attempts=1,  # the client repeats what may be repeated
+    )
+    return str(info.pr_url or info.commit_url)
+
+
+def _parent(api: Any, repo: HubId, repo_type: str, token: str | bool | None) -> tuple[str, dict[str, int | None]]:
+    """Return the commit to build on and the files it has; a branch that does not exist is made from main."""
+    try:
+        return _listing(repo, repo_type, token)
+    except ArtifactError:
+        if repo.revision in (None, "main") or COMMIT.fullmatch(repo.revision):
+            raise
+    _attempt(lambda: api.create_branch(repo.name, branch=repo.revision, repo_type=repo_type, exist_ok=True), str(repo))
+    return _listing(repo, repo_type, token)
+
+
+def _attempt(call: Callable[[], object], where: str, *, attempts: int = ATTEMPTS) -> object:
+    """Return what `call` returns; what the network broke is tried again, everything else explained in one line."""
+    for number in range(1, attempts + 1):
+        try:
+            return call()
+        except VQPriorError:
+            raise
+        except Exception as error:
+            fault = _explain(error, where)
+            if number == attempts or not isinstance(fault, EnvironmentFault) or _told_to_wait(error):
+                raise fault from error
+            time.sleep(number)
+    raise AssertionError("unreachable")
+
+
+def _told_to_wait(error: Exception) -> bool:
+    return getattr(getattr(error, "response", None), "status_code", None) in (412, 429)
+
+
+def _explain(error: Exception, where: str) -> VQPriorError:
+    """Return an exception of the Hub client as one of ours."""
+    from huggingface_hub import errors
+
+    log_in = "ask for access on its page and log in with `hf auth login`"
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if isinstance(error, errors.GatedRepoError):
+        return ArtifactError(f"{where} is gated; {log_in}")
+    if isinstance(error, errors.RevisionNotFoundError):
+        return ArtifactError(f"{where}: the Hub has no such revision")
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return ArtifactError(f"{where} does not exist, neither as a path nor on the Hub, or it is private: {log_in}")
+    if isinstance(error, errors.LocalEntryNotFoundError):
+        cause = error.__cause__ or error.__context__
+        return _explain(cause, where) if isinstance(cause, Exception) else _unreachable(where, "no answer")
+    if isinstance(error, errors.EntryNotFoundError):
+        return ArtifactError(f"{where} is missing on the Hub")
+    if isinstance(error, errors.HFValidationError):
+        return UsageError(f"{where} is no Hub id; write owner/name or owner/name@revision")
+    if status in (401, 403):
+        return ArtifactError(f"{where}: the Hub refused access ({status}); {log_in}")
+    if status in (409, 412):
+        return EnvironmentFault(f"{where} was changed by another while this was sent; nothing was sent, run it again")
+    if status == 429:
+        return EnvironmentFault(f"the Hub is answering too many requests to take one for {where}; run it again later")
+    if status is not None and status >= 500:
+        return _unreachable(where, f"error {status}")
+    if status is not None:
+        return ArtifactError(f"{where}: the Hub refused the request ({status}: {_short(error)})")
+    if "onsistency check failed" in str(error):
+        return ArtifactError(f"{where} arrived with another size than announced; run it again")
+    if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
+        raise error
+    return _unreachable(where, type(error).__name__)
+
+
+def _unreachable(where: str, cause: str) -> EnvironmentFault:
+    return EnvironmentFault(f"the Hub did not answer for {where} ({cause}); check the network and run it again")
+
+
+def _short(error: Exception) -> str:
+    return re.sub(r"\s+", " ", str(error)).strip()[:120]
