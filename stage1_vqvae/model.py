@@ -333,12 +333,17 @@ def save_codec(codec: VQVAE, folder: Path) -> None:
 
 
 def load_codec(path: str | Path) -> VQVAE:
-    """Return the codec in a codec folder, RUN or MODEL, in eval mode on the host.
+    """Return the codec in a codec folder, RUN or MODEL, or of a Hub id, in eval mode on the host.
 
     Raises:
         ArtifactError: If it is missing, damaged, of another kind, or its weights do not fit its config.
+        EnvironmentFault: If the Hub cannot be reached and the cache holds no copy.
     """
-    folder = find_component(Path(path), "vqvae")
+    with local(path, say=print) as found:
+        return _load_folder(find_component(found, "vqvae"))
+
+
+def _load_folder(folder: Path) -> VQVAE:
     check_sealed(folder)
     document = check_transformers_config(folder / CONFIG, model_types=(VQVAEConfig.model_type,))
     config = VQVAEConfig(architecture=document.get("architecture"))

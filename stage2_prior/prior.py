@@ -7,15 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stage2_prior.architecture import initialise, model_config, model_of
 from stage2_prior.decoder import Decoder
 from stage2_prior.layout import SequenceLayout
-from stage2_prior.settings import PriorModel, given
+from stage2_prior.settings import PriorModel
 from vq_prior.core.artifacts import new_folder, require_replaceable, write_atomic
 from vq_prior.core.components import WEIGHTS, check_sealed, check_transformers_config, find_component, load_strictly
 from vq_prior.core.config import from_json, pretty_json, read_json
@@ -23,10 +24,7 @@ from vq_prior.core.errors import ArtifactError
 from vq_prior.core.repository import local, push_component
 from vq_prior.core.runtime import full_state
 from vq_prior.core.spec import CodeSpec
-from vq_prior.core.tensors import write_tensors
-
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig
+from vq_prior.core.tensors import read_header, write_tensors
 
 PRIOR_CONFIG = "prior_config.json"
 SEVERAL_LEVELS = (
@@ -236,63 +234,6 @@ def token_nats(layout: SequenceLayout, logits: Tensor, tokens: Tensor) -> Tensor
     return torch.cat(parts, dim=1)
 
 
-def model_config(architecture: PriorModel, layout: SequenceLayout) -> "PretrainedConfig":
-    """Return the transformers config of a resolved architecture (every size given).
-
-    No id ends, begins or pads a sequence: the defaults of transformers would cut images short.
-    """
-    from transformers import LlamaConfig, Qwen3Config
-
-    a = architecture
-    classes = {"qwen3": (Qwen3Config, "Qwen3ForCausalLM"), "llama": (LlamaConfig, "LlamaForCausalLM")}
-    config_class, model_name = classes[a.kind]
-    config: Any = config_class(
-        vocab_size=layout.vocab_size,
-        hidden_size=a.hidden_size,
-        intermediate_size=a.intermediate_size,
-        num_hidden_layers=a.num_layers,
-        num_attention_heads=a.num_heads,
-        num_key_value_heads=a.num_key_value_heads,
-        head_dim=given(a.hidden_size) // given(a.num_heads),
-        max_position_embeddings=layout.num_tokens + 1,
-        rope_parameters={"rope_type": "default", "rope_theta": a.rope_theta},
-        tie_word_embeddings=False,
-        bos_token_id=None,
-        eos_token_id=None,
-        pad_token_id=None,
-    )
-    config.architectures = [model_name]
-    return config
-
-
-def model_of(config: "PretrainedConfig") -> nn.Module:
-    """Return the stock model of a config; its weights are to be set by the caller."""
-    from transformers import LlamaForCausalLM, Qwen3ForCausalLM
-
-    classes: dict[str, Any] = {"qwen3": Qwen3ForCausalLM, "llama": LlamaForCausalLM}
-    return classes[config.model_type](config)
-
-
-def initialise(model: nn.Module, seed: int) -> None:
-    """Draw every weight anew from a generator of `seed`.
-
-    Matrices are normal with variance 1 / columns, embeddings and the output layer with standard
-    deviation 0.02, and the two matrices that write into the residual stream of each block start
-    at zero, so that every block starts as the identity.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in sorted(model.named_parameters()):
-            if parameter.ndim < 2:
-                parameter.fill_(1.0)
-            elif name.endswith(("o_proj.weight", "down_proj.weight")):
-                parameter.zero_()
-            else:
-                outer = name.endswith(("embed_tokens.weight", "lm_head.weight"))
-                std = 0.02 if outer else parameter.shape[1] ** -0.5
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
-
-
 def build_prior(
     architecture: PriorModel,
     spec: CodeSpec,
@@ -383,23 +324,38 @@ def read_prior_config(folder: Path) -> PriorConfig:
     return config
 
 
-def load_prior(path: Path) -> CausalPrior:
-    """Return the prior in a folder, a RUN or a MODEL, in eval mode on the CPU.
+def load_prior(path: str | Path) -> CausalPrior:
+    """Return the prior in a folder, a RUN or a MODEL, or of a Hub id, in eval mode on the CPU.
 
     Raises:
         ArtifactError: If it is missing, damaged, of an unknown kind, or its files contradict each other.
+        EnvironmentFault: If the Hub cannot be reached and the cache holds no copy.
     """
+    with local(path, say=print) as found:
+        return _load_folder(find_component(found, "prior"))
+
+
+def _load_folder(folder: Path) -> CausalPrior:
     from transformers import LlamaConfig, Qwen3Config
 
-    folder = find_component(Path(path), "prior")
     notes = check_sealed(folder)
     ours = read_prior_config(folder)
     values = check_transformers_config(folder / "config.json", model_types=("qwen3", "llama"))
     layout = SequenceLayout(ours.spec.levels, ours.num_classes, ours.kept)
     _check_architecture(values, layout, folder / "config.json")
     config_class: Any = {"qwen3": Qwen3Config, "llama": LlamaConfig}[values["model_type"]]
+    _check_weights(folder, values)
     try:
-        model = model_of(config_class.from_dict(values))
+        config = config_class.from_dict(values)
+        with torch.device("meta"):
+            expected = model_of(config).state_dict()
+        for name, header in read_header(folder / WEIGHTS).items():
+            if name in expected and header.shape != tuple(expected[name].shape):
+                shapes = f"{list(header.shape)}, its config {list(expected[name].shape)}"
+                raise ArtifactError(f"{folder / WEIGHTS}: tensor {name!r} has shape {shapes}")
+        model = model_of(config)
+    except ArtifactError:
+        raise
     except Exception as error:  # transformers and its validators raise many kinds
         raise ArtifactError(f"{folder / 'config.json'} describes no model: {str(error).splitlines()[0]}") from error
     load_strictly(model, folder / WEIGHTS)
@@ -414,6 +370,21 @@ def load_prior(path: Path) -> CausalPrior:
         ours.unconditional,
         tuple(notes),
     )
+
+
+def _check_weights(folder: Path, config: dict[str, Any]) -> None:
+    """Compare what a config announces with the header of its weights, before anything of that size is built."""
+    headers = read_header(folder / WEIGHTS)
+    layers, blocks = config.get("num_hidden_layers"), sum(name.endswith("input_layernorm.weight") for name in headers)
+    if isinstance(layers, int) and layers > blocks + 8:
+        raise ArtifactError(f"{folder / 'config.json'}: num_hidden_layers is {layers}, {WEIGHTS} has {blocks}")
+    announced = [config.get("vocab_size"), config.get("hidden_size")]
+    table = headers.get("model.embed_tokens.weight")
+    if table is not None and all(isinstance(size, int) for size in announced) and list(table.shape) != announced:
+        raise ArtifactError(
+            f"{folder / WEIGHTS}: tensor 'model.embed_tokens.weight' has shape {list(table.shape)}, "
+            f"its config {announced}"
+        )
 
 
 def _check_architecture(config: dict[str, Any], layout: SequenceLayout, path: Path) -> None:

@@ -1,5 +1,6 @@
 """What each command does, from settings to printed result. Heavy imports happen here, when a command runs."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -8,6 +9,20 @@ from vq_prior.settings import Assemble, Env, Evaluate, Generate, Pull, Push, Pus
 if TYPE_CHECKING:
     from stage1_vqvae.settings import ExtractCodes, Reconstruct, TrainVQVAE
     from stage2_prior.settings import TrainPrior
+
+
+def _settle(path: str | Path) -> Path:
+    """Return the folder that a path or Hub id names; the main process fetches, and all take the same commit."""
+    from vq_prior.core.hub import is_hub_id
+    from vq_prior.core.repository import settle
+    from vq_prior.core.runtime import start_runtime
+
+    if not is_hub_id(path):
+        return Path(path)
+    runtime = start_runtime("fp32")
+    folder = settle(path, say=print) if runtime.is_main else None
+    runtime.barrier()
+    return folder or settle(path, local_files_only=True)
 
 
 def train_vqvae(settings: "TrainVQVAE") -> None:
@@ -21,6 +36,7 @@ def extract_codes(settings: "ExtractCodes") -> None:
     """Write the code store of a data set."""
     from stage1_vqvae.extract import extract_codes as extract
 
+    _settle(settings.codec)
     extract(settings)
 
 
@@ -50,7 +66,7 @@ def assemble(settings: Assemble) -> None:
     from vq_prior.core.components import find_component
     from vq_prior.model_folder import assemble as join
 
-    codec, prior = find_component(settings.codec, "vqvae"), find_component(settings.prior, "prior")
+    codec, prior = find_component(_settle(settings.codec), "vqvae"), find_component(_settle(settings.prior), "prior")
     model = join(codec, prior, settings.out, overwrite=settings.overwrite)
     print(f"wrote {model}; next: vq-prior generate --model {model} --num-images 16 --out samples")
 
@@ -59,13 +75,14 @@ def generate(settings: Generate) -> None:
     """Draw images into a folder."""
     from vq_prior.sampler import generate as draw
 
-    draw(settings)
+    draw(replace(settings, model=_settle(settings.model)))
 
 
 def reconstruct(settings: "Reconstruct") -> None:
     """Write images beside their reconstructions."""
     from stage1_vqvae.evaluate import reconstruct as write
 
+    _settle(settings.codec)
     write(settings)
 
 
@@ -73,7 +90,8 @@ def evaluate(settings: Evaluate) -> None:
     """Measure a codec or a MODEL on held-out images."""
     from vq_prior.evaluate import evaluate as measure
 
-    measure(settings)
+    codec = settings.codec and _settle(settings.codec)
+    measure(replace(settings, codec=codec, model=settings.model and _settle(settings.model)))
 
 
 def push(settings: Push) -> None:

@@ -18,7 +18,7 @@ from vq_prior.core.errors import ArtifactError, EnvironmentFault, UsageError, VQ
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 MAX_SMALL_BYTES = 64 << 20
-ATTEMPTS = 3
+ATTEMPTS, PATIENCE_SECONDS, TIMEOUT_SECONDS = 3, 5, 30
 
 Say = Callable[[str], object]
 
@@ -105,9 +105,7 @@ def fetch(
         _require_plain(name, repo)
     names = sorted(name for name in sizes if wanted.fullmatch(name))
     _say_ignored(sorted(sizes.keys() - set(names)), repo, say)
-    for name in names:
-        if not name.endswith((".safetensors", ".parquet")) and (sizes[name] or 0) > MAX_SMALL_BYTES:
-            raise ArtifactError(f"{repo}: {name} has {sizes[name]} bytes, more than the {MAX_SMALL_BYTES} allowed")
+    _require_small({name: sizes[name] for name in names}, repo)
     for name in names:
         _download(repo, commit, name, repo_type=repo_type, token=token, cache_dir=cache)
     if commit != repo.revision:
@@ -124,7 +122,10 @@ def _listing(repo: HubId, repo_type: str, token: str | bool | None) -> tuple[str
 
     api = HfApi(token=token)
     info: Any = _attempt(
-        lambda: api.repo_info(repo.name, revision=repo.revision, repo_type=repo_type, files_metadata=True), str(repo)
+        lambda: api.repo_info(
+            repo.name, revision=repo.revision, repo_type=repo_type, files_metadata=True, timeout=TIMEOUT_SECONDS
+        ),
+        str(repo),
     )
     if not COMMIT.fullmatch(info.sha or ""):
         raise ArtifactError(f"{repo}: the Hub names no commit for it")
@@ -146,7 +147,6 @@ def _download(
             repo.name, name, revision=commit, repo_type=repo_type, token=token, cache_dir=str(cache_dir)
         ),
         f"{repo}: {name}",
-        attempts=1,  # the client repeats by itself
     )
 
 
@@ -156,6 +156,13 @@ def _require_plain(name: str, repo: HubId) -> None:
     plain = name and not name.startswith("/") and not re.search(r'[\x00-\x1f\\:*?"<>|]', name)
     if not plain or ".." in parts or "." in name.split("/") or "" in name.split("/"):
         raise ArtifactError(f"{repo} lists a file named {name[:60]!r}, which is not a plain relative path; not fetched")
+
+
+def _require_small(sizes: dict[str, int | None], repo: HubId) -> None:
+    """Raise `ArtifactError` if a text or picture is larger than any of ours."""
+    for name, size in sizes.items():
+        if not name.endswith((".safetensors", ".parquet")) and (size or 0) > MAX_SMALL_BYTES:
+            raise ArtifactError(f"{repo}: {name} has {size} bytes, more than the {MAX_SMALL_BYTES} allowed")
 
 
 def _say_ignored(names: list[str], repo: HubId, say: Say) -> None:
@@ -224,22 +231,40 @@ def push(
     parent, present = _parent(api, repo, repo_type, token)
     files = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     names = [path.as_posix() for path in files if not any(part.startswith(".") for part in path.parts)]
-    operations: list[Any] = [CommitOperationAdd(name, str(folder / name)) for name in names]
-    operations += [CommitOperationDelete(name) for name in sorted(present) if name not in names and owns(name)]
-    info: Any = _attempt(
-        lambda: api.create_commit(
+    sizes = {name: (folder / name).stat().st_size for name in names}
+    gone = [name for name in sorted(present) if name not in names and owns(name)]
+
+    def commit() -> Any:
+        additions = [CommitOperationAdd(name, str(folder / name)) for name in names]
+        return api.create_commit(
             repo.name,
-            operations,
+            [*additions, *(CommitOperationDelete(name) for name in gone)],
             commit_message=message,
             repo_type=repo_type,
             revision=repo.revision,
             create_pr=create_pr,
             parent_commit=parent,
-        ),
-        where,
-        attempts=1,  # the client repeats what may be repeated
-    )
+        )
+
+    try:
+        info: Any = _attempt(commit, where, attempts=1)
+    except EnvironmentFault:
+        # The answer may be lost of a commit that was made. With a pull request nobody can tell.
+        if create_pr or not _has_landed(repo, repo_type, token, parent, sizes, gone):
+            raise
+        return f"{api.endpoint}/{'datasets/' if repo_type == 'dataset' else ''}{repo.name}"
     return str(info.pr_url or info.commit_url)
+
+
+def _has_landed(
+    repo: HubId, repo_type: str, token: str | bool | None, parent: str, sizes: dict[str, int], gone: list[str]
+) -> bool:
+    """Return whether the commit whose answer was lost was made: a new head that has these files and not those gone."""
+    try:
+        head, present = _listing(repo, repo_type, token)
+    except VQPriorError:
+        return False
+    return head != parent and sizes.items() <= present.items() and not any(name in present for name in gone)
 
 
 def _parent(api: Any, repo: HubId, repo_type: str, token: str | bool | None) -> tuple[str, dict[str, int | None]]:
@@ -256,20 +281,22 @@ def _parent(api: Any, repo: HubId, repo_type: str, token: str | bool | None) -> 
 def _attempt(call: Callable[[], object], where: str, *, attempts: int = ATTEMPTS) -> object:
     """Return what `call` returns; what the network broke is tried again, everything else explained in one line."""
     for number in range(1, attempts + 1):
+        started = time.monotonic()
         try:
             return call()
         except VQPriorError:
             raise
         except Exception as error:
             fault = _explain(error, where)
-            if number == attempts or not isinstance(fault, EnvironmentFault) or _told_to_wait(error):
+            waited = time.monotonic() - started > PATIENCE_SECONDS  # then the client repeated it by itself
+            if number == attempts or waited or not isinstance(fault, EnvironmentFault) or _is_final(error):
                 raise fault from error
             time.sleep(number)
     raise AssertionError("unreachable")
 
 
-def _told_to_wait(error: Exception) -> bool:
-    return getattr(getattr(error, "response", None), "status_code", None) in (412, 429)
+def _is_final(error: Exception) -> bool:
+    return getattr(getattr(error, "response", None), "status_code", None) in (409, 412, 429)
 
 
 def _explain(error: Exception, where: str) -> VQPriorError:
@@ -284,8 +311,8 @@ def _explain(error: Exception, where: str) -> VQPriorError:
         return ArtifactError(f"{where}: the Hub has no such revision")
     if isinstance(error, errors.RepositoryNotFoundError):
         return ArtifactError(f"{where} does not exist, neither as a path nor on the Hub, or it is private: {log_in}")
-    if isinstance(error, errors.LocalEntryNotFoundError):
-        cause = error.__cause__ or error.__context__
+    cause = error.__cause__ or error.__context__
+    if isinstance(error, (errors.LocalEntryNotFoundError, RuntimeError)) and not hasattr(error, "response"):
         return _explain(cause, where) if isinstance(cause, Exception) else _unreachable(where, "no answer")
     if isinstance(error, errors.EntryNotFoundError):
         return ArtifactError(f"{where} is missing on the Hub")
