@@ -31,14 +31,20 @@ def train_prior(settings: "TrainPrior") -> None:
     if settings.codec is None:
         train(settings)
         return
-    from stage1_vqvae.model import load_codec
-    from vq_prior.core.components import find_component
+    from stage1_vqvae.codecs import find_codec
+    from stage2_prior.settings import check
+    from vq_prior.core.code_store import CodeStore
     from vq_prior.core.runtime import start_runtime
     from vq_prior.model_folder import assemble as join
+    from vq_prior.model_folder import codec_for
 
-    codec_folder = find_component(Path(settings.codec), "vqvae")
-    train(settings, codec=load_codec(codec_folder))
-    runtime = start_runtime()
+    check(settings)
+    codec_folder = find_codec(Path(settings.codec))
+    codec = codec_for(codec_folder, CodeStore.open(settings.codes).spec)
+    runtime = start_runtime(settings.precision)
+    for note in codec.notes:
+        runtime.say(note)
+    train(settings, codec=codec)
     if runtime.is_main and not settings.dry_run:
         model = join(codec_folder, settings.out / "prior", settings.out / "model", overwrite=True)
         print(f"wrote {model}; next: vq-prior generate --model {model} --num-images 16 --out {settings.out}/samples")
@@ -47,10 +53,11 @@ def train_prior(settings: "TrainPrior") -> None:
 
 def assemble(settings: Assemble) -> None:
     """Join a codec and a prior into a MODEL."""
+    from stage1_vqvae.codecs import find_codec
     from vq_prior.core.components import find_component
     from vq_prior.model_folder import assemble as join
 
-    codec, prior = find_component(settings.codec, "vqvae"), find_component(settings.prior, "prior")
+    codec, prior = find_codec(settings.codec), find_component(settings.prior, "prior")
     model = join(codec, prior, settings.out, overwrite=settings.overwrite)
     print(f"wrote {model}; next: vq-prior generate --model {model} --num-images 16 --out samples")
 
