@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from stage1_vqvae.model import VQVAE, load_codec
+from stage1_vqvae.codecs import open_codec
 from stage1_vqvae.pixels import PixelRows, Transform, load_pixels
 from stage1_vqvae.settings import Reconstruct, check
 from stage1_vqvae.sources import open_data_of
@@ -108,8 +108,10 @@ def reconstruct(settings: Reconstruct) -> Path:
     require_replaceable(settings.out, "grid.png", "reconstructions")
     if (settings.out / "grid.png").exists() and not settings.overwrite:
         raise UsageError(f"{settings.out} exists; choose another --out or pass --overwrite")
-    codec: VQVAE = load_codec(settings.codec)
+    codec = open_codec(settings.codec)
     transform = transform_of(codec)
+    for note in codec.notes:
+        print(note)
     data = open_data_of(settings, say=print)
     if settings.num_images > len(data.validation):
         print(f"the data holds out {len(data.validation)} images, fewer than the {settings.num_images} asked for")

@@ -14,11 +14,12 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from stage1_vqvae.codecs import AnyCodec, open_codec
 from stage1_vqvae.evaluate import transform_of
-from stage1_vqvae.model import VQVAE, load_codec
+from stage1_vqvae.foreign import ForeignCodec
 from stage1_vqvae.pixels import Transform, load_pixels
 from stage1_vqvae.rows import ImageRows
-from stage1_vqvae.settings import ExtractCodes, check
+from stage1_vqvae.settings import ExtractCodes, check, parse_size
 from stage1_vqvae.sources import ImageData, open_data_of
 from vq_prior.core.artifacts import publish, remove, require_replaceable, staging_path, write_atomic
 from vq_prior.core.code_store import (
@@ -54,11 +55,14 @@ def extract_codes(settings: ExtractCodes) -> Path:
     """
     check(settings)
     require_replaceable(settings.out, INDEX, "code store")
-    codec = load_codec(settings.codec)
+    size = None if settings.image_size is None else parse_size(settings.image_size)
+    codec = open_codec(settings.codec, image_size=size, to_decode=False)
     transform = transform_of(codec)
     runtime = start_runtime("fp32")
     say = runtime.say
     say(runtime.describe())
+    for note in codec.notes:
+        say(note)
     data = open_data_of(settings, say=say)
     request = _request(codec, data, transform)
     if (settings.out / INDEX).exists() and not settings.overwrite:
@@ -87,7 +91,7 @@ def extract_codes(settings: ExtractCodes) -> Path:
     return settings.out
 
 
-def _request(codec: VQVAE, data: ImageData, transform: Transform) -> dict[str, Any]:
+def _request(codec: AnyCodec, data: ImageData, transform: Transform) -> dict[str, Any]:
     """Return what the store is a function of."""
     return {
         "format_version": 1,
@@ -134,7 +138,7 @@ def _shards(data: ImageData) -> list[tuple[str, ImageRows, int, range]]:
 
 
 def _write_shards(
-    settings: ExtractCodes, runtime: Runtime, codec: VQVAE, data: ImageData, transform: Transform, store: Path
+    settings: ExtractCodes, runtime: Runtime, codec: AnyCodec, data: ImageData, transform: Transform, store: Path
 ) -> None:
     """Write this process's shards that are not there yet: r, r + W, ..."""
     codec.to(runtime.device)  # type: ignore[arg-type]
@@ -169,7 +173,9 @@ def _write_shards(
         print(f"encoded {num_done / (monotonic() - started):.0f} images/s in this process", flush=True)
 
 
-def _publish(settings: ExtractCodes, codec: VQVAE, data: ImageData, transform: Transform, partial_folder: Path) -> None:
+def _publish(
+    settings: ExtractCodes, codec: AnyCodec, data: ImageData, transform: Transform, partial_folder: Path
+) -> None:
     """Write the index, make the store visible, and say what was written (main process)."""
     store = partial_folder / "store"
     shards = []
@@ -190,10 +196,10 @@ def _publish(settings: ExtractCodes, codec: VQVAE, data: ImageData, transform: T
     write_index(store, index)
     publish(store, settings.out)
     remove(partial_folder)
-    _report(settings, index)
+    _report(settings, codec, index)
 
 
-def _report(settings: ExtractCodes, index: CodeIndex) -> None:
+def _report(settings: ExtractCodes, codec: AnyCodec, index: CodeIndex) -> None:
     """Print what was written: use of the codes over the training rows, counts, the next command."""
     train = CodeStore.open(settings.out, "train")
     for number, level in enumerate(index.spec.levels):
@@ -206,11 +212,10 @@ def _report(settings: ExtractCodes, index: CodeIndex) -> None:
         )
     held_out = sum(shard.num_rows for shard in index.shards) - len(train)
     print(f"wrote {settings.out}: {len(train)} + {held_out} rows in {len(index.shards)} shards")
-    run = _run_of(settings)
-    print(f"next: vq-prior train-prior --codes {settings.out} --codec {settings.codec} --out {run}", flush=True)
-
-
-def _run_of(settings: ExtractCodes) -> Path:
-    """Return the RUN folder to suggest: where the codec lies in one, else beside the codes."""
-    codec = Path(settings.codec)
-    return codec.parent if codec.name == "vqvae" else codec
+    if isinstance(codec, ForeignCodec):  # its folder is not ours to write into
+        run, joined = settings.out.with_name(f"{settings.out.name}-prior"), codec.kind.images is not None
+    else:
+        given = Path(settings.codec)
+        run, joined = given.parent if given.name == "vqvae" else given, True
+    flag = f" --codec {settings.codec}" if joined else ""
+    print(f"next: vq-prior train-prior --codes {settings.out}{flag} --out {run}", flush=True)

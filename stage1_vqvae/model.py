@@ -26,12 +26,12 @@ from vq_prior.core.components import (
     plain_config,
 )
 from vq_prior.core.config import from_json, pretty_json, read_json, to_json
-from vq_prior.core.errors import ArtifactError, UsageError
+from vq_prior.core.errors import ArtifactError
 from vq_prior.core.identity import content_id
 from vq_prior.core.repository import local, push_component
-from vq_prior.core.rows import map_rows, rows_per_call
+from vq_prior.core.rows import map_rows_in_eval, rows_per_call
 from vq_prior.core.runtime import full_state
-from vq_prior.core.spec import CodeSpec, LevelSpec
+from vq_prior.core.spec import CodeSpec, LevelSpec, check_codes, check_images
 from vq_prior.core.tensors import read_header, write_tensors
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
@@ -132,6 +132,9 @@ class VQVAE(PreTrainedModel):
 
     Sides that are no multiple of the downsampling are padded inside by repeating the
     last pixel, and cropped after decoding.
+
+    Attributes:
+        notes: What a user should be told about where it came from.
     """
 
     config_class = VQVAEConfig
@@ -139,6 +142,7 @@ class VQVAE(PreTrainedModel):
 
     def __init__(self, config: VQVAEConfig) -> None:
         super().__init__(config)
+        self.notes: tuple[str, ...] = ()
         a = self.architecture = config.parsed()
         rank, num_halvings = len(a.shape), a.downsampling.bit_length() - 1
         self._padded = tuple(side * a.downsampling for side in grid_of(a.shape, a.downsampling))
@@ -253,18 +257,12 @@ class VQVAE(PreTrainedModel):
 
     def _apart(self, function: Any, tensor: Tensor) -> Tensor:
         """Return `function` of the rows, in eval mode, float32, and calls of one fixed row count."""
-        training = self.training
-        self.eval()
-        try:
-            with torch.autocast(self.device.type, enabled=False):
-                return map_rows(function, rows_per_call(self.device), tensor.to(self.device))
-        finally:
-            self.train(training)
+        return map_rows_in_eval(self, function, rows_per_call(self.device), tensor.to(self.device))
 
     @torch.inference_mode()
     def encode_latents(self, images: Tensor) -> Tensor:
         """Return continuous latents [B, *grid, D] float32; a row does not depend on the rest of the batch."""
-        self._check_images(images)
+        check_images(self.spec, images)
         return self._apart(lambda rows: self.latents(_packed(rows.float())), images)
 
     @torch.inference_mode()
@@ -277,7 +275,7 @@ class VQVAE(PreTrainedModel):
         Raises:
             UsageError: If the images have another shape than the codec's.
         """
-        self._check_images(images)
+        check_images(self.spec, images)
         return (self._apart(lambda rows: self.quantizer(self.latents(_packed(rows.float()))).codes, images),)
 
     @torch.inference_mode()
@@ -290,25 +288,9 @@ class VQVAE(PreTrainedModel):
         Raises:
             UsageError: If the number of levels, a grid or a code is out of range.
         """
-        spec = self.spec
-        if len(codes) != len(spec.levels):
-            raise UsageError(f"codes must be a tuple of {len(spec.levels)} level(s), got {len(codes)}")
-        for number, (level, given) in enumerate(zip(spec.levels, codes, strict=True)):
-            if tuple(given.shape[1:]) != level.grid or given.shape[0] < 1:
-                raise UsageError(
-                    f"codes[{number}] must have shape [B, {', '.join(map(str, level.grid))}], got {list(given.shape)}"
-                )
-            low, high = (int(value) for value in given.to(torch.int64).aminmax())
-            if low < 0 or high >= level.num_codes:
-                raise UsageError(f"codes[{number}] must lie in [0, {level.num_codes}), got {low} to {high}")
+        check_codes(self.spec, codes)
         rows = codes[0].to(torch.int64)
         return self._apart(lambda c: self._images(_packed(self.quantizer.embed(c))).clamp(-1, 1), rows)
-
-    def _check_images(self, images: Tensor) -> None:
-        spec = self.spec
-        if tuple(images.shape[1:]) != (spec.channels, *spec.shape) or images.shape[0] < 1:
-            wanted = ", ".join(map(str, (spec.channels, *spec.shape)))
-            raise UsageError(f"images must have shape [B, {wanted}], got {list(images.shape)}")
 
 
 def _packed(rows: Tensor) -> Tensor:
@@ -344,7 +326,7 @@ def load_codec(path: str | Path) -> VQVAE:
 
 
 def _load_folder(folder: Path) -> VQVAE:
-    check_sealed(folder)
+    notes = check_sealed(folder)
     document = check_transformers_config(folder / CONFIG, model_types=(VQVAEConfig.model_type,))
     config = VQVAEConfig(architecture=document.get("architecture"))
     architecture = config.parsed()
@@ -355,6 +337,7 @@ def _load_folder(folder: Path) -> VQVAE:
     _check_shapes(folder / WEIGHTS, expected)
     codec = VQVAE(config)
     load_strictly(codec, folder / WEIGHTS)
+    codec.notes = tuple(notes)
     return codec.eval()
 
 

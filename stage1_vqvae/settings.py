@@ -126,11 +126,14 @@ class ExtractCodes:
     """Write the codes of images to disk, once, for training a prior. The bytes depend on codec and data alone."""
 
     codec: str
-    """Codec folder, RUN or MODEL."""
+    """Codec folder, RUN or MODEL; or a folder of transformers (Chameleon, Janus, Emu3) or diffusers (VQModel)."""
     data: str
     """Images: a folder, parquet or arrow files, a Hub id owner/name, or the word digits."""
     out: Path
     """Code store to write. Rerunning the command continues where it stopped."""
+    image_size: str | None = None
+    """Side in pixels ("256"), or height x width ("48x40"), for a codec of transformers or diffusers; left out: the size
+    its folder names. That of our own codecs is fixed."""
     batch_size: int | None = None
     """Images handed to the encoder at once by each process."""
     num_workers: int | None = None
@@ -234,6 +237,8 @@ def check(settings: TrainVQVAE | ExtractCodes | Reconstruct) -> None:
         _at_least("--num-images", settings.num_images, 1, 100_000)
         return
     _at_least("--batch-size", settings.batch_size, 1, 10**6)
+    if settings.image_size is not None:
+        parse_size(settings.image_size)
     if isinstance(settings, ExtractCodes):
         return
     if settings.steps is not None and settings.steps < 1:
@@ -243,8 +248,6 @@ def check(settings: TrainVQVAE | ExtractCodes | Reconstruct) -> None:
     _at_least("--checkpoint-every", settings.checkpoint_every, 1)
     _at_least("--warmup-steps", settings.warmup_steps, 0)
     _at_least("--log-every", settings.log_every, 1)
-    if settings.image_size is not None:
-        parse_size(settings.image_size)
     _real("--learning-rate", settings.learning_rate, 1e-12, 10.0, "a number above 0, at most 10")
     _real("--decay-fraction", settings.decay_fraction, 0.0, 1.0, "between 0 and 1")
     _real("--weight-decay", settings.weight_decay, 0.0, 10.0, "between 0 and 10")

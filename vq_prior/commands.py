@@ -25,6 +25,15 @@ def _settle(path: str | Path) -> Path:
     return folder or settle(path, local_files_only=True)
 
 
+def _settle_codec(path: str | Path) -> Path:
+    """Return the folder of the codec that a path or Hub id names, complete."""
+    from stage1_vqvae.codecs import complete_codec, find_codec
+
+    folder = _settle(path)
+    complete_codec(path, folder)
+    return find_codec(folder)
+
+
 def train_vqvae(settings: "TrainVQVAE") -> None:
     """Train a codec into RUN/vqvae."""
     from stage1_vqvae.train import train_vqvae as train
@@ -47,14 +56,19 @@ def train_prior(settings: "TrainPrior") -> None:
     if settings.codec is None:
         train(settings)
         return
-    from stage1_vqvae.model import load_codec
-    from vq_prior.core.components import find_component
+    from stage2_prior.settings import check
+    from vq_prior.core.code_store import CodeStore
     from vq_prior.core.runtime import start_runtime
     from vq_prior.model_folder import assemble as join
+    from vq_prior.model_folder import codec_for
 
-    codec_folder = find_component(Path(settings.codec), "vqvae")
-    train(settings, codec=load_codec(codec_folder))
-    runtime = start_runtime()
+    check(settings)
+    codec_folder = _settle_codec(settings.codec)
+    codec = codec_for(codec_folder, CodeStore.open(settings.codes).spec)
+    runtime = start_runtime(settings.precision)
+    for note in codec.notes:
+        runtime.say(note)
+    train(settings, codec=codec)
     if runtime.is_main and not settings.dry_run:
         model = join(codec_folder, settings.out / "prior", settings.out / "model", overwrite=True)
         print(f"wrote {model}; next: vq-prior generate --model {model} --num-images 16 --out {settings.out}/samples")
@@ -66,7 +80,7 @@ def assemble(settings: Assemble) -> None:
     from vq_prior.core.components import find_component
     from vq_prior.model_folder import assemble as join
 
-    codec, prior = find_component(_settle(settings.codec), "vqvae"), find_component(_settle(settings.prior), "prior")
+    codec, prior = _settle_codec(settings.codec), find_component(_settle(settings.prior), "prior")
     model = join(codec, prior, settings.out, overwrite=settings.overwrite)
     print(f"wrote {model}; next: vq-prior generate --model {model} --num-images 16 --out samples")
 

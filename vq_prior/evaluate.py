@@ -3,13 +3,12 @@
 from typing import TYPE_CHECKING, Any
 
 from vq_prior.core.artifacts import write_atomic
-from vq_prior.core.components import find_component
 from vq_prior.core.config import pretty_json
 from vq_prior.core.errors import ArtifactError, UsageError
 from vq_prior.settings import Evaluate
 
 if TYPE_CHECKING:
-    from stage1_vqvae.model import VQVAE
+    from stage1_vqvae.codecs import AnyCodec
     from stage1_vqvae.pixels import PixelRows
     from stage1_vqvae.sources import ImageData
     from stage2_prior.prior import CausalPrior
@@ -28,8 +27,8 @@ def evaluate(settings: Evaluate) -> dict[str, Any]:
         raise UsageError("evaluate needs either --codec or --model")
     if settings.out.is_dir():
         raise UsageError(f"--out must be a file to write, {settings.out} is a folder")
+    from stage1_vqvae.codecs import open_codec
     from stage1_vqvae.evaluate import evaluate_codec, transform_of
-    from stage1_vqvae.model import load_codec
     from stage1_vqvae.pixels import load_pixels
     from stage1_vqvae.sources import open_data_of
     from vq_prior import __version__
@@ -37,7 +36,7 @@ def evaluate(settings: Evaluate) -> dict[str, Any]:
 
     prior = None
     if settings.codec is not None:
-        codec = load_codec(find_component(settings.codec, "vqvae"))
+        codec = open_codec(settings.codec)
     else:
         from vq_prior.pipeline import VQPriorPipeline
 
@@ -46,6 +45,8 @@ def evaluate(settings: Evaluate) -> dict[str, Any]:
         codec, prior = pipeline.codec, pipeline.prior
     runtime = start_runtime("fp32")
     print(runtime.describe(), flush=True)
+    for note in codec.notes:
+        print(note)
     codec.to(runtime.device)  # type: ignore[arg-type]
     data = open_data_of(settings, say=print)
     pixels = load_pixels(data.validation, transform_of(codec), num_workers=settings.num_workers)
@@ -67,7 +68,7 @@ def evaluate(settings: Evaluate) -> dict[str, Any]:
     return result
 
 
-def _evaluate_prior(prior: "CausalPrior", codec: "VQVAE", data: "ImageData", pixels: "PixelRows") -> dict[str, Any]:
+def _evaluate_prior(prior: "CausalPrior", codec: "AnyCodec", data: "ImageData", pixels: "PixelRows") -> dict[str, Any]:
     """Return held-out nats per token and code bits per dimension under the prior.
 
     Raises:

@@ -8,7 +8,8 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from stage1_vqvae.model import VQVAE, load_codec
+from stage1_vqvae.codecs import AnyCodec, kind_name, open_codec, takes_image_size, write_codec
+from stage1_vqvae.foreign import ForeignCodec
 from stage2_prior.prior import CausalPrior, SamplingDefaults, load_prior
 from vq_prior.card import model_card
 from vq_prior.core.artifacts import new_folder, require_replaceable, verify_manifest, write_atomic
@@ -61,18 +62,23 @@ def read_index(model: Path) -> ModelIndex:
     return index
 
 
-def index_of(codec: VQVAE, prior: CausalPrior) -> ModelIndex:
+def index_of(codec: AnyCodec, prior: CausalPrior) -> ModelIndex:
     """Return the index of a MODEL of these two; raises `ArtifactError` unless the prior is of this codec."""
     codec_id = codec.codec_id
     require_same_codec("the prior", prior.codec_id, "the codec", codec_id)
     return ModelIndex(
         format_version=1,
-        components={"vqvae": ComponentEntry("vqvae", "vqvae"), "prior": ComponentEntry("prior", "causal")},
+        components={"vqvae": ComponentEntry("vqvae", kind_name(codec)), "prior": ComponentEntry("prior", "causal")},
         spec=codec.spec,
         codec_id=codec_id,
         label_names=prior.label_names,
         sampling=prior.sampling,
     )
+
+
+def codec_for(codec_folder: Path, spec: CodeSpec) -> AnyCodec:
+    """Return the codec in a folder; one whose image size is chosen when it is opened takes that of `spec`."""
+    return open_codec(codec_folder, image_size=spec.shape if takes_image_size(codec_folder) else None)
 
 
 def assemble(codec_folder: Path, prior_folder: Path, out: Path, *, overwrite: bool = False) -> Path:
@@ -89,8 +95,24 @@ def assemble(codec_folder: Path, prior_folder: Path, out: Path, *, overwrite: bo
         UsageError: If `out` holds something else.
     """
     prior = load_prior(prior_folder)
-    index = index_of(load_codec(codec_folder), prior)
+    codec = codec_for(codec_folder, prior.spec)
+    index = index_of(codec, prior)
     require_replaceable(out, INDEX, "MODEL")
+    if isinstance(codec, ForeignCodec):
+        # Its folder may hold a whole model beside it, and names no size: what MODEL holds is the tokeniser alone.
+        alone = out.parent / f".{out.name}.vqvae"
+        try:
+            with new_folder(alone) as staging:
+                write_codec(codec, staging)
+            return _join(alone, prior_folder, out, index, prior, overwrite=overwrite)
+        finally:
+            shutil.rmtree(alone, ignore_errors=True)
+    return _join(codec_folder, prior_folder, out, index, prior, overwrite=overwrite)
+
+
+def _join(
+    codec_folder: Path, prior_folder: Path, out: Path, index: ModelIndex, prior: CausalPrior, *, overwrite: bool
+) -> Path:
     if (out / INDEX).exists() and not overwrite and not _holds(out, index, codec_folder, prior_folder):
         raise UsageError(f"{out} exists and is another model; choose another --out or pass --overwrite")
     with new_folder(out, manifest=False) as staging:

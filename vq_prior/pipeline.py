@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stage1_vqvae.model import VQVAE, load_codec, save_codec
+from stage1_vqvae.codecs import AnyCodec, open_codec, write_codec
 from stage2_prior.prior import CausalPrior, load_prior, save_prior
 from stage2_prior.sampling import check_sampling, sample_tokens
 from vq_prior.core.artifacts import new_folder, write_manifest
@@ -84,7 +84,7 @@ class VQPriorPipeline:
         index: What MODEL's `config.json` says.
     """
 
-    def __init__(self, codec: VQVAE, prior: CausalPrior) -> None:
+    def __init__(self, codec: AnyCodec, prior: CausalPrior) -> None:
         self.codec, self.prior = codec.eval(), prior
         self.index = index_of(codec, prior)
 
@@ -118,7 +118,7 @@ class VQPriorPipeline:
     @classmethod
     def _of_folder(cls, folder: Path) -> "VQPriorPipeline":
         index = read_index(folder)
-        codec, prior = load_codec(folder / "vqvae"), load_prior(folder / "prior")
+        codec, prior = open_codec(folder / "vqvae"), load_prior(folder / "prior")
         pipeline = cls(codec, prior)
         for field in ("spec", "codec_id", "label_names", "components", "sampling"):
             if getattr(pipeline.index, field) != getattr(index, field):
@@ -157,7 +157,7 @@ class VQPriorPipeline:
         with new_folder(parts, manifest=False) as staging:
             for name in ("vqvae", "prior"):
                 (staging / name).mkdir()
-            save_codec(self.codec, staging / "vqvae")
+            write_codec(self.codec, staging / "vqvae")
             save_prior(self.prior, staging / "prior")
             for name in ("vqvae", "prior"):
                 write_manifest(staging / name)

@@ -15,6 +15,7 @@ from vq_prior.core.hub import HubId, fetch, is_hub_id, push
 MODEL_FILE = re.compile(
     r"((vqvae|prior)/)?(config|preprocessor_config|prior_config|generation_config|manifest|training)\.json"
     r"|((vqvae|prior)/)?model\.safetensors|README\.md|samples\.png|evaluation\.json"
+    r"|processor_config\.json|(diffusion_pytorch_)?model\.safetensors(\.index\.json)?"  # codecs of other libraries
 )
 LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]{0,40}")
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def rows_per_call(device: torch.device) -> int:
@@ -41,3 +41,14 @@ def map_rows(function: Callable[..., Any], rows: int, *inputs: Tensor) -> Any:
     if isinstance(pieces[0], Tensor):
         return torch.cat(pieces)
     return tuple(torch.cat(parts) for parts in zip(*pieces, strict=True))
+
+
+def map_rows_in_eval(module: nn.Module, function: Callable[..., Any], rows: int, tensor: Tensor) -> Any:
+    """Return `function(tensor)` in calls of `rows` rows, with `module` in eval mode and no autocast around."""
+    training = module.training
+    module.eval()
+    try:
+        with torch.autocast(tensor.device.type, enabled=False):
+            return map_rows(function, rows, tensor)
+    finally:
+        module.train(training)

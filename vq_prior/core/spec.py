@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Protocol
 
-from vq_prior.core.errors import ArtifactError
+from vq_prior.core.errors import ArtifactError, UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -106,3 +106,24 @@ class Codec(Protocol):
     def decode(self, codes: "tuple[Tensor, ...]") -> "Tensor":
         """Return images `[B, C, *shape]` float32 in [-1, 1] from the codes of each level."""
         ...
+
+
+def check_images(spec: CodeSpec, images: "Tensor") -> None:
+    """Raise `UsageError` unless images are `[B, C, *shape]` with B at least 1."""
+    if tuple(images.shape[1:]) != (spec.channels, *spec.shape) or images.shape[0] < 1:
+        wanted = ", ".join(map(str, (spec.channels, *spec.shape)))
+        raise UsageError(f"images must have shape [B, {wanted}], got {list(images.shape)}")
+
+
+def check_codes(spec: CodeSpec, codes: "tuple[Tensor, ...]") -> None:
+    """Raise `UsageError` unless there is one tensor `[B, *grid]` a level, B at least 1, of codes in range."""
+    if len(codes) != len(spec.levels):
+        raise UsageError(f"codes must be a tuple of {len(spec.levels)} level(s), got {len(codes)}")
+    for number, (level, given) in enumerate(zip(spec.levels, codes, strict=True)):
+        if tuple(given.shape[1:]) != level.grid or given.shape[0] < 1:
+            raise UsageError(
+                f"codes[{number}] must have shape [B, {', '.join(map(str, level.grid))}], got {list(given.shape)}"
+            )
+        low, high = (int(value) for value in given.long().aminmax())
+        if low < 0 or high >= level.num_codes:
+            raise UsageError(f"codes[{number}] must lie in [0, {level.num_codes}), got {low} to {high}")

@@ -1,12 +1,13 @@
 """safetensors files from outside, checked before a payload is read."""
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -108,6 +109,12 @@ def read_tensors(path: Path, expected: Mapping[str, Tensor] | None = None) -> di
                     f"{path}: tensor {name!r} has shape {list(header.shape)}, its config {list(expected[name].shape)}"
                 )
     return load_file(path)
+
+
+def read_named(path: Path, names: Iterable[str]) -> dict[str, Tensor]:
+    """Return some tensors of a safetensors file whose header was read and has them; the rest is not read."""
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in names}
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -1,0 +1,122 @@
+"""Opening any codec: our own, or one of another library, by what its config.json says it is."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from stage1_vqvae.foreign import (
+    CONFIG,
+    MAX_CONFIG_BYTES,
+    ForeignCodec,
+    kind_of_config,
+    load_foreign,
+    require_decoder,
+    save_foreign,
+)
+from stage1_vqvae.foreign_kinds import KINDS
+from stage1_vqvae.foreign_weights import INDICES, MAX_INDEX_BYTES, PICKLES, foreign_files, has_weights
+from stage1_vqvae.model import VQVAE, VQVAEConfig, load_codec, save_codec
+from vq_prior.core.components import find_component
+from vq_prior.core.config import read_json
+from vq_prior.core.errors import ArtifactError, UsageError
+from vq_prior.core.hub import HubId, fetch, is_hub_id
+from vq_prior.core.repository import local
+
+AnyCodec = VQVAE | ForeignCodec
+
+
+def find_codec(path: Path) -> Path:
+    """Return the folder of a codec given itself, a RUN or a MODEL.
+
+    Raises:
+        ArtifactError: If there is none, or its weights are in no safetensors file.
+    """
+    for candidate in (path / "vqvae", path / "model" / "vqvae", path):
+        if has_weights(candidate):
+            return candidate
+        for name in PICKLES:
+            if (candidate / name).is_file():
+                raise ArtifactError(
+                    f"{candidate} holds its weights as {name}, which can run code and is not read; "
+                    "save them as safetensors"
+                )
+    return find_component(path, "vqvae")
+
+
+def takes_image_size(path: str | Path) -> bool:
+    """Return whether the size of a codec's images is chosen when it is opened; that of our own is fixed."""
+    return kind_of_config(_config(find_codec(Path(path)))) is not None
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    config = read_json(folder / CONFIG, max_bytes=MAX_CONFIG_BYTES)
+    if not isinstance(config, dict):
+        raise ArtifactError(f"{folder / CONFIG} must hold an object")
+    if "auto_map" in config:
+        raise ArtifactError(
+            f"{folder / CONFIG} asks to run code (auto_map); remove the key if you trust the weights alone"
+        )
+    return config
+
+
+def open_codec(path: str | Path, *, image_size: Sequence[int] | None = None, to_decode: bool = True) -> AnyCodec:
+    """Return the codec in a folder, a RUN or a MODEL, in eval mode on the host.
+
+    Args:
+        path: Where it is.
+        image_size: Height and width of the images of a codec of another library; None takes what the folder names.
+        to_decode: Whether codes are to become images, which not every kind can do.
+
+    Raises:
+        ArtifactError: If it is missing, damaged, of an unknown kind, or its weights do not fit its config.
+        UsageError: If the image size does not fit, or a kind that cannot decode is asked to.
+        EnvironmentFault: If the library of its kind is not installed.
+    """
+    with local(path, say=print) as found:
+        complete_codec(path, found)
+        return _open_folder(find_codec(found), image_size, to_decode)
+
+
+def complete_codec(path: str | Path, folder: Path) -> None:
+    """Fetch the shards that hold the tokeniser of a whole model on the Hub, beside what was fetched into `folder`."""
+    if is_hub_id(path) and any((folder / name).is_file() for name in INDICES):
+        index = next(read_json(folder / n, max_bytes=MAX_INDEX_BYTES) for n in INDICES if (folder / n).is_file())
+        names = foreign_files(_config(folder), index if isinstance(index, dict) else {})
+        wanted = re.compile("|".join(map(re.escape, names)))
+        fetch(HubId(HubId.parse(str(path)).name, folder.name), wanted=wanted)
+
+
+def _open_folder(folder: Path, image_size: Sequence[int] | None, to_decode: bool) -> AnyCodec:
+    config = _config(folder)
+    if config.get("model_type") == VQVAEConfig.model_type:
+        codec = load_codec(folder)
+        if image_size is not None:
+            own = "x".join(map(str, codec.spec.shape))
+            raise UsageError(f"{folder} is for images of {own}, which is fixed; leave --image-size out")
+        return codec
+    kind = kind_of_config(config)
+    if kind is None:
+        given = config.get("model_type", config.get("_class_name"))
+        known = [VQVAEConfig.model_type, *KINDS, *(kind.whole for kind in KINDS.values() if kind.whole)]
+        raise ArtifactError(
+            f"{folder / CONFIG}: model_type (or _class_name) must be one of {', '.join(known)}, got {str(given)[:60]!r}"
+        )
+    if to_decode:
+        require_decoder(kind)
+    if image_size is not None and len(image_size) != 2:
+        raise UsageError(f"{folder} is a codec of pictures, not of data of shape {list(image_size)}")
+    return load_foreign(folder, config, image_size=None if image_size is None else (image_size[0], image_size[1]))
+
+
+def write_codec(codec: AnyCodec, folder: Path) -> None:
+    """Write a codec's component files into a staging folder of the caller."""
+    if isinstance(codec, ForeignCodec):
+        save_foreign(codec, folder)
+    else:
+        save_codec(codec, folder)
+
+
+def kind_name(codec: AnyCodec) -> str:
+    """Return what a MODEL's index calls this kind of codec."""
+    return codec.kind.name if isinstance(codec, ForeignCodec) else "vqvae"
