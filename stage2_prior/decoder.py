@@ -46,6 +46,8 @@ class Decoder:
         self.head_dim: int = getattr(config, "head_dim", None) or config.hidden_size // self.num_heads
         self.eps: float = config.rms_norm_eps
         self.max_length: int = config.max_position_embeddings
+        # Adapters keep their weights beside the layer's own, which is all that is read below.
+        assert not any("lora_" in name for name, _ in model.named_parameters()), "merge the adapters first"
         body: Any = model.model
         layers = list(body.layers)
         self.has_qk_norm = hasattr(layers[0].self_attn, "q_norm")

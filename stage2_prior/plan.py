@@ -2,6 +2,7 @@
 
 from math import prod
 
+from stage2_prior.fine_tuning import architecture_of
 from stage2_prior.run import Training
 from stage2_prior.settings import given
 from vq_prior.core.config import to_json
@@ -10,8 +11,9 @@ from vq_prior.core.runs import flatten
 
 def plan_lines(t: Training, seconds_per_step: float) -> list[str]:
     """Return the lines of a dry run: resolved settings, layout, parameters, memory and time."""
-    s, m, layout = t.settings, t.settings.model, t.prior.layout
+    s, m, layout = t.settings, architecture_of(t.prior), t.prior.layout
     parameters = sum(p.numel() for p in t.prior.model.parameters())
+    trained = sum(p.numel() for p in t.prior.model.parameters() if p.requires_grad)
     rows = -(-given(s.batch_size) // t.runtime.num_processes)
     width = 8 * given(m.hidden_size) + 3 * given(m.intermediate_size)
     activations = 4 * rows * layout.num_tokens * (given(m.num_layers) * width + 3 * layout.vocab_size)
@@ -21,6 +23,6 @@ def plan_lines(t: Training, seconds_per_step: float) -> list[str]:
         *(f"{name.replace('_', '-')}: {value}" for name, value in sorted(flatten(to_json(s)).items())),
         layout.describe(),
         f"{len(t.train)} training rows, {len(t.held_out)} held-out rows measured",
-        f"{parameters} parameters, about {memory >> 20} MiB of memory a process",
+        f"{parameters} parameters, {trained} of them trained, about {memory >> 20} MiB of memory a process",
         f"estimated time {seconds_per_step * given(s.steps):.0f} s ({s.steps} x {1000 * seconds_per_step:.0f} ms)",
     ]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from stage2_prior.baselines import Baselines, measure_baselines
+from stage2_prior.fine_tuning import add_adapters, with_classes
 from stage2_prior.prior import PRIOR_CONFIG, CausalPrior, build_prior, read_prior_config
 from stage2_prior.sequences import Sequences
 from stage2_prior.settings import TrainPrior, given
@@ -44,7 +45,7 @@ class Training:
         runtime: This process.
         folder: RUN/prior-training.
         final: RUN/prior.
-        prior: The prior in training; its model is the unwrapped one.
+        prior: The prior in training; its model is the unwrapped one, with adapters if these are trained.
         model: The model as forward and backward use it.
         optimizer: AdamW over the model.
         average: Averaged weights.
@@ -90,14 +91,15 @@ class Training:
 
 
 def prepare(
-    settings: TrainPrior, runtime: Runtime, store: CodeStore, validation: CodeStore, codec: Codec | None
+    settings: TrainPrior,
+    runtime: Runtime,
+    store: CodeStore,
+    validation: CodeStore,
+    codec: Codec | None,
+    base: CausalPrior | None = None,
 ) -> Training:
-    """Return a run at step 0 from resolved settings; writes nothing."""
-    names = store.index.label_names if store.labelled else ()
-    prior = build_prior(
-        settings.model, store.spec, codec_id=store.index.codec.id, label_names=names, seed=settings.seed
-    )
-    prior.unconditional = settings.label_dropout > 0 or not names
+    """Return a run at step 0 from resolved settings, starting from `base` if there is one; writes nothing."""
+    prior = _starting_prior(settings, store, base)
     model = runtime.wrap(prior.model.train())
     optimizer = adamw(
         prior.model, learning_rate=given(settings.learning_rate), weight_decay=settings.weight_decay, betas=(0.9, 0.95)
@@ -118,6 +120,20 @@ def prepare(
         baselines=measure_baselines(train, held_out),
         codec=codec,
     )
+
+
+def _starting_prior(settings: TrainPrior, store: CodeStore, base: CausalPrior | None) -> CausalPrior:
+    names = store.index.label_names if store.labelled else ()
+    if base is None:
+        prior = build_prior(
+            settings.model, store.spec, codec_id=store.index.codec.id, label_names=names, seed=settings.seed
+        )
+    else:
+        prior = with_classes(base, names)
+        if settings.lora:
+            add_adapters(prior, rank=given(settings.lora_rank), seed=settings.seed)
+    prior.unconditional = given(settings.label_dropout) > 0 or not names
+    return prior
 
 
 def save(t: Training) -> None:

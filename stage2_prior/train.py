@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from stage2_prior.baselines import bits_per_dimension
 from stage2_prior.calibrate import calibrate
+from stage2_prior.fine_tuning import architecture_of, merged, open_base, prior_id
 from stage2_prior.layout import SequenceLayout
 from stage2_prior.plan import plan_lines
-from stage2_prior.prior import save_prior, shifted, token_nats
+from stage2_prior.prior import CausalPrior, save_prior, shifted, token_nats
 from stage2_prior.run import Progress, Training, prepare, resume, save, written_steps
 from stage2_prior.sampling import sample_tokens
 from stage2_prior.sequences import drop_labels, drop_tokens
@@ -37,7 +38,7 @@ EVAL_ROWS_PER_CALL = 128
 NUM_PICTURES = 40
 
 
-def train_prior(settings: TrainPrior, codec: Codec | None = None) -> Path:
+def train_prior(settings: TrainPrior, codec: Codec | None = None, base: CausalPrior | None = None) -> Path:
     """Return RUN/prior, the folder of a prior trained on a code store.
 
     Continues the run in `settings.out` if there is one; a finished one is left as it is. With
@@ -46,14 +47,19 @@ def train_prior(settings: TrainPrior, codec: Codec | None = None) -> Path:
     Args:
         settings: What to train, on what.
         codec: Decodes the sample grids drawn while training; must be the codec of the codes.
+        base: The prior that `settings.from_model` names, already loaded; None loads it from there.
 
     Raises:
         UsageError: On a setting out of range, or other settings than those of the run in RUN.
-        ArtifactError: If the code store is missing, damaged, or of another codec.
+        ArtifactError: If the code store or the base is missing, damaged, or of another codec.
         NumericError: If the loss or a gradient is not finite.
         Stopped: On SIGTERM or Ctrl-C, after the state was saved.
     """
     check(settings)
+    if settings.codes is None:
+        raise UsageError("train_prior reads codes; extract those of the images first and give codes instead of data")
+    if base is None and settings.from_model is not None:
+        base = open_base(settings)
     runtime = start_runtime(settings.precision)
     runtime.say(runtime.describe())
     store, validation = CodeStore.open(settings.codes, "train"), CodeStore.open(settings.codes, "validation")
@@ -62,20 +68,23 @@ def train_prior(settings: TrainPrior, codec: Codec | None = None) -> Path:
         raise ArtifactError(f"{settings.codes} has no validation rows; extract the codes anew with a held-out split")
     if codec is not None:
         require_same_codec(str(settings.codes), store.index.codec.id, "--codec", codec.codec_id)
+    if base is not None:
+        _require_same_codes(base, store, settings.codes)
     layout = SequenceLayout.from_spec(store.spec, len(store.index.label_names) if store.labelled else 0)
-    facts = CodeFacts(layout.num_tokens, layout.num_codes, len(store))
+    facts = CodeFacts(layout.num_tokens, layout.num_codes, len(store), None if base is None else architecture_of(base))
     settings = dataclasses.replace(resolve(settings, facts, runtime.device.type), precision=runtime.precision)
     if given(settings.batch_size) < runtime.num_processes:
         raise UsageError(
             f"--batch-size must be at least the number of processes, {runtime.num_processes}, got {settings.batch_size}"
         )
-    training = prepare(settings, runtime, store, validation, codec)
+    training = prepare(settings, runtime, store, validation, codec, base)
     if settings.dry_run:
         seconds = min(_timed(update, training) for _ in range(3))
         if runtime.is_main:
             print("\n".join(plan_lines(training, seconds)))
         return training.final
-    config = run_config("train-prior", settings, {"codes": store.store_id})
+    inputs = {"codes": store.store_id} | ({"from": prior_id(base)} if base is not None else {})
+    config = run_config("train-prior", settings, inputs)
     need = 8 * sum(p.numel() for p in training.prior.model.parameters()) * 4
     require_free_space(training.folder, need)
     if settings.overwrite and runtime.is_main:
@@ -92,6 +101,13 @@ def train_prior(settings: TrainPrior, codec: Codec | None = None) -> Path:
     return training.final
 
 
+def _require_same_codes(base: CausalPrior, store: CodeStore, codes: Path) -> None:
+    """Raise `ArtifactError` unless the codes are those that the base is a distribution of."""
+    require_same_codec(str(codes), store.index.codec.id, "the prior of --from", base.codec_id)
+    if base.spec != store.spec:
+        raise ArtifactError(f"{codes} holds codes of {store.spec}, the prior of --from is for {base.spec}")
+
+
 def batch_loss(t: Training, step: int) -> Tensor:
     """Return this process's part of the mean nats per token of the global batch of one step.
 
@@ -101,7 +117,7 @@ def batch_loss(t: Training, step: int) -> Tensor:
     s, layout, batch_size = t.settings, t.prior.layout, given(t.settings.batch_size)
     tokens, labels = t.train.batch(batch_rows(len(t.train), batch_size, s.seed, step))
     if layout.num_classes:
-        labels = drop_labels(labels, layout, rate=s.label_dropout, seed=s.seed, step=step)
+        labels = drop_labels(labels, layout, rate=given(s.label_dropout), seed=s.seed, step=step)
     inputs = drop_tokens(shifted(layout, tokens, labels), layout, rate=given(s.token_dropout), seed=s.seed, step=step)
     share = t.runtime.share(batch_size)
     inputs, tokens = (part[share].to(t.runtime.device, non_blocking=True) for part in (inputs, tokens))
@@ -121,7 +137,7 @@ def update(t: Training) -> Tensor:
         t.step,
         steps=given(s.steps),
         peak=given(s.learning_rate),
-        warmup_steps=s.warmup_steps,
+        warmup_steps=given(s.warmup_steps),
         decay_fraction=s.decay_fraction,
     )
     set_learning_rate(t.optimizer, rate)
@@ -217,10 +233,11 @@ def save_samples(t: Training, codec: Codec) -> None:
     if len(t.prior.spec.shape) != 2 or t.prior.spec.channels not in (1, 3):
         return
     layout = t.prior.layout
-    columns = min(layout.num_classes, 10) or 8
-    labels = torch.arange(NUM_PICTURES) % columns if layout.num_classes else torch.full((NUM_PICTURES,), 0)
+    several = layout.num_classes > 1
+    columns = min(layout.num_classes, 10) if several else 8
+    labels = torch.arange(NUM_PICTURES) % columns if several else torch.zeros(NUM_PICTURES, dtype=torch.int64)
     with t.average.swapped_into(t.prior.model):
-        tokens = sample_tokens(t.prior, labels, seed=t.settings.seed, indices=range(NUM_PICTURES))
+        tokens = sample_tokens(merged(t.prior), labels, seed=t.settings.seed, indices=range(NUM_PICTURES))
     images = codec.decode(layout.to_codes(tokens))
     folder = t.folder / "images"
     folder.mkdir(exist_ok=True)
@@ -232,11 +249,12 @@ def finish(t: Training) -> None:
     if t.runtime.is_main:
         t.prior.model.load_state_dict(t.best)
         t.prior.model.eval()
+        final = merged(t.prior)
         tokens, labels = t.held_out.batch(slice(None))
-        t.prior.sampling = calibrate(t.prior, tokens, labels).best
-        t.prior.trained_steps = t.step
+        final.sampling = calibrate(final, tokens, labels).best
+        final.trained_steps = t.step
         with new_folder(t.final) as staging:
-            save_prior(t.prior, staging)
+            save_prior(final, staging)
         b, best = t.baselines, t.progress.best_nats
         assert best is not None
         print(
@@ -245,7 +263,7 @@ def finish(t: Training) -> None:
         )
         print(
             f"best at step {t.progress.best_step}, {t.ending()}; measured sampling settings: "
-            f"temperature {t.prior.sampling.temperature:g}, guidance {t.prior.sampling.guidance_scale:g}"
+            f"temperature {final.sampling.temperature:g}, guidance {final.sampling.guidance_scale:g}"
         )
         print(f"wrote {t.final}", flush=True)
         if t.settings.codec is None:

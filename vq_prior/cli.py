@@ -182,9 +182,13 @@ def _starting_point(
 
 
 def _flags_of(settings_class: type, prefix: str = "--") -> Iterator[str]:
+    kinds, hints = (typing.get_type_hints(settings_class, include_extras=extras) for extras in (False, True))
     for setting in dataclasses.fields(settings_class):
-        kind = typing.get_type_hints(settings_class)[setting.name]
-        flag = setting.name.replace("_", "-")
+        kind = kinds[setting.name]
+        # A flag whose name is a word of Python (--from) has another name than its setting: tyro.conf.arg(name=...).
+        marks = getattr(hints[setting.name], "__metadata__", ())
+        named = [mark.name for mark in marks if getattr(mark, "name", None)]
+        flag = (named or [setting.name])[0].replace("_", "-")
         if dataclasses.is_dataclass(kind) and isinstance(kind, type):
             yield from _flags_of(kind, f"{prefix}{flag}.")
         else:

@@ -1,7 +1,6 @@
 """What each command does, from settings to printed result. Heavy imports happen here, when a command runs."""
 
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vq_prior.settings import Assemble, Env, Evaluate, Generate, Pull, Push, PushCodes, Verify
@@ -9,29 +8,6 @@ from vq_prior.settings import Assemble, Env, Evaluate, Generate, Pull, Push, Pus
 if TYPE_CHECKING:
     from stage1_vqvae.settings import ExtractCodes, Reconstruct, TrainVQVAE
     from stage2_prior.settings import TrainPrior
-
-
-def _settle(path: str | Path) -> Path:
-    """Return the folder that a path or Hub id names; the main process fetches, and all take the same commit."""
-    from vq_prior.core.hub import is_hub_id
-    from vq_prior.core.repository import settle
-    from vq_prior.core.runtime import start_runtime
-
-    if not is_hub_id(path):
-        return Path(path)
-    runtime = start_runtime("fp32")
-    folder = settle(path, say=print) if runtime.is_main else None
-    runtime.barrier()
-    return folder or settle(path, local_files_only=True)
-
-
-def _settle_codec(path: str | Path) -> Path:
-    """Return the folder of the codec that a path or Hub id names, complete."""
-    from stage1_vqvae.codecs import complete_codec, find_codec
-
-    folder = _settle(path)
-    complete_codec(path, folder)
-    return find_codec(folder)
 
 
 def train_vqvae(settings: "TrainVQVAE") -> None:
@@ -44,68 +20,54 @@ def train_vqvae(settings: "TrainVQVAE") -> None:
 def extract_codes(settings: "ExtractCodes") -> None:
     """Write the code store of a data set."""
     from stage1_vqvae.extract import extract_codes as extract
+    from vq_prior.inputs import settle
 
-    _settle(settings.codec)
+    settle(settings.codec)
     extract(settings)
 
 
 def train_prior(settings: "TrainPrior") -> None:
     """Train a prior into RUN/prior; with a codec also join both into RUN/model."""
-    from stage2_prior.train import train_prior as train
+    from vq_prior.train_prior import train_prior as train
 
-    if settings.codec is None:
-        train(settings)
-        return
-    from stage2_prior.settings import check
-    from vq_prior.core.code_store import CodeStore
-    from vq_prior.core.runtime import start_runtime
-    from vq_prior.model_folder import assemble as join
-    from vq_prior.model_folder import codec_for
-
-    check(settings)
-    codec_folder = _settle_codec(settings.codec)
-    codec = codec_for(codec_folder, CodeStore.open(settings.codes).spec)
-    runtime = start_runtime(settings.precision)
-    for note in codec.notes:
-        runtime.say(note)
-    train(settings, codec=codec)
-    if runtime.is_main and not settings.dry_run:
-        model = join(codec_folder, settings.out / "prior", settings.out / "model", overwrite=True)
-        print(f"wrote {model}; next: vq-prior generate --model {model} --num-images 16 --out {settings.out}/samples")
-    runtime.barrier()
+    train(settings)
 
 
 def assemble(settings: Assemble) -> None:
     """Join a codec and a prior into a MODEL."""
     from vq_prior.core.components import find_component
+    from vq_prior.inputs import settle, settle_codec
     from vq_prior.model_folder import assemble as join
 
-    codec, prior = _settle_codec(settings.codec), find_component(_settle(settings.prior), "prior")
+    codec, prior = settle_codec(settings.codec), find_component(settle(settings.prior), "prior")
     model = join(codec, prior, settings.out, overwrite=settings.overwrite)
     print(f"wrote {model}; next: vq-prior generate --model {model} --num-images 16 --out samples")
 
 
 def generate(settings: Generate) -> None:
     """Draw images into a folder."""
+    from vq_prior.inputs import settle
     from vq_prior.sampler import generate as draw
 
-    draw(replace(settings, model=_settle(settings.model)))
+    draw(replace(settings, model=settle(settings.model)))
 
 
 def reconstruct(settings: "Reconstruct") -> None:
     """Write images beside their reconstructions."""
     from stage1_vqvae.evaluate import reconstruct as write
+    from vq_prior.inputs import settle
 
-    _settle(settings.codec)
+    settle(settings.codec)
     write(settings)
 
 
 def evaluate(settings: Evaluate) -> None:
     """Measure a codec or a MODEL on held-out images."""
     from vq_prior.evaluate import evaluate as measure
+    from vq_prior.inputs import settle
 
-    codec = settings.codec and _settle(settings.codec)
-    measure(replace(settings, codec=codec, model=settings.model and _settle(settings.model)))
+    codec = settings.codec and settle(settings.codec)
+    measure(replace(settings, codec=codec, model=settings.model and settle(settings.model)))
 
 
 def push(settings: Push) -> None:

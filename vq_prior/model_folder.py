@@ -104,15 +104,13 @@ def assemble(codec_folder: Path, prior_folder: Path, out: Path, *, overwrite: bo
         try:
             with new_folder(alone) as staging:
                 write_codec(codec, staging)
-            return _join(alone, prior_folder, out, index, prior, overwrite=overwrite)
+            return _join(alone, prior_folder, out, index, overwrite=overwrite)
         finally:
             shutil.rmtree(alone, ignore_errors=True)
-    return _join(codec_folder, prior_folder, out, index, prior, overwrite=overwrite)
+    return _join(codec_folder, prior_folder, out, index, overwrite=overwrite)
 
 
-def _join(
-    codec_folder: Path, prior_folder: Path, out: Path, index: ModelIndex, prior: CausalPrior, *, overwrite: bool
-) -> Path:
+def _join(codec_folder: Path, prior_folder: Path, out: Path, index: ModelIndex, *, overwrite: bool) -> Path:
     if (out / INDEX).exists() and not overwrite and not _holds(out, index, codec_folder, prior_folder):
         raise UsageError(f"{out} exists and is another model; choose another --out or pass --overwrite")
     with new_folder(out, manifest=False) as staging:

@@ -32,7 +32,7 @@ class PipelineOutput:
 
     Attributes:
         images: A list of PIL images; or a tensor [n, C, *shape] in [-1, 1]; or an array [n, *shape, C] uint8.
-        labels: Class of each image, [n]; None for an unconditional model.
+        labels: Class of each image, [n]; None for an unconditional model or request.
         codes: Codes of each level, [n, *grid] int64.
     """
 
@@ -42,18 +42,27 @@ class PipelineOutput:
 
 
 def class_of_each(
-    labels: Sequence[str | int] | str | int | None, num_classes: int, names: tuple[str, ...]
+    labels: Sequence[str | int] | str | int | None,
+    num_classes: int,
+    names: tuple[str, ...],
+    *,
+    unconditional: bool = False,
 ) -> list[int]:
-    """Return the classes that samples cycle through; `[num_classes]` (the null label) without classes.
+    """Return the classes that samples cycle through; `[num_classes]`, the null label, for unconditional samples.
 
     Args:
         labels: A label or several, by name or by index; None for every class in turn.
         num_classes: Classes of the model.
         names: Their names.
+        unconditional: Whether to leave the classes aside; a model without classes always does.
 
     Raises:
-        UsageError: If a label is unknown, or labels are given to an unconditional model.
+        UsageError: If a label is unknown, or labels are given to an unconditional model or request.
     """
+    if unconditional:
+        if labels is not None:
+            raise UsageError(f"labels cannot go with unconditional, got {labels}; give one of the two")
+        return [num_classes]
     if labels is None:
         return list(range(num_classes)) or [num_classes]
     given = [labels] if isinstance(labels, (str, int)) else list(labels)
@@ -73,6 +82,14 @@ def check_request(index: ModelIndex, *, num_images: int, seed: int, batch_size: 
     if batch_size is not None and not 1 <= batch_size <= 65_536:
         raise UsageError(f"batch_size must be between 1 and 65536, got {batch_size}; leave it out for the default")
     check_sampling(SequenceLayout.from_spec(index.spec, len(index.label_names)), **sampling)
+
+
+def require_null_prompt(trained: bool) -> None:
+    """Raise `UsageError` unless the null prompt of a prior was trained, which unconditional samples start from."""
+    if not trained:
+        raise UsageError(
+            "unconditional needs a prior trained with label_dropout above 0, this one knows no null prompt; give labels"
+        )
 
 
 class VQPriorPipeline:
@@ -185,6 +202,7 @@ class VQPriorPipeline:
         num_images: int = 1,
         *,
         labels: Sequence[str | int] | str | int | None = None,
+        unconditional: bool = False,
         seed: int = 0,
         first_index: int = 0,
         batch_size: int | None = None,
@@ -200,6 +218,7 @@ class VQPriorPipeline:
         Args:
             num_images: How many.
             labels: Classes by name or index; image i gets labels[i mod n]. None takes every class in turn.
+            unconditional: Draw without a class, from a model that has classes.
             seed: Seed of the whole set.
             first_index: Index of the first image, to draw a part of a set.
             batch_size: Images drawn at once; None lets the device decide.
@@ -211,15 +230,18 @@ class VQPriorPipeline:
             output_type: "pil", "pt" or "np".
 
         Raises:
-            UsageError: If a setting is out of range or a label unknown.
+            UsageError: If a setting is out of range, a label unknown, or the prior knows no null prompt.
         """
         if output_type not in OUTPUT_TYPES:
             raise UsageError(f"output_type must be one of {', '.join(OUTPUT_TYPES)}, got {output_type!r}")
-        given = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
-        sampling = resolve_sampling(self.index, {**given, "guidance_scale": guidance_scale})
+        given: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+        given |= {"guidance_scale": guidance_scale}
+        sampling = resolve_sampling(self.index, given, unconditional=unconditional)
         check_request(self.index, num_images=num_images, seed=seed, batch_size=batch_size, **sampling)
         names = self.index.label_names
-        cycle = class_of_each(labels, len(names), names)
+        if unconditional:
+            require_null_prompt(self.prior.unconditional)
+        cycle = class_of_each(labels, len(names), names, unconditional=unconditional)
         indices = range(first_index, first_index + num_images)
         classes = [cycle[i % len(cycle)] for i in indices]
         size = batch_size or default_batch_size(self.device)
@@ -229,7 +251,7 @@ class VQPriorPipeline:
         ]
         images = torch.cat([images for images, _ in parts])
         codes = tuple(torch.cat(level) for level in zip(*(codes for _, codes in parts), strict=True))
-        return PipelineOutput(_as(images, output_type), classes if names else None, codes)
+        return PipelineOutput(_as(images, output_type), classes if names and not unconditional else None, codes)
 
     @torch.inference_mode()
     def draw(
@@ -242,9 +264,19 @@ class VQPriorPipeline:
         return self.codec.decode(codes), codes
 
 
-def resolve_sampling(index: ModelIndex, given: dict[str, Any]) -> dict[str, Any]:
-    """Return sampling settings in which what was not given is the model's own."""
+def resolve_sampling(index: ModelIndex, given: dict[str, Any], *, unconditional: bool = False) -> dict[str, Any]:
+    """Return sampling settings in which what was not given is the model's own; without a class nothing guides.
+
+    Raises:
+        UsageError: If guidance is asked for without a class.
+    """
     resolved = dict(given)
+    if unconditional:
+        if given["guidance_scale"] not in (None, 1):
+            raise UsageError(
+                f"guidance_scale must be 1 with unconditional, got {given['guidance_scale']}; leave it out"
+            )
+        resolved["guidance_scale"] = 1.0
     for name in ("temperature", "guidance_scale"):
         if resolved[name] is None:
             resolved[name] = getattr(index.sampling, name)

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from stage2_prior.prior import read_prior_config
 from vq_prior.core.artifacts import publish, remove, require_replaceable, staging_path, write_atomic
 from vq_prior.core.config import pretty_json, read_json
 from vq_prior.core.errors import ArtifactError, EnvironmentFault, UsageError
@@ -21,7 +22,14 @@ from vq_prior.core.identity import file_sha256
 from vq_prior.core.media import picture_grid, save_png, to_picture, to_pixels
 from vq_prior.core.runtime import Runtime, start_runtime
 from vq_prior.model_folder import read_index
-from vq_prior.pipeline import VQPriorPipeline, check_request, class_of_each, default_batch_size, resolve_sampling
+from vq_prior.pipeline import (
+    VQPriorPipeline,
+    check_request,
+    class_of_each,
+    default_batch_size,
+    require_null_prompt,
+    resolve_sampling,
+)
 from vq_prior.settings import Generate
 
 REQUEST = "samples.json"
@@ -37,17 +45,22 @@ def generate(settings: Generate) -> Path:
     """
     index = read_index(settings.model)
     names = ("temperature", "guidance_scale", "top_k", "top_p", "min_p")
-    sampling = resolve_sampling(index, {name: getattr(settings, name) for name in names})
+    asked = {name: getattr(settings, name) for name in names}
+    sampling = resolve_sampling(index, asked, unconditional=settings.unconditional)
     check_request(index, num_images=settings.num_images, seed=settings.seed, batch_size=settings.batch_size, **sampling)
     given = None if settings.labels is None else [part.strip() for part in settings.labels.split(",")]
-    cycle = class_of_each(given, len(index.label_names), index.label_names)
+    cycle = class_of_each(given, len(index.label_names), index.label_names, unconditional=settings.unconditional)
+    if settings.unconditional:
+        require_null_prompt(read_prior_config(settings.model / "prior").unconditional)
+    named = [index.label_names[c] for c in cycle] if index.label_names and not settings.unconditional else None
     request = {
         "format_version": 1,
         "codec_id": index.codec_id,
         "prior_id": file_sha256(settings.model / "prior" / "model.safetensors"),
         "num_images": settings.num_images,
         "seed": settings.seed,
-        "labels": [index.label_names[c] for c in cycle] if index.label_names else None,
+        "labels": named,
+        "unconditional": settings.unconditional,
         "sampling": sampling,
     }
     if _finished(settings.out, request, overwrite=settings.overwrite):

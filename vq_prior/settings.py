@@ -45,6 +45,8 @@ class Generate:
     """How many images."""
     labels: str | None = None
     """Classes by name or index, separated by commas; sample i gets labels[i mod n]. Left out: every class in turn."""
+    unconditional: bool = False
+    """Draw every sample without a class, from a model that has classes; not with --labels."""
     seed: int = 0
     """Seed of the whole set; sample i is the same in every set with this seed."""
     batch_size: int | None = None

@@ -96,3 +96,23 @@ def test_an_index_that_disagrees_with_its_components_is_refused(tiny_run, tmp_pa
     (model / "config.json").write_text(json.dumps(index))
     with pytest.raises(ArtifactError, match="label_names"):
         VQPriorPipeline.from_pretrained(model)
+
+
+def test_unconditional_samples_have_no_class_and_are_drawn_from_the_null_prompt(pipeline):
+    drawn = pipeline(4, unconditional=True, seed=2, output_type="pt")
+    assert drawn.labels is None
+    temperature = pipeline.index.sampling.temperature
+    null = [pipeline.prior.null_label] * 4
+    images, _ = pipeline.draw(null, seed=2, indices=range(4), temperature=temperature)
+    assert torch.equal(drawn.images, images)
+    with pytest.raises(UsageError, match="labels cannot go with unconditional, got three"):
+        pipeline(1, unconditional=True, labels="three")
+    with pytest.raises(UsageError, match="guidance_scale must be 1 with unconditional, got 2"):
+        pipeline(1, unconditional=True, guidance_scale=2.0)
+
+
+def test_unconditional_samples_need_a_trained_null_prompt(tiny_run):
+    without = VQPriorPipeline.from_pretrained(tiny_run / "model")
+    without.prior.unconditional = False
+    with pytest.raises(UsageError, match="label_dropout above 0"):
+        without(1, unconditional=True)
