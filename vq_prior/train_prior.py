@@ -40,11 +40,12 @@ def train_prior(settings: TrainPrior) -> None:
         train(settings, base=base)
         return
     codec_folder = settle_codec(settings.codec)
+    codec = None if base is None else codec_for(codec_folder, base.spec)
+    if base is not None and codec is not None:
+        require_same_codec("the prior of --from", base.codec_id, "the codec", codec.codec_id)
     with _codes_there(settings) as settings:
         assert settings.codes is not None
-        codec = codec_for(codec_folder, CodeStore.open(settings.codes).spec)
-        if base is not None:
-            require_same_codec("the prior of --from", base.codec_id, "the codec", codec.codec_id)
+        codec = codec or codec_for(codec_folder, CodeStore.open(settings.codes).spec)
         runtime = start_runtime(settings.precision)
         for note in codec.notes:
             runtime.say(note)
