@@ -30,8 +30,8 @@ class Calibration:
 
 
 def candidates(prior: CausalPrior) -> list[SamplingDefaults]:
-    """Return the grid of settings to try; without classes or an unconditional prompt there is no guidance."""
-    scales = GUIDANCE_SCALES if prior.layout.num_classes and prior.unconditional else (1.0,)
+    """Return the grid of settings to try; without several classes and an unconditional prompt there is no guidance."""
+    scales = GUIDANCE_SCALES if prior.layout.num_classes > 1 and prior.unconditional else (1.0,)
     return [SamplingDefaults(temperature, scale) for scale in scales for temperature in TEMPERATURES]
 
 

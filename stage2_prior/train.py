@@ -190,18 +190,25 @@ def run_steps(t: Training) -> None:
 
 
 def held_out_loss(t: Training) -> float:
-    """Return mean nats per token of the held-out rows under the model's present weights, over all processes."""
+    """Return mean nats per token of the held-out rows under the model's present weights, over all processes.
+
+    When fine-tuning with classes, each row counts with its class and without: the base may know the class well and
+    the new data not at all, and the weights that are kept must do both.
+    """
     model, layout, device = t.prior.model, t.prior.layout, t.runtime.device
     mine = range(len(t.held_out))[t.runtime.share(len(t.held_out))]
+    both = t.settings.from_model is not None and layout.num_classes > 0 and t.prior.unconditional
     total = torch.zeros((), dtype=torch.float64)
     model.eval()
     with torch.no_grad():
         for first in range(mine.start, mine.stop, EVAL_ROWS_PER_CALL):
             tokens, labels = t.held_out.batch(slice(first, min(first + EVAL_ROWS_PER_CALL, mine.stop)))
-            inputs, tokens = shifted(layout, tokens, labels).to(device), tokens.to(device)
-            with t.runtime.autocast():
-                logits: Any = model(input_ids=inputs, use_cache=False).logits
-            total += token_nats(layout, logits, tokens).double().sum().cpu()
+            prompts = [labels, torch.full_like(labels, layout.null_label)] if both else [labels]
+            for labels in prompts:
+                inputs, wanted = shifted(layout, tokens, labels).to(device), tokens.to(device)
+                with t.runtime.autocast():
+                    logits: Any = model(input_ids=inputs, use_cache=False).logits
+                total += token_nats(layout, logits, wanted).double().sum().cpu() / len(prompts)
     model.train()
     total = sum_over_processes(total.to(device) if device.type != "mps" else total)
     return float(total) / (len(t.held_out) * layout.num_tokens)

@@ -96,7 +96,7 @@ def test_two_processes_and_every_weight(tiny_model, pictures, tmp_path, run_cli)
 def test_a_dry_run_leaves_nothing(tiny_model, pictures, tmp_path, capsys):
     assert main(words(tiny_model, pictures, tmp_path / "mine", "--dry-run")) == 0
     told = capsys.readouterr().out
-    assert all(word in told for word in ("of them trained", "lora-rank: 16", "38 training rows", "estimated time"))
+    assert all(word in told for word in ("of them trained", "lora-rank: 8", "38 training rows", "estimated time"))
     assert list(tmp_path.iterdir()) == []
 
 
