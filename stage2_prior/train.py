@@ -30,7 +30,7 @@ from vq_prior.core.identity import require_same_codec
 from vq_prior.core.media import picture_grid, save_png, to_pixels
 from vq_prior.core.optim import lr_at, set_learning_rate
 from vq_prior.core.randomness import batch_rows
-from vq_prior.core.records import TrainingRecord, command_line, public_name, write_record
+from vq_prior.core.records import TrainingRecord, command_line, write_record
 from vq_prior.core.runs import RunLog, open_run, require_free_space, run_config
 from vq_prior.core.runtime import start_runtime, stop_flag, sum_over_processes
 from vq_prior.core.spec import Codec
@@ -73,7 +73,7 @@ def train_prior(settings: TrainPrior, codec: Codec | None = None, base: CausalPr
         _require_same_codes(base, store, settings.codes)
     layout = SequenceLayout.from_spec(store.spec, len(store.index.label_names) if store.labelled else 0)
     facts = CodeFacts(layout.num_tokens, layout.num_codes, len(store), None if base is None else architecture_of(base))
-    typed = settings
+    command = command_line("train-prior", settings)
     settings = dataclasses.replace(resolve(settings, facts, runtime.device.type), precision=runtime.precision)
     if given(settings.batch_size) < runtime.num_processes:
         raise UsageError(
@@ -99,24 +99,8 @@ def train_prior(settings: TrainPrior, codec: Codec | None = None, base: CausalPr
             print(f"{training.final} is finished ({training.ending()}); pass --overwrite to train anew")
         return training.final
     run_steps(training)
-    finish(training, _record(typed, training, store))
+    finish(training, TrainingRecord(1, command, store.index.data.source, store.index.data.id, len(store), 0, {}))
     return training.final
-
-
-def _record(typed: TrainPrior, t: Training, store: CodeStore) -> TrainingRecord:
-    """Return what the card tells of this training."""
-    nats, b = t.progress.best_nats, t.baselines
-    assert nats is not None
-    measured = {"nats_per_token": nats, "bits_per_dimension": bits_per_dimension(nats, t.prior.spec)}
-    return TrainingRecord(
-        format_version=1,
-        command=command_line("train-prior", typed),
-        data=public_name(store.index.data.source),
-        data_id=store.index.data.id,
-        num_train=len(store),
-        num_held_out=len(t.held_out),
-        measured=measured | {name: getattr(b, name) for name in ("previous_token", "unigram", "uniform")},
-    )
 
 
 def _require_same_codes(base: CausalPrior, store: CodeStore, codes: Path) -> None:
@@ -270,7 +254,7 @@ def save_samples(t: Training, codec: Codec) -> None:
 
 
 def finish(t: Training, record: TrainingRecord) -> None:
-    """Choose the sampling settings on held-out rows, write RUN/prior and its record, and say how good it is."""
+    """Choose the sampling settings on held-out rows, write RUN/prior, and say how good it is."""
     if t.runtime.is_main:
         t.prior.model.load_state_dict(t.best)
         t.prior.model.eval()
@@ -278,11 +262,18 @@ def finish(t: Training, record: TrainingRecord) -> None:
         tokens, labels = t.held_out.batch(slice(None))
         final.sampling = calibrate(final, tokens, labels).best
         final.trained_steps = t.step
-        with new_folder(t.final) as staging:
-            save_prior(final, staging)
-            write_record(staging, record)
         b, best = t.baselines, t.progress.best_nats
         assert best is not None
+        measured = {
+            "nats_per_token": best,
+            "bits_per_dimension": bits_per_dimension(best, t.prior.spec),
+            "previous_token": b.previous_token,
+            "unigram": b.unigram,
+            "uniform": b.uniform,
+        }
+        with new_folder(t.final) as staging:
+            save_prior(final, staging)
+            write_record(staging, dataclasses.replace(record, num_held_out=len(t.held_out), measured=measured))
         print(
             f"held-out nats per token {best:.4f} ({bits_per_dimension(best, t.prior.spec):.4f} code bits per dimension)"
             f" against {b.previous_token:.4f} previous token, {b.unigram:.4f} unigram, {b.uniform:.4f} uniform"

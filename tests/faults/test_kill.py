@@ -80,6 +80,14 @@ def test_training_a_prior(tmp_path, rng, tiny_run):
     assert _digests(tmp_path / "killed" / "prior") == _digests(tmp_path / "whole" / "prior")
 
 
+def test_fine_tuning_a_prior(tmp_path, rng, tiny_model, tiny_run):
+    words = ["train-prior", "--from", tiny_model, "--lora", "--codes", tiny_run / "codes", "--steps", 60]
+    words += ["--batch-size", 32, "--checkpoint-every", 7, "--out"]
+    seconds = _run([*words, tmp_path / "whole"])
+    _run_with_kills(words, tmp_path / "killed", seconds, rng)
+    assert _digests(tmp_path / "killed" / "prior") == _digests(tmp_path / "whole" / "prior")
+
+
 def test_dumping_codes(tmp_path, rng, tiny_run, many_digits):
     words = ["extract-codes", "--codec", tiny_run / "vqvae", "--data", many_digits, "--out"]
     seconds = _run([*words, tmp_path / "whole"])
