@@ -13,7 +13,7 @@ from torch import Tensor
 from stage1_vqvae.model import VQVAE, load_codec, save_codec
 from stage2_prior.prior import CausalPrior, load_prior, save_prior
 from stage2_prior.sampling import check_sampling, sample_tokens
-from vq_prior.core.artifacts import new_folder, write_manifest
+from vq_prior.core.artifacts import MANIFEST, new_folder, write_manifest
 from vq_prior.core.components import label_index
 from vq_prior.core.errors import ArtifactError, UsageError
 from vq_prior.core.media import to_picture, to_pixels
@@ -119,6 +119,9 @@ class VQPriorPipeline:
     def _of_folder(cls, folder: Path) -> "VQPriorPipeline":
         index = read_index(folder)
         codec, prior = load_codec(folder / "vqvae"), load_prior(folder / "prior")
+        for part in (folder / "vqvae", folder / "prior"):
+            if not (part / MANIFEST).is_file():
+                print(f"{part} has no {MANIFEST} (saved by another program?); its bytes were not verified")
         pipeline = cls(codec, prior)
         for field in ("spec", "codec_id", "label_names", "components", "sampling"):
             if getattr(pipeline.index, field) != getattr(index, field):
