@@ -20,7 +20,7 @@ from vq_prior.core.tensors import read_tensors
 WEIGHTS = "model.safetensors"
 MAX_DIMENSION = 1 << 20
 RUNS_CODE = re.compile(
-    r"auto_map|_target_|trust_remote_code|custom_\w+|_?(attn|experts)_implementation\w*|\w*kernel\w*"
+    r"auto_map|_target_|trust_remote_code|custom_\w+|\w*(attn|experts)_implementation\w*|\w*kernels?"
 )
 
 

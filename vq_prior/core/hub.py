@@ -111,8 +111,6 @@ def fetch(
     _require_small({name: sizes[name] for name in names}, repo)
     for name in names:
         _download(repo, commit, name, repo_type=repo_type, token=token, cache_dir=cache)
-    arrived = {name: (storage / "snapshots" / commit / name).stat().st_size for name in names}
-    _require_small(arrived, repo)  # also where the Hub told no size
     if commit != repo.revision:
         _write_ref(storage, repo.revision or constants.DEFAULT_REVISION, commit)
     folder = storage / "snapshots" / commit
@@ -147,12 +145,13 @@ def _download(
 ) -> None:
     from huggingface_hub import hf_hub_download
 
-    _attempt(
+    path: Any = _attempt(
         lambda: hf_hub_download(
             repo.name, name, revision=commit, repo_type=repo_type, token=token, cache_dir=str(cache_dir)
         ),
         f"{repo}: {name}",
     )
+    _require_small({name: Path(path).stat().st_size}, repo)  # also where the Hub told no size
 
 
 def _require_plain(name: str, repo: HubId) -> None:
