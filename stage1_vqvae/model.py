@@ -32,7 +32,7 @@ from vq_prior.core.repository import local, push_component
 from vq_prior.core.rows import map_rows_in_eval, rows_per_call
 from vq_prior.core.runtime import full_state
 from vq_prior.core.spec import CodeSpec, LevelSpec, check_codes, check_images
-from vq_prior.core.tensors import read_header, write_tensors
+from vq_prior.core.tensors import check_header, write_tensors
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 MAX_TENSOR_ELEMENTS = 2**28
@@ -334,18 +334,8 @@ def _load_folder(folder: Path) -> VQVAE:
         raise ArtifactError(f"{folder / PREPROCESSOR} is not the preprocessing of the codec beside it")
     with torch.device("meta"):
         expected = VQVAE(config).state_dict()
-    _check_shapes(folder / WEIGHTS, expected)
+    check_header(folder / WEIGHTS, expected)  # before any tensor of that size is made
     codec = VQVAE(config)
     load_strictly(codec, folder / WEIGHTS)
     codec.notes = tuple(notes)
     return codec.eval()
-
-
-def _check_shapes(path: Path, expected: dict[str, Tensor]) -> None:
-    """Compare a file's header with the config before any tensor of that size is made."""
-    headers = read_header(path)
-    for name, tensor in expected.items():
-        if name in headers and headers[name].shape != tuple(tensor.shape):
-            raise ArtifactError(
-                f"{path}: tensor {name!r} has shape {list(headers[name].shape)}, its config {list(tensor.shape)}"
-            )

@@ -24,9 +24,11 @@ from vq_prior.core.errors import ArtifactError
 from vq_prior.core.repository import local, push_component
 from vq_prior.core.runtime import full_state
 from vq_prior.core.spec import CodeSpec
-from vq_prior.core.tensors import read_header, write_tensors
+from vq_prior.core.tensors import check_header, read_header, write_tensors
 
 PRIOR_CONFIG = "prior_config.json"
+MAX_LAYERS = 1024
+MAX_CONFIG_BYTES = 20 << 20  # a compacted vocabulary is listed, a code a line
 SEVERAL_LEVELS = (
     "several code grids: transformers' generate() does not keep ids legal by position; sample with vq-prior generate"
 )
@@ -311,7 +313,7 @@ def read_prior_config(folder: Path) -> PriorConfig:
         ArtifactError: If it is missing, malformed, of an unknown version or kind, or contradicts itself.
     """
     path = folder / PRIOR_CONFIG
-    config = from_json(PriorConfig, read_json(path, max_bytes=64 << 20), str(path))
+    config = from_json(PriorConfig, read_json(path, max_bytes=MAX_CONFIG_BYTES), str(path))
     if config.format_version != 1:
         raise ArtifactError(f"{path} has format version {config.format_version}; this version reads 1")
     layout = SequenceLayout(config.spec.levels, config.num_classes, config.kept)
@@ -349,10 +351,7 @@ def _load_folder(folder: Path) -> CausalPrior:
         config = config_class.from_dict(values)
         with torch.device("meta"):
             expected = model_of(config).state_dict()
-        for name, header in read_header(folder / WEIGHTS).items():
-            if name in expected and header.shape != tuple(expected[name].shape):
-                shapes = f"{list(header.shape)}, its config {list(expected[name].shape)}"
-                raise ArtifactError(f"{folder / WEIGHTS}: tensor {name!r} has shape {shapes}")
+        check_header(folder / WEIGHTS, expected)
         model = model_of(config)
     except ArtifactError:
         raise
@@ -376,7 +375,7 @@ def _check_weights(folder: Path, config: dict[str, Any]) -> None:
     """Compare what a config announces with the header of its weights, before anything of that size is built."""
     headers = read_header(folder / WEIGHTS)
     layers, blocks = config.get("num_hidden_layers"), sum(name.endswith("input_layernorm.weight") for name in headers)
-    if isinstance(layers, int) and layers > blocks + 8:
+    if isinstance(layers, int) and layers > min(blocks + 8, MAX_LAYERS):
         raise ArtifactError(f"{folder / 'config.json'}: num_hidden_layers is {layers}, {WEIGHTS} has {blocks}")
     announced = [config.get("vocab_size"), config.get("hidden_size")]
     table = headers.get("model.embed_tokens.weight")
@@ -403,6 +402,7 @@ def _check_architecture(config: dict[str, Any], layout: SequenceLayout, path: Pa
         "mlp_bias": not config.get("mlp_bias", False),
         "use_sliding_window": not config.get("use_sliding_window", False),
         "rope_parameters": isinstance(rope, dict) and rope.get("rope_type", "default") == "default",
+        "rope_scaling": not config.get("rope_scaling"),
         "quantization_config": "quantization_config" not in config,
     }
     for key, holds in supported.items():

@@ -136,6 +136,8 @@ class VQPriorPipeline:
     def _of_folder(cls, folder: Path) -> "VQPriorPipeline":
         index = read_index(folder)
         codec, prior = open_codec(folder / "vqvae"), load_prior(folder / "prior")
+        for note in (*codec.notes, *prior.notes):
+            print(note)
         pipeline = cls(codec, prior)
         for field in ("spec", "codec_id", "label_names", "components", "sampling"):
             if getattr(pipeline.index, field) != getattr(index, field):

@@ -7,6 +7,7 @@ happens in a hidden sibling that a rerun continues and one rename publishes.
 import shutil
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ from tqdm import tqdm
 
 from stage2_prior.prior import read_prior_config
 from vq_prior.core.artifacts import publish, remove, require_replaceable, staging_path, write_atomic
+from vq_prior.core.components import WEIGHTS, find_component
 from vq_prior.core.config import pretty_json, read_json
 from vq_prior.core.errors import ArtifactError, EnvironmentFault, UsageError
 from vq_prior.core.identity import file_sha256
 from vq_prior.core.media import picture_grid, save_png, to_picture, to_pixels
+from vq_prior.core.repository import local
 from vq_prior.core.runtime import Runtime, start_runtime
 from vq_prior.model_folder import read_index
 from vq_prior.pipeline import (
@@ -43,7 +46,13 @@ def generate(settings: Generate) -> Path:
         UsageError: If a setting is out of range, a label unknown, or OUT holds something else.
         ArtifactError: If the model is damaged.
     """
+    with local(settings.model) as model:  # a damaged copy of the Hub's files leaves the cache
+        return _generate(replace(settings, model=model))
+
+
+def _generate(settings: Generate) -> Path:
     index = read_index(settings.model)
+    prior_folder = find_component(settings.model, "prior")
     names = ("temperature", "guidance_scale", "top_k", "top_p", "min_p")
     asked = {name: getattr(settings, name) for name in names}
     sampling = resolve_sampling(index, asked, unconditional=settings.unconditional)
@@ -56,7 +65,7 @@ def generate(settings: Generate) -> Path:
     request = {
         "format_version": 1,
         "codec_id": index.codec_id,
-        "prior_id": file_sha256(settings.model / "prior" / "model.safetensors"),
+        "prior_id": file_sha256(prior_folder / WEIGHTS),
         "num_images": settings.num_images,
         "seed": settings.seed,
         "labels": named,

@@ -4,7 +4,8 @@ A component is a folder such as `RUN/vqvae` or `MODEL/prior`, readable by
 transformers. Its weights are loaded strictly, after the config was checked.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,9 @@ from vq_prior.core.tensors import read_tensors
 
 WEIGHTS = "model.safetensors"
 MAX_DIMENSION = 1 << 20
+RUNS_CODE = re.compile(
+    r"auto_map|_target_|trust_remote_code|custom_\w+|\w*(attn|experts)_implementation\w*|\w*kernels?"
+)
 
 
 def find_component(path: Path, name: str) -> Path:
@@ -49,17 +53,26 @@ def check_transformers_config(path: Path, *, model_types: tuple[str, ...]) -> di
     """Return a transformers config.json that is safe to hand to transformers.
 
     Raises:
-        ArtifactError: On an unknown model type, an `auto_map` (code to be imported), or a dimension beyond reason.
+        ArtifactError: On an unknown model type, a dimension beyond reason, or a key that names code to be imported:
+            `auto_map`, or an attention kernel of another repository.
     """
     config = read_json(path)
     if not isinstance(config, dict):
         raise ArtifactError(f"{path} must hold an object")
-    if "auto_map" in config:
-        raise ArtifactError(f"{path} asks to run code (auto_map); remove the key if you trust the weights alone")
+    for key in filter(RUNS_CODE.fullmatch, _keys(config)):
+        raise ArtifactError(f"{path} asks to run code ({key}); remove the key if you trust the weights alone")
     if config.get("model_type") not in model_types:
         raise ArtifactError(f"{path}: model_type must be {' or '.join(model_types)}, got {config.get('model_type')!r}")
     _check_dimensions(config, str(path))
     return config
+
+
+def _keys(value: Any) -> Iterator[str]:
+    """Yield the keys of every object within a JSON value."""
+    if isinstance(value, dict):
+        yield from value
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _keys(item)
 
 
 def _check_dimensions(value: Any, where: str) -> None:

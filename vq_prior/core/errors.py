@@ -6,9 +6,12 @@ command line prints it as `error: ...` and exits with `exit_code`.
 
 
 class VQPriorError(Exception):
-    """A failure that is explained in one line."""
+    """A failure that is explained in one line; what a file or server smuggled into it cannot steer a terminal."""
 
     exit_code = 1
+
+    def __init__(self, text: str) -> None:
+        super().__init__("".join(c if c.isprintable() else " " for c in text))
 
 
 class UsageError(VQPriorError, ValueError):

@@ -5,20 +5,23 @@ name is not downloaded. A revision is resolved to its commit once, and the cache
 learns of it only when every file of that commit has arrived.
 """
 
+import errno
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from vq_prior.core.errors import ArtifactError, EnvironmentFault, UsageError, VQPriorError
+from vq_prior.core.identity import hub_digest
 
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@\w[\w./-]*)?")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 MAX_SMALL_BYTES = 64 << 20
 ATTEMPTS, PATIENCE_SECONDS, TIMEOUT_SECONDS = 3, 5, 30
+NOT_THE_NETWORK = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.EMFILE}
 
 Say = Callable[[str], object]
 
@@ -142,23 +145,24 @@ def _download(
 ) -> None:
     from huggingface_hub import hf_hub_download
 
-    _attempt(
+    path: Any = _attempt(
         lambda: hf_hub_download(
             repo.name, name, revision=commit, repo_type=repo_type, token=token, cache_dir=str(cache_dir)
         ),
         f"{repo}: {name}",
     )
+    _require_small({name: Path(path).stat().st_size}, repo)  # also where the Hub told no size
 
 
 def _require_plain(name: str, repo: HubId) -> None:
     """Raise `ArtifactError` unless a file's name is a plain relative path on every system."""
     parts = PurePosixPath(name).parts
     plain = name and not name.startswith("/") and not re.search(r'[\x00-\x1f\\:*?"<>|]', name)
-    if not plain or ".." in parts or "." in name.split("/") or "" in name.split("/"):
+    if not plain or not name.isprintable() or ".." in parts or "." in name.split("/") or "" in name.split("/"):
         raise ArtifactError(f"{repo} lists a file named {name[:60]!r}, which is not a plain relative path; not fetched")
 
 
-def _require_small(sizes: dict[str, int | None], repo: HubId) -> None:
+def _require_small(sizes: Mapping[str, int | None], repo: HubId) -> None:
     """Raise `ArtifactError` if a text or picture is larger than any of ours."""
     for name, size in sizes.items():
         if not name.endswith((".safetensors", ".parquet")) and (size or 0) > MAX_SMALL_BYTES:
@@ -231,7 +235,6 @@ def push(
     parent, present = _parent(api, repo, repo_type, token)
     files = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     names = [path.as_posix() for path in files if not any(part.startswith(".") for part in path.parts)]
-    sizes = {name: (folder / name).stat().st_size for name in names}
     gone = [name for name in sorted(present) if name not in names and owns(name)]
 
     def commit() -> Any:
@@ -248,23 +251,32 @@ def push(
 
     try:
         info: Any = _attempt(commit, where, attempts=1)
-    except EnvironmentFault:
+    except EnvironmentFault as fault:
         # The answer may be lost of a commit that was made. With a pull request nobody can tell.
-        if create_pr or not _has_landed(repo, repo_type, token, parent, sizes, gone):
+        answered = fault.__cause__ is not None and _is_final(fault.__cause__)
+        if create_pr or answered or not _has_landed(api, repo, repo_type, parent, folder, names, gone):
             raise
         return f"{api.endpoint}/{'datasets/' if repo_type == 'dataset' else ''}{repo.name}"
     return str(info.pr_url or info.commit_url)
 
 
 def _has_landed(
-    repo: HubId, repo_type: str, token: str | bool | None, parent: str, sizes: dict[str, int], gone: list[str]
+    api: Any, repo: HubId, repo_type: str, parent: str, folder: Path, names: list[str], gone: list[str]
 ) -> bool:
-    """Return whether the commit whose answer was lost was made: a new head that has these files and not those gone."""
+    """Return whether the commit whose answer was lost was made: a new head that has these bytes and not those gone."""
     try:
-        head, present = _listing(repo, repo_type, token)
+        head, present = _listing(repo, repo_type, api.token)
+        if head == parent or any(name in present for name in gone):
+            return False
+        found: Any = _attempt(
+            lambda: api.get_paths_info(repo.name, names, revision=head, repo_type=repo_type), str(repo)
+        )
     except VQPriorError:
         return False
-    return head != parent and sizes.items() <= present.items() and not any(name in present for name in gone)
+    digests = {file.path: file.lfs.sha256 if file.lfs else file.blob_id for file in found if hasattr(file, "blob_id")}
+    return all(
+        name in digests and hub_digest(folder / name, length=len(digests[name])) == digests[name] for name in names
+    )
 
 
 def _parent(api: Any, repo: HubId, repo_type: str, token: str | bool | None) -> tuple[str, dict[str, int | None]]:
@@ -280,6 +292,7 @@ def _parent(api: Any, repo: HubId, repo_type: str, token: str | bool | None) -> 
 
 def _attempt(call: Callable[[], object], where: str, *, attempts: int = ATTEMPTS) -> object:
     """Return what `call` returns; what the network broke is tried again, everything else explained in one line."""
+    _bound_waits()
     for number in range(1, attempts + 1):
         started = time.monotonic()
         try:
@@ -295,7 +308,26 @@ def _attempt(call: Callable[[], object], where: str, *, attempts: int = ATTEMPTS
     raise AssertionError("unreachable")
 
 
-def _is_final(error: Exception) -> bool:
+def _bound_waits() -> None:
+    """Let the client give up where the Hub asks for a long wait; by itself it would sleep through it in silence."""
+    from huggingface_hub import get_session
+
+    hooks = get_session().event_hooks
+    if _refuse_long_wait not in hooks["response"]:
+        get_session().event_hooks = hooks | {"response": [*hooks["response"], _refuse_long_wait]}
+
+
+def _refuse_long_wait(response: Any) -> None:
+    if response.status_code != 429:
+        return
+    asked = re.fullmatch(r"\s*(\d+)\s*", response.headers.get("retry-after", ""))
+    window = re.search(r"\bt\s*=\s*(\d+)", response.headers.get("ratelimit", ""))
+    seconds = max(int(found[1][:9]) if found else 0 for found in (asked, window))
+    if seconds > TIMEOUT_SECONDS:
+        raise EnvironmentFault(f"the Hub takes no more requests for {seconds} seconds; run it again then")
+
+
+def _is_final(error: BaseException) -> bool:
     return getattr(getattr(error, "response", None), "status_code", None) in (409, 412, 429)
 
 
@@ -330,7 +362,7 @@ def _explain(error: Exception, where: str) -> VQPriorError:
         return ArtifactError(f"{where}: the Hub refused the request ({status}: {_short(error)})")
     if "onsistency check failed" in str(error):
         return ArtifactError(f"{where} arrived with another size than announced; run it again")
-    if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
+    if isinstance(error, OSError) and (error.errno in NOT_THE_NETWORK or error.filename is not None):
         raise error
     return _unreachable(where, type(error).__name__)
 

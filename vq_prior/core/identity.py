@@ -1,7 +1,7 @@
 """Identity hashes: what binds codes and priors to the codec that wrote them."""
 
 from collections.abc import Mapping
-from hashlib import sha256
+from hashlib import sha1, sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,3 +45,14 @@ def require_same_codec(first: str, first_id: str, second: str, second_id: str) -
             f"{first} belongs to codec {first_id}, {second} to codec {second_id}; "
             "use the codec whose codes the prior was trained on"
         )
+
+
+def hub_digest(path: Path, *, length: int) -> str:
+    """Return the name that the Hub gives to the bytes of a file: sha256 (64 digits) or git's id of a blob (40)."""
+    if length == 64:
+        return file_sha256(path)
+    digest = sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -11,12 +11,14 @@ from typing import Any
 from vq_prior.core.artifacts import MANIFEST, verify_manifest, write_manifest
 from vq_prior.core.errors import ArtifactError, UsageError
 from vq_prior.core.hub import HubId, fetch, is_hub_id, push
+from vq_prior.core.identity import hub_digest
 
 MODEL_FILE = re.compile(
     r"((vqvae|prior)/)?(config|preprocessor_config|prior_config|generation_config|manifest|training)\.json"
     r"|((vqvae|prior)/)?model\.safetensors|README\.md|samples\.png|evaluation\.json"
     r"|processor_config\.json|(diffusion_pytorch_)?model\.safetensors(\.index\.json)?"  # codecs of other libraries
 )
+DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]{0,40}")
 
 
@@ -73,7 +75,16 @@ def cache_of(folder: Path) -> Iterator[None]:
 
 
 def _forget_damaged(folder: Path) -> None:
-    """Remove the files of a component that is not what its manifest says from the cache, links and contents."""
+    """Remove from the cache, links and contents, what is not what its manifest or its name in the cache says.
+
+    The Hub client names the contents after their hash; it does not look at them again.
+    """
+    for path in model_files(folder):
+        content = path.resolve()
+        named = path.is_symlink() and DIGEST.fullmatch(content.name)
+        if named and hub_digest(content, length=len(content.name)) != content.name:
+            content.unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
     for manifest in list(folder.rglob(MANIFEST)):
         try:
             verify_manifest(manifest.parent)

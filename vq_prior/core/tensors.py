@@ -14,7 +14,7 @@ from torch import Tensor
 from vq_prior.core.config import parse_json
 from vq_prior.core.errors import ArtifactError
 
-MAX_HEADER_BYTES = 16 << 20
+MAX_HEADER_BYTES = 4 << 20
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -99,15 +99,10 @@ def read_tensors(path: Path, expected: Mapping[str, Tensor] | None = None) -> di
     Raises:
         ArtifactError: Naming the first tensor that is missing, unknown or of another shape.
     """
-    headers = read_header(path)
-    if expected is not None:
-        for name in sorted(headers.keys() ^ expected.keys()):
-            raise ArtifactError(f"{path} {'lacks' if name in expected else 'has an unknown'} tensor {name!r}")
-        for name, header in headers.items():
-            if header.shape != tuple(expected[name].shape):
-                raise ArtifactError(
-                    f"{path}: tensor {name!r} has shape {list(header.shape)}, its config {list(expected[name].shape)}"
-                )
+    if expected is None:
+        read_header(path)
+    else:
+        check_header(path, expected)
     return load_file(path)
 
 
@@ -115,6 +110,18 @@ def read_named(path: Path, names: Iterable[str]) -> dict[str, Tensor]:
     """Return some tensors of a safetensors file whose header was read and has them; the rest is not read."""
     with safe_open(path, framework="pt") as file:
         return {name: file.get_tensor(name) for name in names}
+
+
+def check_header(path: Path, expected: Mapping[str, Tensor]) -> None:
+    """Raise `ArtifactError` unless a file has tensors of these names and shapes, no more and no fewer; reads none."""
+    headers = read_header(path)
+    for name in sorted(headers.keys() ^ expected.keys()):
+        raise ArtifactError(f"{path} {'lacks' if name in expected else 'has an unknown'} tensor {name!r}")
+    for name, header in headers.items():
+        if header.shape != tuple(expected[name].shape):
+            raise ArtifactError(
+                f"{path}: tensor {name!r} has shape {list(header.shape)}, its config {list(expected[name].shape)}"
+            )
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
