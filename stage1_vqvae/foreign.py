@@ -68,6 +68,7 @@ class ForeignCodec(nn.Module):
         entries: Its config, resolved.
         shape: Height and width of the images.
         notes: What a user should be told about where it came from.
+        loaded_from: The folder of a codec of ours that it was loaded from; None here.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class ForeignCodec(nn.Module):
         self.kind, self.module, self.normalization = kind, module, normalization
         self.entries, self.shape = entries, shape
         self.notes: tuple[str, ...] = ()
+        self.loaded_from: Path | None = None
 
     @property
     def spec(self) -> CodeSpec:

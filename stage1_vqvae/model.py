@@ -28,6 +28,7 @@ from vq_prior.core.components import (
 from vq_prior.core.config import from_json, pretty_json, read_json, to_json
 from vq_prior.core.errors import ArtifactError
 from vq_prior.core.identity import content_id
+from vq_prior.core.records import keep_record
 from vq_prior.core.repository import local, push_component
 from vq_prior.core.rows import map_rows_in_eval, rows_per_call
 from vq_prior.core.runtime import full_state
@@ -135,6 +136,7 @@ class VQVAE(PreTrainedModel):
 
     Attributes:
         notes: What a user should be told about where it came from.
+        loaded_from: The folder that it was loaded from, if it was.
     """
 
     config_class = VQVAEConfig
@@ -143,6 +145,7 @@ class VQVAE(PreTrainedModel):
     def __init__(self, config: VQVAEConfig) -> None:
         super().__init__(config)
         self.notes: tuple[str, ...] = ()
+        self.loaded_from: Path | None = None
         a = self.architecture = config.parsed()
         rank, num_halvings = len(a.shape), a.downsampling.bit_length() - 1
         self._padded = tuple(side * a.downsampling for side in grid_of(a.shape, a.downsampling))
@@ -194,6 +197,7 @@ class VQVAE(PreTrainedModel):
         require_replaceable(Path(folder), WEIGHTS, "codec")
         with new_folder(Path(folder)) as staging:
             save_codec(self, staging)
+            keep_record(self.loaded_from, staging)
 
     def push_to_hub(  # type: ignore[override]
         self,
@@ -337,5 +341,5 @@ def _load_folder(folder: Path) -> VQVAE:
     check_header(folder / WEIGHTS, expected)  # before any tensor of that size is made
     codec = VQVAE(config)
     load_strictly(codec, folder / WEIGHTS)
-    codec.notes = tuple(notes)
+    codec.notes, codec.loaded_from = tuple(notes), folder
     return codec.eval()

@@ -21,6 +21,7 @@ from vq_prior.core.artifacts import new_folder, require_replaceable, write_atomi
 from vq_prior.core.components import WEIGHTS, check_sealed, check_transformers_config, find_component, load_strictly
 from vq_prior.core.config import from_json, pretty_json, read_json
 from vq_prior.core.errors import ArtifactError
+from vq_prior.core.records import keep_record
 from vq_prior.core.repository import local, push_component
 from vq_prior.core.runtime import full_state
 from vq_prior.core.spec import CodeSpec
@@ -105,6 +106,7 @@ class CausalPrior:
         trained_steps: Optimiser steps of its training.
         unconditional: Whether the null prompt was trained.
         notes: Lines for the user about how it was loaded.
+        loaded_from: The folder that it was loaded from, if it was.
     """
 
     model: nn.Module
@@ -116,6 +118,7 @@ class CausalPrior:
     trained_steps: int = 0
     unconditional: bool = True
     notes: tuple[str, ...] = ()
+    loaded_from: Path | None = None
     _decoder: tuple[Any, Decoder] | None = field(default=None, repr=False)
 
     @classmethod
@@ -150,6 +153,7 @@ class CausalPrior:
         require_replaceable(Path(folder), WEIGHTS, "prior")
         with new_folder(Path(folder)) as staging:
             save_prior(self, staging)
+            keep_record(self.loaded_from, staging)
 
     def push_to_hub(
         self,
@@ -368,6 +372,7 @@ def _load_folder(folder: Path) -> CausalPrior:
         ours.trained_steps,
         ours.unconditional,
         tuple(notes),
+        folder,
     )
 
 

@@ -18,6 +18,7 @@ from vq_prior.core.components import label_index
 from vq_prior.core.errors import ArtifactError, UsageError
 from vq_prior.core.media import to_picture, to_pixels
 from vq_prior.core.randomness import MAX_SEED
+from vq_prior.core.records import keep_record
 from vq_prior.core.repository import local
 from vq_prior.model_folder import ModelIndex, assemble, index_of, read_index
 
@@ -178,6 +179,8 @@ class VQPriorPipeline:
                 (staging / name).mkdir()
             write_codec(self.codec, staging / "vqvae")
             save_prior(self.prior, staging / "prior")
+            keep_record(self.codec.loaded_from, staging / "vqvae")
+            keep_record(self.prior.loaded_from, staging / "prior")
             for name in ("vqvae", "prior"):
                 write_manifest(staging / name)
         try:

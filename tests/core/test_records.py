@@ -6,7 +6,15 @@ from pathlib import Path
 import pytest
 
 from vq_prior.core.errors import ArtifactError
-from vq_prior.core.records import RECORD, TrainingRecord, command_line, public_name, read_record, write_record
+from vq_prior.core.records import (
+    RECORD,
+    TrainingRecord,
+    command_line,
+    keep_record,
+    public_name,
+    read_record,
+    write_record,
+)
 
 GIVEN = TrainingRecord(1, "vq-prior train-vqvae --data digits --out RUN", "digits", "0" * 64, 9, 1, {"psnr": 20.5})
 
@@ -70,3 +78,16 @@ def test_it_comes_back_and_is_read_strictly(tmp_path: Path) -> None:
     (tmp_path / RECORD).write_text(text.replace('"command"', '"shell"'))
     with pytest.raises(ArtifactError, match="shell"):
         read_record(tmp_path)
+
+
+def test_a_record_goes_with_its_weights_alone(tmp_path: Path) -> None:
+    source, same, other = (tmp_path / name for name in ("source", "same", "other"))
+    for folder, weights in ((source, b"1"), (same, b"1"), (other, b"2")):
+        folder.mkdir()
+        (folder / "model.safetensors").write_bytes(weights)
+    write_record(source, GIVEN)
+    for folder in (same, other):
+        keep_record(source, folder)
+        keep_record(None, folder)
+    assert read_record(same) == GIVEN
+    assert read_record(other) is None

@@ -164,6 +164,12 @@ def test_codec_and_prior_alone_go_and_come_by_themselves(
     assert "model.safetensors" in hub.files("somebody/codec")
     assert "prior_config.json" in hub.files("somebody/prior")
     assert hub.repository("somebody/whole").private
+    for repo, name in (
+        ("somebody/codec", "training.json"),
+        ("somebody/prior", "training.json"),
+        ("somebody/whole", "prior/training.json"),
+    ):
+        assert name in hub.files(repo), "the record goes with weights that did not change"
 
 
 def test_a_branch_and_a_pull_request(hub: LoopbackHub, tiny_model: Path, tmp_path: Path, run_cli) -> None:

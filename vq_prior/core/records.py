@@ -2,6 +2,7 @@
 
 import dataclasses
 import shlex
+import shutil
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -9,8 +10,9 @@ from typing import Any
 from vq_prior.core.config import from_json, pretty_json, read_json
 from vq_prior.core.errors import ArtifactError
 from vq_prior.core.hub import is_hub_id
+from vq_prior.core.identity import file_sha256
 
-RECORD = "training.json"
+RECORD, WEIGHTS = "training.json", "model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -101,3 +103,14 @@ def read_record(folder: Path) -> TrainingRecord | None:
     if record.format_version != 1:
         raise ArtifactError(f"{path} has format version {record.format_version}; this version reads 1")
     return record
+
+
+def keep_record(source: Path | None, folder: Path) -> None:
+    """Copy the record of the component at `source` into `folder` if both have the same weights.
+
+    What was measured is true of those weights alone: of others, the record stays behind.
+    """
+    if source is None or not (source / RECORD).is_file() or not (source / WEIGHTS).is_file():
+        return
+    if file_sha256(source / WEIGHTS) == file_sha256(folder / WEIGHTS):
+        shutil.copyfile(source / RECORD, folder / RECORD)
