@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+PROGRAMS = ("os.system", "os.exec", "os.posix_spawn", "subprocess.Popen", "os.startfile", "ctypes.dlopen")
 OURS = ("vq_prior", "stage1_vqvae", "stage2_prior")
 
 
@@ -120,14 +121,7 @@ class _Audit:
     def hook(self, event: str, arguments: tuple[Any, ...]) -> None:
         if self.writable is None:
             return
-        if (event.split(".")[0] in ("pickle", "marshal") and event != "marshal.loads") or event in (
-            "os.system",
-            "os.exec",
-            "os.posix_spawn",
-            "subprocess.Popen",
-            "os.startfile",
-            "ctypes.dlopen",
-        ):
+        if (event.split(".")[0] in ("pickle", "marshal") and event != "marshal.loads") or event in PROGRAMS:
             self.events.append(f"{event} {arguments}")
         elif event == "exec" and not self._known(getattr(arguments[0], "co_filename", "?")):
             self.events.append(f"exec {arguments[0]}")
@@ -221,6 +215,7 @@ def _killed(function: Any, after: float) -> bool:
     ready = signal.sigtimedwait([signal.SIGCHLD], after)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
+    signal.sigtimedwait([signal.SIGCHLD], 0)  # its own end
     return ready is None
 
 

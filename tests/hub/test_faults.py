@@ -216,7 +216,6 @@ COMMIT = "/owner/c/commit/"
 PUSHES: dict[str, tuple[str, str, dict[str, Any], int, str]] = {
     "no token": ("POST", COMMIT, {"status": 401}, 3, "refused access .*log in"),
     "no access": ("POST", COMMIT, {"status": 403}, 3, "refused access .*log in"),
-    "may not create": ("POST", "/repos/create", {"status": 403}, 3, "refused access .*log in"),
     "create broken": ("POST", "/repos/create", {"status": 500}, 5, "error 500"),
     "create cut": ("POST", "/repos/create", {"cut_answer_after": 0}, 5, "check the network"),
     "listing away": ("GET", "/api/models/owner/c", {"status": 503}, 5, "error 503"),
@@ -252,6 +251,39 @@ def test_a_push_that_fails_changes_nothing_and_succeeds_afterwards(hub, resident
     pushed = hub.files("owner/c")
     assert pushed["mine.txt"] == b"kept"
     assert pushed["model.safetensors"] == (tiny_model / "vqvae/model.safetensors").read_bytes()
+
+
+def test_a_repository_that_may_not_be_made_is_not(hub, resident, tiny_model):
+    hub.fail("POST", "/repos/create", times=None, status=403)
+    done = resident.run("push", "--model", tiny_model / "vqvae", "--repo-id", "owner/c")
+    assert_one_line(done, 3, "owner/c.* log in")
+    assert len(hub.requests) <= 6
+
+
+@pytest.mark.parametrize(
+    ("what", "code", "message"),
+    [
+        ({"status": 403}, 3, "refused access"),
+        ({"status": 500}, 5, "error 500"),
+        ({"status": 503}, 5, "error 503"),
+        *(({"cut_upload_after": n}, 5, "check the network") for n in (0, 1000, 200_000)),
+    ],
+)
+def test_a_large_file_that_does_not_arrive_ends_the_push(hub, resident, tiny_model, what, code, message):
+    hub.add_repo("owner/c")
+    hub.store.upload_mode = "lfs"
+    hub.store.large_files.clear()
+    hub.fail("PUT", "/upload", times=None, **what)
+    words = ("push", "--model", tiny_model / "vqvae", "--repo-id", "owner/c")
+    try:
+        assert_one_line(resident.run(*words), code, message)
+        assert len(hub.requests) <= MAX_REQUESTS
+        assert len(hub.commits("owner/c")) == 1
+        hub.faults.clear()
+        done = resident.run(*words)
+    finally:
+        hub.store.upload_mode = "regular"
+    assert (done.code, done.stderr, len(hub.commits("owner/c"))) == (0, "", 2)
 
 
 def test_a_push_whose_answer_was_lost_looks_whether_it_arrived(hub, resident, tiny_model):
@@ -324,6 +356,7 @@ def test_without_a_network_the_cached_copy_does(new_files, tmp_path, child_envir
             return resident.run("generate", "--model", model, "--num-images", 1, "--out", tmp_path / str(number))
 
         assert draw("owner/m", 0).code == 0
+        hub.fail(".*", "", times=None, cut_answer_after=0)  # on the connection that is open still
         hub.__exit__()  # nobody listens any more
         done = draw("owner/m", 1)
         assert (done.code, done.waited <= MAX_WAIT_SECONDS) == (0, True), done
@@ -352,7 +385,7 @@ def error_of(done: Any) -> str:
     return lines[0]
 
 
-def test_the_command_line_says_it_in_one_line(lfs_hub, run_cli, tiny_model, new_files, tmp_path):
+def test_the_command_line_says_it_in_one_line(lfs_hub, run_cli, new_files, tmp_path):
     lfs_hub.add_repo("owner/m", new_files)
     environment = hub_environment(lfs_hub, tmp_path / "cache")
     words = ("pull", "owner/m", "--out", tmp_path / "model")
@@ -360,20 +393,16 @@ def test_the_command_line_says_it_in_one_line(lfs_hub, run_cli, tiny_model, new_
     done = run_cli(*words, env=environment)
     assert (done.returncode, "check the network" in error_of(done)) == (5, True)
     lfs_hub.faults.clear()
-    lfs_hub.fail("GET", "prior/config.json", change=other_bytes)
+    lfs_hub.fail("GET", "vqvae/config.json", change=other_bytes)
     done = run_cli(*words, env=environment)
-    assert (done.returncode, "prior/config.json is damaged" in error_of(done)) == (3, True)
+    assert (done.returncode, "vqvae/config.json is damaged" in error_of(done)) == (3, True)
     assert not (tmp_path / "model").exists()
     assert run_cli(*words, env=environment).returncode == 0
     done = run_cli("generate", "--model", "owner/n", "--out", tmp_path / "images", env=environment)
     assert (done.returncode, "owner/n does not exist" in error_of(done)) == (3, True)
-    lfs_hub.fail("PUT", "/upload", times=None, cut_upload_after=1000)
-    lfs_hub.store.large_files.clear()
-    done = run_cli("push", "--model", tiny_model / "vqvae", "--repo-id", "owner/c", env=environment)
-    assert (done.returncode, "check the network" in error_of(done)) == (5, True)
-    assert len(lfs_hub.commits("owner/c")) == 1
-    done = run_cli("generate", "--model", "owner/m", "--out", tmp_path / "a", env=environment | {"HF_HUB_OFFLINE": "1"})
-    assert (done.returncode, done.stderr) == (3, done.stderr)
+    words = ("generate", "--model", "owner/m", "--num-images", 1, "--out", tmp_path / "images")
+    done = run_cli(*words, env=environment | {"HF_HUB_OFFLINE": "1"})
+    assert (done.returncode, (tmp_path / "images/000000.png").is_file()) == (0, True), done.stderr
 
 
 def test_a_wrong_token_is_refused_before_anything_is_made(run_cli, tiny_model, tmp_path):
