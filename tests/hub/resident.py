@@ -12,6 +12,7 @@ import contextlib
 import io
 import json
 import os
+import pickle
 import resource
 import signal
 import subprocess
@@ -91,6 +92,10 @@ class Resident:
     def watch(self, *writable: Path) -> None:
         """Note from now on what no repository may cause; only below `writable` may files be written."""
         self._ask(do="watch", writable=[str(path) for path in writable])
+
+    def misbehave(self, outside: Path) -> Done:
+        """Do what the audit hook is there to note: unpickle, run foreign code, start a program, write `outside`."""
+        return Done(*self._ask(do="misbehave", outside=str(outside)))
 
     def offline(self, switch: bool) -> None:
         """Set what HF_HUB_OFFLINE would."""
@@ -200,10 +205,20 @@ def _serve() -> None:
             audit.writable = request["writable"]
         elif request["do"] == "offline":
             constants.HF_HUB_OFFLINE = request["switch"]
+        elif request["do"] == "misbehave":
+            answer = timed(_misbehave, request["outside"])
         elif request["do"] == "kill":
             answer = _killed(lambda words=request["words"]: timed(command, words), request["after"])
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
+
+
+def _misbehave(outside: str) -> tuple[int, str]:
+    pickle.loads(pickle.dumps(print))
+    exec(compile("pass", outside, "exec"))
+    os.system("true")
+    Path(outside).write_bytes(b"")
+    return 0, ""
 
 
 def _killed(function: Any, after: float) -> bool:

@@ -107,6 +107,7 @@ def crowd(_header: dict[str, Any], _payload: bytes) -> bytes:
 def hollow(files: Files) -> Files:
     """A prior of few bytes whose config asks for gigabytes of weights that the file does not have."""
     config = json.loads(files["prior/config.json"]) | {"intermediate_size": 2**20, "num_hidden_layers": 8}
+    config.pop("layer_types", None)
     keep = {"model.embed_tokens.weight": np.zeros((config["vocab_size"], config["hidden_size"]), np.float32)}
     data = keep["model.embed_tokens.weight"].tobytes()
     shape = list(keep["model.embed_tokens.weight"].shape)
@@ -265,7 +266,10 @@ REFUSED: dict[str, tuple[Callable[[Files], Files], str]] = {
     "UTF-16": (text("config.json", lambda c: c.decode().encode("utf-16")), "not valid UTF-8"),
     "an index of 2 MB": (text("config.json", lambda c: c + b" " * 2**21), "more than the 1048576 allowed"),
     "an index of 70 MB": (text("config.json", lambda c: c + b" " * (70 << 20)), "more than the 67108864 allowed"),
-    "20 MB of empty lists": (text("prior/prior_config.json", lambda _: b"[" + b"[]," * (6 << 20) + b"[]]"), "object"),
+    "20 MB of empty lists": (
+        text("prior/prior_config.json", lambda _: b"[" + b"[]," * (6 << 20) + b"[]]"),
+        "more values",
+    ),
     "an index of a list": (text("config.json", lambda _: b"[]"), "must be an object"),
     "a later version": (edit("config.json", format_version=99), "format version 99"),
     "a later prior": (edit("prior/prior_config.json", format_version=99), "format version 99"),
@@ -341,6 +345,11 @@ def assert_harmless(done: Done, start: float) -> None:
     assert "\x1b" not in shown
     assert "\x9b" not in shown
     assert not Path("pwned").exists()
+
+
+def test_the_audit_hook_sees_what_it_is_there_for(resident, tmp_path):
+    seen = [event.split(" ")[0] for event in resident.misbehave(tmp_path / "evil.py").events]
+    assert seen == ["pickle.find_class", "compile", "exec", "os.system", "open"]
 
 
 @pytest.mark.parametrize("name", IGNORED)
