@@ -17,6 +17,7 @@ from vq_prior.core.errors import ArtifactError
 MAX_JSON_BYTES = 1 << 20
 MAX_INTEGER = 2**63 - 1
 MAX_DEPTH = 64
+MAX_VALUES, MAX_CONTAINERS = 1 << 21, 1 << 18  # 20 MB of `[],` would take 500 MB
 
 T = TypeVar("T")
 
@@ -30,7 +31,7 @@ def parse_json(data: bytes, where: str) -> Any:
 
     Raises:
         ArtifactError: On bad UTF-8 or syntax, duplicate keys, NaN or infinity, integers beyond 64 bits,
-            lone surrogates, or nesting too deep.
+            lone surrogates, nesting too deep or too many values.
     """
 
     def object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -53,6 +54,8 @@ def parse_json(data: bytes, where: str) -> Any:
             raise ArtifactError(f"{where}: integer {text[:24]} is out of range")
         return int(text)
 
+    if data.count(b",") > MAX_VALUES or data.count(b"[") + data.count(b"{") > MAX_CONTAINERS:
+        raise ArtifactError(f"{where}: holds more values than any file of ours")
     try:
         value = json.loads(
             data.decode("utf-8"),
