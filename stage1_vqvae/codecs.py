@@ -17,7 +17,7 @@ from stage1_vqvae.foreign import (
 from stage1_vqvae.foreign_kinds import KINDS
 from stage1_vqvae.foreign_weights import INDICES, MAX_INDEX_BYTES, PICKLES, foreign_files, has_weights
 from stage1_vqvae.model import VQVAE, VQVAEConfig, load_codec, save_codec
-from vq_prior.core.components import find_component
+from vq_prior.core.components import check_sealed, find_component
 from vq_prior.core.config import read_json
 from vq_prior.core.errors import ArtifactError, UsageError
 from vq_prior.core.hub import HubId, fetch, is_hub_id
@@ -88,7 +88,11 @@ def complete_codec(path: str | Path, folder: Path) -> None:
 
 
 def _open_folder(folder: Path, image_size: Sequence[int] | None, to_decode: bool) -> AnyCodec:
-    config = _config(folder)
+    try:
+        config = _config(folder)
+    except ArtifactError:
+        check_sealed(folder)  # a damaged file is called that
+        raise
     if config.get("model_type") == VQVAEConfig.model_type:
         codec = load_codec(folder)
         if image_size is not None:

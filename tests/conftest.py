@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 # Before torch or a Hub library is imported: one thread makes results repeatable, offline makes them honest.
 ENVIRONMENT = {
@@ -86,17 +87,27 @@ def run_cli() -> RunCli:
 
 
 @pytest.fixture(scope="session")
-def tiny_run(tmp_path_factory: pytest.TempPathFactory, run_cli: RunCli) -> Path:
-    """A RUN with vqvae, codes, prior and model, trained for a moment on digits by the real commands."""
-    run = tmp_path_factory.mktemp("tiny") / "run"
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A RUN with vqvae, codes, prior and model, trained for a moment on digits by the real commands.
+
+    Made once for all workers, in one process; tests that change it work on a copy.
+    """
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
+    run = shared / "tiny" / "run"
     commands = [
         ("train-vqvae", "--data", "digits", "--out", run, "--steps", 30, "--batch-size", 32),
         ("extract-codes", "--codec", run, "--data", "digits", "--out", run / "codes"),
         ("train-prior", "--codes", run / "codes", "--codec", run, "--out", run, "--steps", 30, "--batch-size", 32),
     ]
-    for command in commands:
-        done = run_cli(*command)
-        assert done.returncode == 0, f"{command[0]} failed:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+    with FileLock(shared / "tiny.lock"):
+        if not (run / "model").exists():
+            words = [[str(word) for word in command] for command in commands]
+            code = f"from vq_prior.cli import main\nfor words in {words!r}: assert main(words) == 0, words[0]"
+            done = subprocess.run(
+                [sys.executable, "-c", code], env=clean_environment(), capture_output=True, text=True, check=False
+            )
+            assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
     return run
 
 

@@ -189,9 +189,9 @@ def test_a_branch_and_a_pull_request(hub: LoopbackHub, tiny_model: Path, tmp_pat
 
 
 def test_codes_come_back_byte_for_byte_and_train_a_prior(
-    either_hub: LoopbackHub, tiny_run: Path, tmp_path: Path, run_cli
+    lfs_hub: LoopbackHub, tiny_run: Path, tmp_path: Path, run_cli
 ) -> None:
-    hub = either_hub
+    hub = lfs_hub
     author = hub_environment(hub, tmp_path / "author")
     done = run_cli("push-codes", tiny_run / "codes", "--repo-id", "somebody/codes", env=author)
     assert done.returncode == 0, done.stderr

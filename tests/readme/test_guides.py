@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,7 +20,7 @@ BLOCK = re.compile(r"^```(?P<language>bash|python)\n(?P<body>.*?)^```", re.MULTI
 TOKEN = "hf_the_token_of_these_tests"
 
 # Pages in the order in which a reader would meet them. A page begins with the files that the one before it left.
-GUIDES = ["custom-data.md", "share.md"]
+GUIDES = ["custom-data.md", "share.md", "fine-tuning.md"]
 
 Type = Callable[[str, str], None]
 
@@ -59,15 +60,23 @@ def steps(page: str) -> list[tuple[str, str]]:
             found.append(("python", match["body"]))
             continue
         lines = re.sub(r"\\\n\s*", " ", match["body"]).splitlines()
-        found += [("bash", line) for line in lines if re.match(r"(\w+=\S+ )*vq-prior ", line)]
+        found += [("bash", line) for line in lines if re.match(r"(\w+=\S+ )*vq-prior |cp ", line)]
     return found
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A reader's folder: sixty pictures of two classes, of 4x4, so small that the default steps take seconds."""
+def folder(tmp_path_factory: pytest.TempPathFactory, tiny_run: Path) -> Path:
+    """A reader's folder: sixty pictures of two classes, of 4x4, so small that the default steps take seconds.
+
+    For the guide to fine-tuning, a quickstart and forty pictures of its size.
+    """
     folder = tmp_path_factory.mktemp("reader")
+    shutil.copytree(tiny_run, folder / "runs" / "quickstart")
     rng = np.random.default_rng(0)
+    (folder / "my-pictures").mkdir()
+    for number in range(40):
+        pixels = rng.integers(0, 256, (8, 8), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / "my-pictures" / f"{number:03d}.png")
     for number in range(60):
         kind = ("cat", "dog")[number % 2]
         (folder / "pictures" / kind).mkdir(parents=True, exist_ok=True)
@@ -134,6 +143,8 @@ def test_a_page_runs_from_top_to_bottom_as_written(page, type_in):
 def test_what_the_pages_promise_is_there(folder, type_in):
     """Runs after the pages: what they say a reader will find."""
     assert (folder / "samples" / "grid.png").is_file()
+    assert (folder / "bent-samples" / "grid.png").is_file()
+    assert (folder / "tuned-samples" / "grid.png").is_file()
     assert list((folder / "runs/mine/vqvae-training/images").glob("*.png"))
     assert list((folder / "runs/mine/prior-training/images").glob("*.png"))
     hub = type_in.hub
