@@ -72,6 +72,7 @@ def evaluate(settings: Evaluate) -> None:
 
 def push(settings: Push) -> None:
     """Send a MODEL or a component to the Hub."""
+    from vq_prior.share import kind_of
     from vq_prior.share import push as send
 
     where = send(
@@ -83,7 +84,8 @@ def push(settings: Push) -> None:
         license_id=settings.license,
     )
     print(f"pushed {settings.model} as one commit: {where}")
-    print(f"next: vq-prior generate --model {settings.repo_id} --num-images 16 --out samples")
+    if kind_of(settings.model) == "model":
+        print(f"next: vq-prior generate --model {settings.repo_id} --num-images 16 --out samples")
 
 
 def pull(settings: Pull) -> None:
