@@ -25,7 +25,7 @@ from vq_prior.core.components import MAX_DIMENSION, WEIGHTS, check_sealed
 from vq_prior.core.config import pretty_json, read_json, to_json
 from vq_prior.core.errors import ArtifactError, EnvironmentFault, UsageError
 from vq_prior.core.identity import content_id
-from vq_prior.core.rows import map_rows_in_eval, rows_per_call
+from vq_prior.core.rows import map_rows_frozen, rows_per_call
 from vq_prior.core.runtime import full_state
 from vq_prior.core.spec import CodeSpec, LevelSpec, check_codes, check_images
 from vq_prior.core.tensors import write_tensors
@@ -145,7 +145,7 @@ class ForeignCodec(nn.Module):
         frames = self.entries[self.kind.frames_key] if self.kind.frames_key else 1
         at_once = (1 << 20 if device.type == "cpu" else 1 << 22) // (prod(self.shape) * frames)
         rows = min(rows_per_call(device), 1 << max(0, at_once.bit_length() - 1))
-        return map_rows_in_eval(self, function, rows, tensor.to(device))
+        return map_rows_frozen(self, function, rows, tensor.to(device))
 
     def _affine(self, like: Tensor) -> tuple[Tensor, Tensor]:
         scale, shift = (torch.tensor(n, device=like.device)[:, None, None] for n in self.normalization.affine())

@@ -30,7 +30,7 @@ from vq_prior.core.errors import ArtifactError
 from vq_prior.core.identity import content_id
 from vq_prior.core.records import keep_record
 from vq_prior.core.repository import local, push_component
-from vq_prior.core.rows import map_rows_in_eval, rows_per_call
+from vq_prior.core.rows import map_rows_frozen, rows_per_call
 from vq_prior.core.runtime import full_state
 from vq_prior.core.spec import CodeSpec, LevelSpec, check_codes, check_images
 from vq_prior.core.tensors import check_header, write_tensors
@@ -261,7 +261,7 @@ class VQVAE(PreTrainedModel):
 
     def _apart(self, function: Any, tensor: Tensor) -> Tensor:
         """Return `function` of the rows, in eval mode, float32, and calls of one fixed row count."""
-        return map_rows_in_eval(self, function, rows_per_call(self.device), tensor.to(self.device))
+        return map_rows_frozen(self, function, rows_per_call(self.device), tensor.to(self.device))
 
     @torch.inference_mode()
     def encode_latents(self, images: Tensor) -> Tensor:

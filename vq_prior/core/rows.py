@@ -43,7 +43,7 @@ def map_rows(function: Callable[..., Any], rows: int, *inputs: Tensor) -> Any:
     return tuple(torch.cat(parts) for parts in zip(*pieces, strict=True))
 
 
-def map_rows_in_eval(module: nn.Module, function: Callable[..., Any], rows: int, tensor: Tensor) -> Any:
+def map_rows_frozen(module: nn.Module, function: Callable[..., Any], rows: int, tensor: Tensor) -> Any:
     """Return `function(tensor)` in calls of `rows` rows, with `module` in eval mode and no autocast around."""
     training = module.training
     module.eval()
