@@ -215,3 +215,12 @@ def test_after_a_sigkill_the_visible_folder_is_one_whole_version(tmp_path):
         if folder.exists():
             assert verify_manifest(folder)
             assert len({(folder / name).read_text() for name in "abc"}) == 1
+
+
+def test_a_failure_leaves_no_folder_that_was_made_for_it(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    for final in (tmp_path / "a" / "b" / "c", tmp_path / "there" / "c"):
+        with pytest.raises(RuntimeError), new_folder(final):
+            raise RuntimeError
+    assert [path.name for path in tmp_path.iterdir()] == ["there"]
+    assert list((tmp_path / "there").iterdir()) == []

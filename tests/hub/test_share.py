@@ -9,7 +9,7 @@ from getpass import getuser
 from pathlib import Path
 
 import pytest
-from hub.server import LoopbackHub, hub_environment
+from hub.server import LoopbackHub, hub_environment, other_bytes
 
 from vq_prior.core.records import read_record
 
@@ -235,3 +235,22 @@ print(json.dumps([len(train), len(loaded["validation"]), train[:5]["codes.0"].to
     assert (rows, held_out) == (len(train), len(CodeStore.open(codes, "validation")))
     assert first == train.rows(range(5))["codes.0"].tolist()
     assert names == list(train.index.label_names)
+
+
+def test_codes_that_arrive_damaged_or_not_at_all_leave_nothing(
+    lfs_hub: LoopbackHub, tiny_run: Path, tmp_path: Path, run_cli
+) -> None:
+    environment = hub_environment(lfs_hub, tmp_path / "cache")
+    done = run_cli("push-codes", tiny_run / "codes", "--repo-id", "somebody/codes", env=environment)
+    assert done.returncode == 0, done.stderr
+    words = ("train-prior", "--codes", "somebody/codes", "--out", tmp_path / "run", "--steps", 2)
+    for what, code in (({"change": other_bytes}, 3), ({"cut_answer_after": 50, "times": None}, 5)):
+        lfs_hub.fail("GET", "parquet", **what)
+        done = run_cli(*words, env=environment)
+        lfs_hub.faults.clear()
+        assert done.returncode == code, done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1
+        assert done.stderr.startswith("error: ")
+        assert not (tmp_path / "run").exists()
+    done = run_cli(*words, env=environment)
+    assert done.returncode == 0, done.stderr

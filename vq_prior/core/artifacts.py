@@ -168,8 +168,12 @@ def _exchange(first: Path, second: Path) -> bool:
 
 @contextlib.contextmanager
 def new_folder(final: Path, *, manifest: bool = True) -> Iterator[Path]:
-    """Yield an empty staging folder that becomes `final` when the block ends without an error."""
+    """Yield an empty staging folder that becomes `final` when the block ends without an error.
+
+    After an error nothing is left, not even the folders above `final` that were made for it.
+    """
     staging = staging_path(final)
+    made = [folder for folder in staging.parents if not folder.exists()]
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
     try:
@@ -178,5 +182,8 @@ def new_folder(final: Path, *, manifest: bool = True) -> Iterator[Path]:
             write_manifest(staging)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            for folder in made:
+                folder.rmdir()
         raise
     publish(staging, final)
