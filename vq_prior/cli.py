@@ -260,6 +260,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), _raise_stopped)
     _quiet_libraries(debug)
+    code = _run(words, debug)
+    if "torch" in sys.modules:
+        from vq_prior.core.runtime import leave_runtime
+
+        leave_runtime(code)
+    return code
+
+
+def _run(words: list[str], debug: bool) -> int:
     try:
         invocation = parse(words)
         if invocation.num_processes not in (None, 1) and "WORLD_SIZE" not in os.environ:
@@ -268,7 +277,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             return launch(invocation)
         module, _, attribute = COMMANDS[invocation.command].run.partition(":")
         getattr(import_module(module), attribute)(invocation.settings)
-        _part()
         return 0
     except VQPriorError as error:
         return _fail(str(error), error.exit_code, debug)
@@ -284,14 +292,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         if lost:
             return _fail(f"a process of this run was lost ({text})", EnvironmentFault.exit_code, debug)
         return _fail(f"unexpected {type(error).__name__}: {text} (--debug shows where)", 1, debug)
-
-
-def _part() -> None:
-    """Leave the other processes, if the command joined any."""
-    if "torch" in sys.modules:
-        from vq_prior.core.runtime import leave_runtime
-
-        leave_runtime()
 
 
 def _raise_stopped(number: int, _frame: FrameType | None) -> None:

@@ -15,11 +15,10 @@ from torch import nn
 from vq_prior.core.runtime import Runtime, full_state, gather_rows, stop_flag, sum_over_processes, unwrap
 
 TWO_PROCESSES = """
-import json, os, signal, sys
+import atexit, json, os, signal, sys
 import torch
 from torch import nn
 from vq_prior.core.metrics import CodeCounts
-from vq_prior.core.runtime import full_state, gather_rows, start_runtime, stop_flag, sum_over_processes, unwrap
 from vq_prior.core.runtime import full_state, gather_rows, leave_runtime, start_runtime, stop_flag, sum_over_processes
 from vq_prior.core.runtime import unwrap
 runtime = start_runtime()
@@ -52,7 +51,8 @@ with stop_flag() as flag:
 runtime.barrier()
 with open(f"{sys.argv[1]}/{rank}.json", "w") as file:
     json.dump(seen, file)
-leave_runtime()
+atexit.register(open, f"{sys.argv[1]}/{rank}.taken_down", "w")
+leave_runtime(0)
 """
 
 
@@ -73,6 +73,7 @@ def two(tmp_path_factory, child_environment):
         check=False,
     )
     assert done.returncode == 0, done.stderr
+    assert not list(folder.glob("*.taken_down"))  # beside a process group's threads that would abort now and then
     return {rank: json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1)}
 
 

@@ -6,6 +6,7 @@ stay ours. Letters: W number of processes.
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -119,12 +120,16 @@ def start_runtime(precision: Precision | None = None) -> Runtime:
     return Runtime(accelerator, precision)
 
 
-def leave_runtime() -> None:
-    """Part from the other processes. Call it when the work is done: left to the interpreter's exit, the threads of
-    the process group are torn down in any order, which now and then aborts the process.
+def leave_runtime(exit_code: int) -> None:
+    """End this process with `exit_code` if it is one of several; return if it is alone. Nothing may follow.
+
+    The threads of a process group outlive `destroy_process_group` once a module was wrapped, and a thread that still
+    lets go of a tensor while the interpreter is taken down aborts the process. So it is not taken down.
     """
-    if dist.is_available() and dist.is_initialized():
-        dist.destroy_process_group()
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(exit_code)
 
 
 def sum_over_processes(tensor: Tensor) -> Tensor:
