@@ -21,5 +21,7 @@ def weighted_sum(terms: dict[str, Tensor], settings: LossSettings) -> Tensor:
         "reconstruction": settings.reconstruction_weight,
         "commitment": settings.commitment_weight,
         "codebook": settings.codebook_weight,
+        "entropy": settings.entropy_weight,
+        "kl": settings.kl_weight,
     }
     return sum((weights[name] * term for name, term in terms.items()), next(iter(terms.values())).new_zeros(()))

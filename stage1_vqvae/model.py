@@ -14,8 +14,9 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from stage1_vqvae.blocks import Decoder, Encoder, crop_to, pad_to
 from stage1_vqvae.pixels import Transform
+from stage1_vqvae.quantizer_settings import QuantizerSettings, check_quantizer
 from stage1_vqvae.quantizers import QUANTIZERS
-from stage1_vqvae.settings import QuantizerSettings, grid_of
+from stage1_vqvae.settings import grid_of
 from vq_prior.core.artifacts import new_folder, require_replaceable, write_atomic
 from vq_prior.core.components import (
     WEIGHTS,
@@ -26,7 +27,7 @@ from vq_prior.core.components import (
     plain_config,
 )
 from vq_prior.core.config import from_json, pretty_json, read_json, to_json
-from vq_prior.core.errors import ArtifactError
+from vq_prior.core.errors import ArtifactError, UsageError
 from vq_prior.core.identity import content_id
 from vq_prior.core.records import keep_record
 from vq_prior.core.repository import local, push_component
@@ -82,14 +83,18 @@ class Architecture:
         if not 2 <= self.downsampling <= 64 or self.downsampling & (self.downsampling - 1):
             raise ArtifactError(f"{where}.downsampling must be a power of two in 2..64, got {self.downsampling}")
         quantizer = self.quantizer
-        if quantizer.num_codes is None or quantizer.num_codes < 1 or quantizer.code_dim < 1:
-            raise ArtifactError(f"{where}.quantizer must have num_codes and code_dim of at least 1")
-        largest = max(quantizer.num_codes * quantizer.code_dim, self.width**2 * 4 ** max(1, len(self.shape)))
-        if largest > MAX_TENSOR_ELEMENTS:
-            raise ArtifactError(f"{where} describes a tensor of {largest} numbers, beyond {MAX_TENSOR_ELEMENTS}")
         if quantizer.name not in QUANTIZERS.names():
             known = ", ".join(QUANTIZERS.names())
             raise ArtifactError(f"{where}.quantizer.name must be one of {known}, got {quantizer.name!r}")
+        if quantizer.num_codes is None or quantizer.code_dim is None:
+            raise ArtifactError(f"{where}.quantizer must have num_codes and code_dim")
+        try:
+            check_quantizer(quantizer)
+        except UsageError as error:
+            raise ArtifactError(f"{where}.quantizer: {error}") from error
+        largest = max(quantizer.num_codes * quantizer.code_dim, self.width**2 * 4 ** max(1, len(self.shape)))
+        if largest > MAX_TENSOR_ELEMENTS:
+            raise ArtifactError(f"{where} describes a tensor of {largest} numbers, beyond {MAX_TENSOR_ELEMENTS}")
         self.spec()
 
 
@@ -147,6 +152,7 @@ class VQVAE(PreTrainedModel):
         self.notes: tuple[str, ...] = ()
         self.loaded_from: Path | None = None
         a = self.architecture = config.parsed()
+        assert a.quantizer.code_dim is not None
         rank, num_halvings = len(a.shape), a.downsampling.bit_length() - 1
         self._padded = tuple(side * a.downsampling for side in grid_of(a.shape, a.downsampling))
         sizes: dict[str, int] = {

@@ -6,10 +6,11 @@ machine"; `resolve` makes every such choice, as a pure function.
 
 import math
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Literal
 
+from stage1_vqvae.quantizer_settings import QuantizerSettings, check_quantizer, fixed_code_dim
 from vq_prior.core.errors import UsageError
 
 MAX_SIDE = 4096
@@ -35,25 +36,6 @@ class ModelSettings:
 
 
 @dataclass
-class QuantizerSettings:
-    """The quantiser: how a latent vector becomes a code."""
-
-    name: str = "ema"
-    """Which quantiser: ema (a codebook moved by averages) or nearest (a codebook moved by gradients)."""
-    num_codes: int | None = None
-    """Size of the codebook; left out: 512, or 1024 above 48 px, and less for little data."""
-    code_dim: int = 16
-    """Length of a code's vector."""
-    decay: float = 0.99
-    """Share of the running averages of code use (and, in ema, of the codes' vectors) that one step keeps."""
-    revive_below: float | None = 0.05
-    """A code used less often than this share of the mean use is dead and moves onto a latent vector of the batch;
-    None leaves dead codes alone."""
-    start: Literal["kmeans", "data"] = "kmeans"
-    """Where the codes begin: at the k-means centres of latent vectors, or on latent vectors drawn at random."""
-
-
-@dataclass
 class LossSettings:
     """Terms of the training loss and their weights."""
 
@@ -64,7 +46,11 @@ class LossSettings:
     commitment_weight: float = 0.25
     """Weight of the term that keeps latents near their code (beta of van den Oord et al. 2017)."""
     codebook_weight: float = 1.0
-    """Weight of the term that moves a gradient codebook to its latents; the ema quantiser has none."""
+    """Weight of the term that moves a gradient codebook to its latents; ema has none."""
+    entropy_weight: float = 0.1
+    """Weight of the entropy term, where --quantizer.entropy-temperature asks for one."""
+    kl_weight: float = 0.0005
+    """Weight of the divergence of the gumbel quantiser's choice from the uniform one, in nats a code."""
 
 
 @dataclass
@@ -79,6 +65,8 @@ class TrainVQVAE:
     """Optimiser steps."""
     batch_size: int | None = None
     """Images of one optimiser step, over all processes."""
+    gradient_accumulation_steps: int = 1
+    """Pieces in which a process works through its images of a step, to save memory; the codebook moves once a step."""
     learning_rate: float | None = None
     """Peak learning rate."""
     seed: int = 0
@@ -97,8 +85,11 @@ class TrainVQVAE:
     """Column of the labels in tables and metadata files; left out: `label` if there is one."""
     warmup_steps: int = 100
     """Optimiser steps over which the learning rate rises."""
+    schedule: Literal["trapezoid", "cosine"] = "trapezoid"
+    """How the learning rate falls to 0 after the rise: over the last part of the run, or along half a cosine from the
+    peak on."""
     decay_fraction: float = 0.5
-    """Share of the run, at its end, over which the learning rate falls to 0."""
+    """Share of the run, at its end, over which the learning rate of a trapezoid falls."""
     weight_decay: float = 0.0
     """Weight decay of AdamW."""
     adam_betas: tuple[float, float] = (0.9, 0.99)
@@ -115,6 +106,8 @@ class TrainVQVAE:
     model: ModelSettings = field(default_factory=ModelSettings)
     quantizer: QuantizerSettings = field(default_factory=QuantizerSettings)
     loss: LossSettings = field(default_factory=LossSettings)
+    fail_on_collapse: bool = False
+    """Stop with exit code 4 when, after the warm-up, fewer than 10% of the codes are used over a log interval."""
     overwrite: bool = False
     """Start anew instead of continuing what is in RUN."""
     dry_run: bool = False
@@ -248,6 +241,7 @@ def check(settings: TrainVQVAE | ExtractCodes | Reconstruct) -> None:
     _at_least("--checkpoint-every", settings.checkpoint_every, 1)
     _at_least("--warmup-steps", settings.warmup_steps, 0)
     _at_least("--log-every", settings.log_every, 1)
+    _at_least("--gradient-accumulation-steps", settings.gradient_accumulation_steps, 1, 10**6)
     _real("--learning-rate", settings.learning_rate, 1e-12, 10.0, "a number above 0, at most 10")
     _real("--decay-fraction", settings.decay_fraction, 0.0, 1.0, "between 0 and 1")
     _real("--weight-decay", settings.weight_decay, 0.0, 10.0, "between 0 and 10")
@@ -256,10 +250,11 @@ def check(settings: TrainVQVAE | ExtractCodes | Reconstruct) -> None:
     _real("--max-gradient-norm", settings.max_gradient_norm, 1e-12, 1e12, "a number above 0")
     _real("--average-decay", settings.average_decay, 0.0, 1 - 1e-9, "at least 0 and below 1")
     _check_model(settings.model)
-    _check_quantizer(settings.quantizer)
-    for name in ("reconstruction_weight", "commitment_weight", "codebook_weight"):
-        flag = f"--loss.{name.replace('_', '-')}"
-        _real(flag, getattr(settings.loss, name), 0.0, 1e6, "between 0 and 1000000")
+    check_quantizer(settings.quantizer)
+    for field_ in fields(settings.loss):
+        value = getattr(settings.loss, field_.name)
+        if isinstance(value, float | int):
+            _real(f"--loss.{field_.name.replace('_', '-')}", value, 0.0, 1e6, "between 0 and 1000000")
 
 
 def _check_model(model: ModelSettings) -> None:
@@ -271,13 +266,6 @@ def _check_model(model: ModelSettings) -> None:
         fits = value is None or (8 <= value <= 4096 and value % 8 == 0)
         _require(f"--model.{name.replace('_', '-')}", fits, "a multiple of 8 from 8 to 4096", value)
     _at_least("--model.num-residual-blocks", model.num_residual_blocks, 0, 64)
-
-
-def _check_quantizer(quantizer: QuantizerSettings) -> None:
-    _at_least("--quantizer.num-codes", quantizer.num_codes, 2, 2**20)
-    _at_least("--quantizer.code-dim", quantizer.code_dim, 1, 4096)
-    _real("--quantizer.decay", quantizer.decay, 0.0, 1 - 1e-9, "at least 0 and below 1")
-    _real("--quantizer.revive-below", quantizer.revive_below, 0.0, 1.0, "between 0 and 1")
 
 
 def resolve(settings: TrainVQVAE, facts: DataFacts, device_type: str) -> TrainVQVAE:
@@ -302,7 +290,14 @@ def resolve(settings: TrainVQVAE, facts: DataFacts, device_type: str) -> TrainVQ
         width=width,
         residual_width=settings.model.residual_width or max(8, width // 4 // 8 * 8),
     )
-    num_codes = settings.quantizer.num_codes or _default_num_codes(size, facts.num_train * math.prod(grid))
+    quantizer = settings.quantizer
+    num_codes = quantizer.num_codes or _default_num_codes(size, facts.num_train * math.prod(grid))
+    quantizer = replace(
+        quantizer,
+        num_codes=num_codes,
+        code_dim=fixed_code_dim(quantizer.name, num_codes) or quantizer.code_dim or 16,
+        entropy_temperature=quantizer.entropy_temperature or (1.0 if quantizer.name == "lfq" else None),
+    )
     steps = settings.steps or ((2000 if tiny else 3000) if small_machine else 10_000)
     return replace(
         settings,
@@ -312,7 +307,7 @@ def resolve(settings: TrainVQVAE, facts: DataFacts, device_type: str) -> TrainVQ
         learning_rate=settings.learning_rate or (3e-3 if tiny else 1e-3),
         image_size=f"{size[0]}x{size[1]}",
         model=model,
-        quantizer=replace(settings.quantizer, num_codes=num_codes),
+        quantizer=quantizer,
     )
 
 

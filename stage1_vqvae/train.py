@@ -1,10 +1,13 @@
 """Training of the codec: one flat loop. Letters: B batch, W number of processes."""
 
 import time
+from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -26,11 +29,21 @@ from vq_prior.core.optim import adamw, load_optimizer_tensors, lr_at, optimizer_
 from vq_prior.core.randomness import batch_rows, keyed_generator
 from vq_prior.core.records import TrainingRecord, command_line, public_name, write_record
 from vq_prior.core.runs import RunLog, check_continues, open_run, read_run_config, require_free_space, run_config
-from vq_prior.core.runtime import Runtime, full_state, gather_rows, start_runtime, stop_flag, sum_over_processes
+from vq_prior.core.runtime import (
+    Runtime,
+    accumulating,
+    full_state,
+    gather_rows,
+    start_runtime,
+    stop_flag,
+    sum_over_processes,
+)
+from vq_prior.core.spec import LevelSpec
 from vq_prior.core.tensors import read_tensors
 
 START_VECTORS_PER_CODE = 64
 NUM_PICTURES = 32
+COLLAPSED = 0.1  # share of the codes below which a codebook is called collapsed
 
 
 def train_vqvae(settings: TrainVQVAE) -> Path:
@@ -51,8 +64,9 @@ def train_vqvae(settings: TrainVQVAE) -> Path:
     typed = settings
     settings = replace(resolve(settings, data.facts(), runtime.device.type), precision=runtime.precision)
     assert settings.batch_size is not None
-    if settings.batch_size < runtime.num_processes:
-        raise UsageError(f"--batch-size must be at least {runtime.num_processes}, one image a process")
+    least = runtime.num_processes * settings.gradient_accumulation_steps
+    if settings.batch_size < least:
+        raise UsageError(f"--batch-size must be at least {least}, one image a process and accumulation step")
     model = new_codec(settings)
     say(describe(settings, model))
     if settings.dry_run:
@@ -275,21 +289,34 @@ def _loop(
                 pixels = shifted_and_mirrored(pixels, rng, most=model.architecture.downsampling // 2, rows=share)
             images = to_unit_range(torch.from_numpy(pixels)).to(device)
             learning_rate = lr_at(
-                step, steps=s.steps, peak=s.learning_rate, warmup_steps=s.warmup_steps, decay_fraction=s.decay_fraction
+                step,
+                steps=s.steps,
+                peak=s.learning_rate,
+                warmup_steps=s.warmup_steps,
+                decay_fraction=s.decay_fraction,
+                schedule=s.schedule,
             )
             set_learning_rate(optimizer, learning_rate)
-
-            # Gradients are averaged over processes: the factor makes that the mean over the global batch.
-            part = len(pixels) * W / B
-            terms, codes = _forward(wrapped, images, s, runtime)
-            loss = weighted_sum(terms, s.loss) * part
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            loss = torch.zeros((), device=device)
+            for piece in pieces(len(images), s.gradient_accumulation_steps):
+                row = share.start + piece.start
+                model.quantizer.begin_step(progress=step / s.steps, noise=partial(_row_noise, s.seed, step, row))
+                # Gradients are averaged over processes: the factor makes that the mean over the global batch.
+                part = (piece.stop - piece.start) * W / B
+                with accumulating(wrapped) if piece.stop < len(images) else nullcontext():
+                    terms, codes = _forward(wrapped, images[piece], s, runtime)
+                    weighted = weighted_sum(terms, s.loss) * part
+                    weighted.backward()
+                loss += weighted.detach()
+                counts.add(codes)
+                for name, term in terms.items():
+                    window[name] = window.get(name, torch.zeros((), device=device)) + term.detach() * (part / W)
             norm = nn.utils.clip_grad_norm_(model.parameters(), s.max_gradient_norm)
-            finite = torch.isfinite(loss.detach()) & torch.isfinite(norm)
+            finite = torch.isfinite(loss) & torch.isfinite(norm)
             if int(sum_over_processes((~finite).to(torch.int32))):
                 raise NumericError(
-                    f"the loss ({float(loss.detach()):.4g}) or gradient norm ({float(norm):.4g}) is not finite at step "
+                    f"the loss ({float(loss):.4g}) or gradient norm ({float(norm):.4g}) is not finite at step "
                     f"{step + 1}; the step was not taken; lower --learning-rate and start anew by --overwrite"
                 )
             optimizer.step()
@@ -297,20 +324,17 @@ def _loop(
             done = step + 1
             average.update(model, done)
 
-            counts.add(codes)
             window_steps += 1
-            for name, term in terms.items():
-                window[name] = window.get(name, torch.zeros((), device=device)) + term.detach() * (part / W)
             log.advance()
             if done % s.log_every == 0 or done == s.steps:
                 seconds = time.monotonic() - window_start
                 values = {name: float(sum_over_processes(total)) / window_steps for name, total in window.items()}
                 use = counts.read(reset=True)[0]
-                values |= {"usage": use["usage"], "perplexity": use["perplexity"], "num_revived": num_revived}
+                values |= {name: use[name] for name in ("usage", "perplexity", "num_dead")}
+                values |= {"num_revived": num_revived}
                 values |= {"learning_rate": learning_rate, "images_per_second": window_steps * B / seconds}
                 log.write(done, values)
-                if use["usage"] < 0.1:
-                    log.say(f"warning: only {use['usage']:.1%} of the codes were used in the last {window_steps} steps")
+                _watch(use, model.spec.levels[0], window_steps * B, done, s, log)
                 window, window_start, window_steps, num_revived = {}, time.monotonic(), 0, 0.0
             stopping = stop.agreed()
             if done % s.checkpoint_every == 0 or done == s.steps or stopping:
@@ -320,6 +344,47 @@ def _loop(
                 raise Stopped(f"stopped after step {done}, state saved; run the same command to continue")
     log.close()
     return average
+
+
+def _row_noise(seed: int, step: int, first: int, row: int) -> np.random.Generator:
+    """Return the generator of row `row` of a piece that begins at row `first` of the global batch."""
+    return keyed_generator(seed, step, f"quantizer noise {first + row}")
+
+
+def pieces(rows: int, count: int) -> list[slice]:
+    """Return `count` contiguous slices that cover `rows` rows, their sizes one apart at most; one if rows are few."""
+    count = max(1, min(count, rows))
+    return [slice(rows * n // count, rows * (n + 1) // count) for n in range(count)]
+
+
+def remedy(settings: TrainVQVAE) -> str:
+    """Return what to do about a codebook of which little is used."""
+    q = settings.quantizer
+    if q.name in ("ema", "nearest") and q.revive_below is None:
+        return "revive dead codes: --quantizer.revive-below 0.05"
+    if q.name in ("ema", "nearest", "simvq") and q.start is None:
+        return "start the codes on the data: --quantizer.start kmeans"
+    if q.name in ("lfq", "gumbel"):
+        return "raise --loss.entropy-weight or --loss.kl-weight, or take --quantizer.name ema"
+    return f"take fewer --quantizer.num-codes than {q.num_codes}, a lower --learning-rate, or more --steps"
+
+
+def _watch(
+    use: dict[str, float], level: LevelSpec, num_images: int, done: int, settings: TrainVQVAE, log: RunLog
+) -> None:
+    """Warn of, or with `fail_on_collapse` end a training of which fewer than 10% of the codes are used.
+
+    Where an interval has fewer vectors than codes, 10% of the vectors.
+    """
+    possible = min(level.num_codes, num_images * level.num_tokens)
+    used = level.num_codes - int(use["num_dead"])
+    if used >= COLLAPSED * possible:
+        return
+    text = f"only {used} of {level.num_codes} codes were used over the last {num_images} images, up to step {done}"
+    if settings.fail_on_collapse and done > settings.warmup_steps:
+        log.close()
+        raise NumericError(f"{text}; {remedy(settings)}, and start anew by --overwrite (--fail-on-collapse)")
+    log.say(f"warning: {text}; {remedy(settings)}")
 
 
 def _write_pictures(
@@ -352,8 +417,8 @@ def _finish(
         save_codec(model, staging)
         write_record(staging, replace(record, measured=result))
     print(f"{summary(result)} (without averaging the weights: mse {raw['mse']:.5f})")
-    if min(level["usage"] for level in result["levels"]) < 0.1:
-        print("warning: less than 10% of the codes are used; try fewer --quantizer.num-codes or more --steps")
+    if (usage := min(level["usage"] for level in result["levels"])) < COLLAPSED:
+        print(f"warning: only {usage:.1%} of the codes are used on the held-out images; {remedy(settings)}")
     print(f"wrote {final} (codec {model.codec_id[:12]}) and {final.parent / 'vqvae-training' / 'images'}")
     codes = final.parent / "codes"
     print(f"next: vq-prior extract-codes --codec {final} --data {settings.data} --out {codes}", flush=True)

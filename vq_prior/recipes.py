@@ -11,7 +11,8 @@ from typing import Any
 
 import tyro
 
-from stage1_vqvae.settings import ModelSettings, QuantizerSettings, TrainVQVAE
+from stage1_vqvae.quantizer_settings import QuantizerSettings
+from stage1_vqvae.settings import ModelSettings, TrainVQVAE
 from stage2_prior.settings import PriorModel, TrainPrior
 from vq_prior.core.errors import UsageError
 from vq_prior.core.registry import Registry

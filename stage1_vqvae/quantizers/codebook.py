@@ -1,8 +1,9 @@
-"""What the quantisers with one codebook share: lookup, straight-through estimator, use of codes, revival.
+"""What the quantisers with a table of code vectors share: lookup, gradient estimator, distance, revival.
 
 Letters: D code dimension, K number of codes, N vectors.
 """
 
+from abc import abstractmethod
 from typing import Any
 
 import numpy as np
@@ -10,90 +11,128 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stage1_vqvae.quantizer_settings import QuantizerSettings
 from stage1_vqvae.quantizers.contract import Quantized, Quantizer
+from stage1_vqvae.quantizers.entropy import codebook_entropy
+from stage1_vqvae.quantizers.gradients import ESTIMATORS
 from stage1_vqvae.quantizers.lookup import draw_rows, kmeans, nearest_codes, sums_by_code
 from vq_prior.core.runtime import gather_rows, sum_over_processes
 
 
 class CodebookQuantizer(Quantizer):
-    """A quantiser whose codes are the rows of a tensor `codebook` [K, D].
+    """A quantiser that takes, for each latent vector, the nearest row of a table [K, D].
 
-    A forward pass in training adds, per code, the number and the sum of its vectors to
-    `pending` [K, 1 + D] and keeps the vectors for revival. Both are this process's own
-    and live until `update`; neither is part of the state.
+    With the distance "cosine", latents and rows are brought to length 1 first (Yu et al.
+    2021, "Vector-quantized image modeling with improved VQGAN", section 3.2). How the
+    table moves is what a subclass adds.
     """
 
     codebook: Tensor
 
-    def _clear(self) -> None:
-        self._pending: Tensor | None = None
-        self._seen: list[Tensor] = []
+    def __init__(self, settings: QuantizerSettings) -> None:
+        super().__init__(settings)
+        self._estimate = ESTIMATORS[settings.gradient]
+
+    @abstractmethod
+    def table(self) -> Tensor:
+        """Return the vectors that latents are compared with, [K, D] float32, with their gradient if they have one."""
+
+    def place(self, vectors: Tensor) -> Tensor:
+        """Return vectors [..., D] where the distance is measured: as they are, or at length 1."""
+        return F.normalize(vectors, dim=-1) if self.settings.distance == "cosine" else vectors
+
+    def observe(self, vectors: Tensor, codes: Tensor) -> None:
+        """Take note of latents [N, D] and their codes [N] in training; `update` uses it."""
 
     def forward(self, z: Tensor) -> Quantized:
         """Return vectors, codes and loss terms of latents z [..., D]."""
         assert z.shape[-1] == self.code_dim, f"last axis of z must be D = {self.code_dim}, got shape {tuple(z.shape)}"
+        training = self.training and torch.is_grad_enabled()
         with torch.autocast(z.device.type, enabled=False):
-            z = z.float()
-            flat = z.reshape(-1, self.code_dim)
-            codes = nearest_codes(flat, self.codebook)
-            if self.training and torch.is_grad_enabled():
-                self._collect(flat.detach(), codes)
-            chosen = F.embedding(codes, self.codebook).view_as(z)
-            loss = self._loss(z, chosen)
-            vectors = z + (chosen - z).detach()
+            z = self.place(z.float())
+            flat, table = z.reshape(-1, self.code_dim), self.table()
+            codes = nearest_codes(flat, table)
+            if training:
+                self.observe(flat.detach(), codes)
+            chosen = F.embedding(codes, table).view_as(z)
+            loss = {"commitment": mean_square(z, chosen.detach())}
+            if table.requires_grad:
+                loss["codebook"] = mean_square(z.detach(), chosen)
+            if training and self.settings.entropy_temperature is not None:
+                loss["entropy"] = codebook_entropy(flat, table, self.settings.entropy_temperature)
+            vectors = self._estimate(z, chosen)
         return Quantized(vectors, codes.view(z.shape[:-1]), loss)
-
-    def _loss(self, z: Tensor, chosen: Tensor) -> dict[str, Tensor]:
-        """Return the quantiser's loss terms; 0 for an empty batch."""
-        return {"commitment": mean_square(z - chosen.detach())}
-
-    def _collect(self, flat: Tensor, codes: Tensor) -> None:
-        table = sums_by_code(flat, codes, self.num_codes)
-        self._pending = table if self._pending is None else self._pending + table
-        self._seen.append(flat)
-
-    def _collected(self) -> tuple[Tensor, Tensor]:
-        """Return the table [K, 1 + D] of all processes since the last update, and this process's vectors."""
-        empty = self.codebook.new_zeros((self.num_codes, 1 + self.code_dim))
-        table = sum_over_processes(empty if self._pending is None else self._pending)
-        seen = torch.cat(self._seen) if self._seen else self.codebook.new_zeros((0, self.code_dim))
-        self._clear()
-        return table, seen
-
-    def _replacements(self, use: Tensor, seen: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """Return which codes are dead, [K] bool, and a vector of the batch for each, [number of dead, D].
-
-        Dead codes are those whose average use lies below `revive_below` times the mean. The
-        vectors are drawn from those of all processes, in process order.
-        """
-        share = self.settings.revive_below
-        dead = torch.zeros_like(use, dtype=torch.bool) if share is None else use < share * use.mean()
-        if not bool(dead.any()):
-            return dead, seen[:0]
-        candidates = gather_rows(seen)
-        if candidates.shape[0] == 0:
-            return torch.zeros_like(dead), candidates
-        return dead, draw_rows(candidates, int(dead.sum()), rng)
 
     def embed(self, codes: Tensor) -> Tensor:
         """Return the vectors [..., D] float32 of codes [...] in [0, K)."""
-        return F.embedding(codes, self.codebook).float()
+        return F.embedding(codes, self.table()).float()
 
     @torch.no_grad()
     def start(self, vectors: Tensor, rng: np.random.Generator) -> None:
         """Set the codebook from latent vectors [N, D]: k-means centres, or vectors drawn at random."""
-        centres = kmeans(vectors, self.num_codes, rng, iterations=10 if self.settings.start == "kmeans" else 0)
-        self.codebook.copy_(centres)
+        if self.settings.start is None:
+            return
+        iterations = 10 if self.settings.start == "kmeans" else 0
+        self.codebook.copy_(self.place(kmeans(self.place(vectors), self.num_codes, rng, iterations=iterations)))
 
     def identity_config(self) -> dict[str, Any]:
         """Return the settings on which codes depend."""
-        return {"name": self.settings.name, "num_codes": self.num_codes, "code_dim": self.code_dim}
+        settings = self.settings
+        return {
+            "name": settings.name,
+            "num_codes": self.num_codes,
+            "code_dim": self.code_dim,
+            "distance": settings.distance,
+        }
 
     def identity_tensors(self) -> dict[str, Tensor]:
         """Return the codebook."""
         return {"codebook": self.codebook}
 
 
-def mean_square(difference: Tensor) -> Tensor:
-    """Return the mean of the squares; 0, with a gradient of 0, if there is nothing to average."""
-    return difference.square().sum() / max(1, difference.numel())
+class BatchStatistics:
+    """What this process saw since the last optimiser step: per code, number and sum of its vectors, and all vectors.
+
+    Not part of any state: it is empty between optimiser steps.
+    """
+
+    def __init__(self) -> None:
+        self._table: Tensor | None = None
+        self._seen: list[Tensor] = []
+
+    def add(self, vectors: Tensor, codes: Tensor, num_codes: int) -> None:
+        """Take in vectors [N, D] and their codes [N]."""
+        table = sums_by_code(vectors, codes, num_codes)
+        self._table = table if self._table is None else self._table + table
+        self._seen.append(vectors)
+
+    def take(self, codebook: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the table [K, 1 + D] of all processes and this process's vectors [N, D], and forget them."""
+        K, D = codebook.shape
+        table = sum_over_processes(codebook.new_zeros((K, 1 + D)) if self._table is None else self._table)
+        seen = self._seen[0] if len(self._seen) == 1 else torch.cat([codebook.new_zeros((0, D)), *self._seen])
+        self._table, self._seen = None, []
+        return table, seen
+
+
+def replacements(use: Tensor, share: float | None, seen: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """Return which codes are dead, [K] bool, and a vector of the batch for each, [number of dead, D].
+
+    Args:
+        use: Average use of each code, [K].
+        share: Codes used less often than this share of the mean are dead; None leaves all alone.
+        seen: This process's vectors of the step, [N, D]; the draw is from those of all processes, in their order.
+        rng: The same on every process.
+    """
+    dead = torch.zeros_like(use, dtype=torch.bool) if share is None else use < share * use.mean()
+    if not bool(dead.any()):
+        return dead, seen[:0]
+    candidates = gather_rows(seen)
+    if candidates.shape[0] == 0:
+        return torch.zeros_like(dead), candidates
+    return dead, draw_rows(candidates, int(dead.sum()), rng)
+
+
+def mean_square(first: Tensor, second: Tensor) -> Tensor:
+    """Return the mean squared difference; 0, with a gradient of 0, if there is nothing to average."""
+    return F.mse_loss(first, second, reduction="sum") / max(1, first.numel())

@@ -9,13 +9,14 @@ Letters: D code dimension, K number of codes, N vectors.
 """
 
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 
-from stage1_vqvae.settings import QuantizerSettings
+from stage1_vqvae.quantizer_settings import QuantizerSettings
 
 
 @dataclass
@@ -23,9 +24,10 @@ class Quantized:
     """What a quantiser makes of latents z [..., D].
 
     Attributes:
-        vectors: [..., D] float32: the codes' vectors; its gradient goes to z unchanged (straight-through).
+        vectors: [..., D] float32: the codes' vectors, with a gradient to z. In training a stochastic quantiser
+            gives a soft draw of them instead.
         codes: [...] int64 in [0, K).
-        loss: Named, unweighted terms (float32 scalars); "commitment" and, with a gradient codebook, "codebook".
+        loss: Named, unweighted terms (float32 scalars), of those that `LossSettings` has a weight for.
         metrics: Named numbers for the log.
     """
 
@@ -46,9 +48,18 @@ class Quantizer(nn.Module):
     def __init__(self, settings: QuantizerSettings) -> None:
         super().__init__()
         assert settings.num_codes is not None
+        assert settings.code_dim is not None
         self.settings = settings
         self.num_codes: int = settings.num_codes
-        self.code_dim = settings.code_dim
+        self.code_dim: int = settings.code_dim
+
+    def begin_step(self, *, progress: float, noise: Callable[[int], np.random.Generator]) -> None:
+        """Prepare for a forward pass in training; most quantisers have nothing to prepare.
+
+        Args:
+            progress: How much of the training is behind, in [0, 1).
+            noise: Generator of row i of the next batch, a function of seed, step and place in the global batch.
+        """
 
     @abstractmethod
     def forward(self, z: Tensor) -> Quantized:
@@ -58,17 +69,16 @@ class Quantizer(nn.Module):
     def embed(self, codes: Tensor) -> Tensor:
         """Return the vectors [..., D] float32 of codes [...] in [0, K)."""
 
-    @abstractmethod
     def start(self, vectors: Tensor, rng: np.random.Generator) -> None:
-        """Set the codebook before the first step from latent vectors [N, D], the same on every process."""
+        """Set the codebook, if there is one, before the first step from latent vectors [N, D], the same everywhere."""
 
-    @abstractmethod
-    def update(self, rng: np.random.Generator) -> dict[str, float]:
+    def update(self, rng: np.random.Generator) -> dict[str, float]:  # noqa: ARG002
         """Do what follows one optimiser step (averages, revival); call it on every process with the same `rng`.
 
         Returns:
-            Named numbers for the log, such as `num_revived`.
+            Named numbers for the log: `num_revived` is summed over a log interval, others are taken as they are.
         """
+        return {}
 
     @abstractmethod
     def identity_config(self) -> dict[str, Any]:
@@ -76,4 +86,4 @@ class Quantizer(nn.Module):
 
     @abstractmethod
     def identity_tensors(self) -> dict[str, Tensor]:
-        """Return the tensors on which codes depend: the codebook, never the statistics that moved it."""
+        """Return the tensors on which codes depend: a codebook, never the statistics that moved it."""

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stage1_vqvae.quantizers.codebook import CodebookQuantizer
-from stage1_vqvae.settings import QuantizerSettings
+from stage1_vqvae.quantizer_settings import QuantizerSettings
+from stage1_vqvae.quantizers.codebook import BatchStatistics, CodebookQuantizer, replacements
 
 
 class EMAQuantizer(CodebookQuantizer):
@@ -25,10 +25,18 @@ class EMAQuantizer(CodebookQuantizer):
 
     def __init__(self, settings: QuantizerSettings) -> None:
         super().__init__(settings)
-        self.register_buffer("codebook", torch.randn(self.num_codes, self.code_dim))
+        self.register_buffer("codebook", self.place(torch.randn(self.num_codes, self.code_dim)))
         self.register_buffer("ema_counts", torch.ones(self.num_codes))
         self.register_buffer("ema_sums", self.codebook.clone())
-        self._clear()
+        self._statistics = BatchStatistics()
+
+    def table(self) -> Tensor:
+        """Return the codebook, [K, D]."""
+        return self.codebook
+
+    def observe(self, vectors: Tensor, codes: Tensor) -> None:
+        """Add latents [N, D] and their codes [N] to what the next update uses."""
+        self._statistics.add(vectors, codes, self.num_codes)
 
     @torch.no_grad()
     def start(self, vectors: Tensor, rng: np.random.Generator) -> None:
@@ -40,14 +48,14 @@ class EMAQuantizer(CodebookQuantizer):
     @torch.no_grad()
     def update(self, rng: np.random.Generator) -> dict[str, float]:
         """Move averages and codebook by the vectors since the last update, then revive dead codes."""
-        table, seen = self._collected()
+        table, seen = self._statistics.take(self.codebook)
         decay = self.settings.decay
         self.ema_counts.mul_(decay).add_(table[:, 0], alpha=1 - decay)
         self.ema_sums.mul_(decay).add_(table[:, 1:], alpha=1 - decay)
         alive = self.ema_counts > 1e-6
-        means = self.ema_sums / self.ema_counts.clamp_min(1e-6)[:, None]
+        means = self.place(self.ema_sums / self.ema_counts.clamp_min(1e-6)[:, None])
         self.codebook.copy_(torch.where(alive[:, None], means, self.codebook))
-        dead, vectors = self._replacements(self.ema_counts, seen, rng)
+        dead, vectors = replacements(self.ema_counts, self.settings.revive_below, seen, rng)
         if vectors.shape[0]:
             use = self.ema_counts.mean() / 2
             self.codebook[dead] = vectors

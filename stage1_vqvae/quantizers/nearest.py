@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stage1_vqvae.quantizers.codebook import CodebookQuantizer, mean_square
-from stage1_vqvae.settings import QuantizerSettings
+from stage1_vqvae.quantizer_settings import QuantizerSettings
+from stage1_vqvae.quantizers.codebook import BatchStatistics, CodebookQuantizer, replacements
 
 
 class NearestQuantizer(CodebookQuantizer):
@@ -21,12 +21,17 @@ class NearestQuantizer(CodebookQuantizer):
 
     def __init__(self, settings: QuantizerSettings) -> None:
         super().__init__(settings)
-        self.codebook = nn.Parameter(torch.randn(self.num_codes, self.code_dim))
+        self.codebook = nn.Parameter(self.place(torch.randn(self.num_codes, self.code_dim)))
         self.register_buffer("use", torch.ones(self.num_codes))
-        self._clear()
+        self._statistics = BatchStatistics()
 
-    def _loss(self, z: Tensor, chosen: Tensor) -> dict[str, Tensor]:
-        return {"commitment": mean_square(z - chosen.detach()), "codebook": mean_square(z.detach() - chosen)}
+    def table(self) -> Tensor:
+        """Return the codebook where the distance is measured, [K, D]."""
+        return self.place(self.codebook)
+
+    def observe(self, vectors: Tensor, codes: Tensor) -> None:
+        """Add latents [N, D] and their codes [N] to what the next update uses."""
+        self._statistics.add(vectors, codes, self.num_codes)
 
     @torch.no_grad()
     def start(self, vectors: Tensor, rng: np.random.Generator) -> None:
@@ -37,9 +42,9 @@ class NearestQuantizer(CodebookQuantizer):
     @torch.no_grad()
     def update(self, rng: np.random.Generator) -> dict[str, float]:
         """Average the use of codes, then move dead ones onto vectors of the batch."""
-        table, seen = self._collected()
+        table, seen = self._statistics.take(self.codebook)
         self.use.mul_(self.settings.decay).add_(table[:, 0], alpha=1 - self.settings.decay)
-        dead, vectors = self._replacements(self.use, seen, rng)
+        dead, vectors = replacements(self.use, self.settings.revive_below, seen, rng)
         if vectors.shape[0]:
             self.codebook[dead] = vectors
             self.use[dead] = self.use.mean() / 2

@@ -16,7 +16,7 @@ from stage1_vqvae.codecs import open_codec, write_codec
 from stage1_vqvae.foreign import ForeignCodec
 from stage1_vqvae.foreign_weights import foreign_files
 from stage1_vqvae.model import VQVAE, Architecture, VQVAEConfig
-from stage1_vqvae.settings import QuantizerSettings
+from stage1_vqvae.quantizer_settings import QuantizerSettings
 from vq_prior.cli import main
 from vq_prior.core.artifacts import new_folder
 from vq_prior.core.code_store import CodeStore

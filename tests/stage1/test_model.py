@@ -10,7 +10,8 @@ import torch
 from stage1_vqvae.blocks import crop_to, pad_to
 from stage1_vqvae.losses import reconstruction_terms, weighted_sum
 from stage1_vqvae.model import VQVAE, Architecture, VQVAEConfig, load_codec, save_codec
-from stage1_vqvae.settings import LossSettings, QuantizerSettings
+from stage1_vqvae.quantizer_settings import QuantizerSettings
+from stage1_vqvae.settings import LossSettings
 from vq_prior.core.artifacts import new_folder
 from vq_prior.core.errors import ArtifactError, UsageError
 

@@ -1,21 +1,37 @@
 """What holds for every registered quantiser, and what holds for one."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stage1_vqvae.quantizer_settings import (
+    SUITS,
+    QuantizerSettings,
+    check_quantizer,
+    fixed_code_dim,
+    fsq_levels,
+)
 from stage1_vqvae.quantizers import QUANTIZERS, Quantizer
+from stage1_vqvae.quantizers.entropy import codebook_entropy, sign_entropy
+from stage1_vqvae.quantizers.gradients import rotation
 from stage1_vqvae.quantizers.lookup import kmeans, nearest_codes
-from stage1_vqvae.settings import QuantizerSettings
+from vq_prior.core.errors import UsageError
 
 EVERY = pytest.mark.parametrize("name", QUANTIZERS.names())
+WITH_A_TABLE = pytest.mark.parametrize("name", ["ema", "nearest", "simvq"])
+WITH_REVIVAL = pytest.mark.parametrize("name", [name for name in SUITS if "revive_below" in SUITS[name]])
 SHAPES = st.lists(st.integers(0, 4), min_size=0, max_size=3)
 
 
 def quantizer(name: str, *, num_codes: int = 8, code_dim: int = 3, **options: object) -> Quantizer:
     torch.manual_seed(0)
+    code_dim = fixed_code_dim(name, num_codes) or code_dim
+    if name == "lfq":
+        options = {"entropy_temperature": 1.0} | options
     return QUANTIZERS[name](QuantizerSettings(name=name, num_codes=num_codes, code_dim=code_dim, **options))
 
 
@@ -36,27 +52,26 @@ def unchanged(module: torch.nn.Module, before: dict[str, torch.Tensor]) -> bool:
 @given(shape=SHAPES)
 def test_last_axis_is_the_vector_and_every_other_is_batch(name: str, shape: list[int]) -> None:
     module = quantizer(name)
-    z = latents(*shape, 3)
+    z = latents(*shape, module.code_dim)
     result = module(z)
     assert result.codes.shape == tuple(shape)
     assert result.codes.dtype == torch.int64
     assert result.vectors.shape == z.shape
-    flat = module(z.reshape(-1, 3))
+    flat = module(z.reshape(-1, module.code_dim))
     assert torch.equal(flat.codes, result.codes.reshape(-1))
     assert all(torch.isfinite(term) for term in result.loss.values())
 
 
 @EVERY
 def test_vectors_are_those_of_the_codes(name: str) -> None:
-    module = quantizer(name)
-    result = module(latents(50, 3))
-    # z + (e - z) rounds: a few units in the last place of numbers of size 4
-    torch.testing.assert_close(result.vectors, module.embed(result.codes), atol=2e-6, rtol=0)
+    module = quantizer(name).eval()
+    result = module(latents(50, module.code_dim))
+    assert torch.equal(result.vectors, module.embed(result.codes))
     assert result.codes.min() >= 0
     assert result.codes.max() < 8
 
 
-@EVERY
+@pytest.mark.parametrize("name", ["ema", "nearest", "simvq", "lfq"])
 def test_gradient_passes_straight_through(name: str) -> None:
     z = latents(5, 3).requires_grad_()
     upstream = latents(5, 3, seed=1)
@@ -68,13 +83,13 @@ def test_gradient_passes_straight_through(name: str) -> None:
 def test_eval_mode_changes_nothing(name: str) -> None:
     module = quantizer(name).eval()
     before = state_of(module)
-    module(latents(100, 3))
+    module(latents(100, module.code_dim))
     module.update(np.random.default_rng(0))
     fresh = quantizer(name).eval()
     fresh.update(np.random.default_rng(0))
     assert unchanged(module, state_of(fresh))
     module.load_state_dict(before)
-    module(latents(100, 3))
+    module(latents(100, module.code_dim))
     assert unchanged(module, before)
 
 
@@ -82,16 +97,16 @@ def test_eval_mode_changes_nothing(name: str) -> None:
 def test_training_forward_leaves_the_state_to_update(name: str) -> None:
     module = quantizer(name).train()
     before = state_of(module)
-    module(latents(100, 3))
+    module(latents(100, module.code_dim))
     assert unchanged(module, before)
     module.update(np.random.default_rng(0))
-    assert not unchanged(module, before)
+    assert unchanged(module, before) == ("decay" not in SUITS[name])
 
 
 @EVERY
 def test_empty_batch_gives_empty_codes_and_zero_loss(name: str) -> None:
     module = quantizer(name).train()
-    z = torch.zeros(0, 4, 4, 3, requires_grad=True)
+    z = torch.zeros(0, 4, 4, module.code_dim, requires_grad=True)
     result = module(z)
     assert result.codes.shape == (0, 4, 4)
     total = sum(result.loss.values()) + result.vectors.sum()
@@ -104,19 +119,20 @@ def test_empty_batch_gives_empty_codes_and_zero_loss(name: str) -> None:
 @EVERY
 def test_runs_in_float32_under_autocast(name: str) -> None:
     module = quantizer(name, num_codes=64).eval()
-    z = latents(500, 3)
+    z = latents(500, module.code_dim)
     expected = module(z)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         result = module(z)
     assert result.vectors.dtype == torch.float32
     assert torch.equal(result.codes, expected.codes)
-    assert torch.equal(result.loss["commitment"], expected.loss["commitment"])
+    assert result.loss.keys() == expected.loss.keys()
+    assert all(torch.equal(result.loss[term], expected.loss[term]) for term in result.loss)
 
 
 @EVERY
 def test_two_halves_before_an_update_are_one_batch(name: str) -> None:
     whole, halves = quantizer(name).train(), quantizer(name).train()
-    z = latents(64, 3)
+    z = latents(64, whole.code_dim)
     whole(z)
     halves(z[:20])
     halves(z[20:])
@@ -132,26 +148,26 @@ def test_start_and_update_are_functions_of_their_generator(name: str) -> None:
     states = []
     for _ in range(2):
         module = quantizer(name, num_codes=16).train()
-        module.start(latents(100, 3), np.random.default_rng(1))
-        module(latents(30, 3))
+        module.start(latents(100, module.code_dim), np.random.default_rng(1))
+        module(latents(30, module.code_dim))
         module.update(np.random.default_rng(2))
         states.append(state_of(module))
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
 
-@EVERY
+@pytest.mark.parametrize("name", [name for name in SUITS if "start" in SUITS[name]])
 @pytest.mark.parametrize("start", ["data", "kmeans"])
 def test_start_places_codes_among_the_data(name: str, start: str) -> None:
     module = quantizer(name, start=start)
     vectors = latents(40, 3) + 100
     module.start(vectors, np.random.default_rng(0))
-    codebook = module.identity_tensors()["codebook"]
+    codebook = module.embed(torch.arange(8)).detach()
     assert (codebook > 90).all()
     if start == "data":
         assert all((vectors == row).all(1).any() for row in codebook)
 
 
-@EVERY
+@WITH_REVIVAL
 def test_dead_code_revives_on_a_vector_of_the_batch_and_survives_the_next_step(name: str) -> None:
     module = quantizer(name, num_codes=4, decay=0.5).train()
     codebook = module.identity_tensors()["codebook"]
@@ -170,11 +186,11 @@ def test_dead_code_revives_on_a_vector_of_the_batch_and_survives_the_next_step(n
     assert module.update(np.random.default_rng(9))["num_revived"] == 0.0
 
 
-@EVERY
+@WITH_A_TABLE
 def test_identity_is_config_and_codebook_alone(name: str) -> None:
     module = quantizer(name)
-    assert module.identity_config() == {"name": name, "num_codes": 8, "code_dim": 3}
-    assert set(module.identity_tensors()) == {"codebook"}
+    assert module.identity_config() == {"name": name, "num_codes": 8, "code_dim": 3, "distance": "euclidean"}
+    assert set(module.identity_tensors()) == ({"codebook", "map.weight"} if name == "simvq" else {"codebook"})
 
 
 @settings(max_examples=25, deadline=None)
@@ -242,5 +258,189 @@ def test_nearest_loss_is_equation_three() -> None:
 
 
 def test_unknown_name_lists_what_exists() -> None:
-    with pytest.raises(ValueError, match="unknown quantizer 'emma', available: ema, nearest; did you mean ema"):
+    with pytest.raises(ValueError, match=r"unknown quantizer 'emma', available: ema, .*; did you mean ema"):
         QUANTIZERS["emma"]
+
+
+def brute_entropy_term(q: torch.Tensor) -> torch.Tensor:
+    """Mean entropy of the rows of q [N, K] minus the entropy of their mean, in float64."""
+    q = q.double()
+    mean = q.mean(0)
+    return -torch.xlogy(q, q).sum(1).mean() + torch.xlogy(mean, mean).sum()
+
+
+def test_the_entropy_term_in_pieces_is_that_of_the_whole_table_gradient_included(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("stage1_vqvae.quantizers.entropy.ROWS_AT_ONCE", 40)
+    ours = [latents(23, 3).requires_grad_(), latents(8, 3, seed=1).requires_grad_()]
+    theirs = [tensor.detach().double().requires_grad_() for tensor in ours]
+    term = codebook_entropy(*ours, temperature=0.5)
+    expected = brute_entropy_term(torch.softmax(-torch.cdist(*theirs).square() / 0.5, dim=1))
+    torch.testing.assert_close(term.double(), expected, rtol=1e-5, atol=1e-6)  # float32 sums
+    term.backward()
+    expected.backward()
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one.grad.double(), other.grad, rtol=1e-4, atol=1e-6)  # float32 sums
+
+
+@pytest.mark.parametrize("D", [1, 2, 5])
+def test_the_entropy_term_of_signs_is_that_of_all_their_combinations(D: int) -> None:
+    ours = latents(17, D).requires_grad_()
+    theirs = ours.detach().double().requires_grad_()
+    table = quantizer("lfq", num_codes=2**D).embed(torch.arange(2**D)).double()
+    expected = brute_entropy_term(torch.softmax(-torch.cdist(theirs, table).square() / 0.7, dim=1))
+    term = sign_entropy(ours, 0.7)
+    torch.testing.assert_close(term.double(), expected, rtol=1e-5, atol=1e-6)  # float32 sums
+    term.backward()
+    expected.backward()
+    torch.testing.assert_close(ours.grad.double(), theirs.grad, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["ema", "nearest", "simvq"])
+def test_the_entropy_term_is_there_when_asked_for_and_only_in_training(name: str) -> None:
+    z = latents(20, 3).requires_grad_()
+    assert "entropy" not in quantizer(name).train()(z).loss
+    module = quantizer(name, entropy_temperature=1.0)
+    assert "entropy" in module.train()(z).loss
+    assert "entropy" not in module.eval()(z).loss
+
+
+def test_the_rotation_trick_is_the_rotation_of_the_paper() -> None:
+    z, chosen, upstream = latents(6, 4), latents(6, 4, seed=1), latents(6, 4, seed=2)
+    z.requires_grad_()
+    vectors = rotation(z, chosen)
+    assert torch.equal(vectors, chosen)
+    (vectors * upstream).sum().backward()
+    for row in range(6):
+        e, q = (v.detach().double()[row] / v.detach().double()[row].norm() for v in (z, chosen))
+        r = (e + q) / (e + q).norm()
+        turn = torch.eye(4, dtype=torch.float64) - 2 * torch.outer(r, r) + 2 * torch.outer(q, e)
+        torch.testing.assert_close(turn @ e, q)
+        torch.testing.assert_close(turn @ turn.T, torch.eye(4, dtype=torch.float64))
+        scale = chosen[row].double().norm() / z[row].detach().double().norm()
+        torch.testing.assert_close(z.grad[row].double(), scale * turn.T @ upstream[row].double(), rtol=1e-4, atol=1e-5)
+
+
+def test_where_no_rotation_is_defined_the_gradient_goes_straight_through() -> None:
+    z = torch.tensor([[1.0, 2.0], [1.0, 2.0], [0.0, 0.0]], requires_grad=True)
+    rotation(z, torch.tensor([[-1.0, -2.0], [0.0, 0.0], [0.0, 0.0]])).sum().backward()
+    assert torch.equal(z.grad, torch.ones(3, 2))
+
+
+@WITH_A_TABLE
+def test_with_the_cosine_distance_lengths_do_not_matter(name: str) -> None:
+    module = quantizer(name, num_codes=16, distance="cosine").train()
+    module.start(latents(100, 3), np.random.default_rng(0))
+    for step in range(3):
+        module(latents(100, 3, seed=step))
+        module.update(np.random.default_rng(step))
+    module.eval()
+    z = latents(50, 3, seed=9)
+    result = module(z)
+    assert torch.equal(module(z * latents(50, 1, seed=4).exp()).codes, result.codes)
+    torch.testing.assert_close(module.embed(torch.arange(16)).norm(dim=1), torch.ones(16))
+    similarity = torch.nn.functional.normalize(z, dim=1) @ module.embed(torch.arange(16)).T
+    assert torch.equal(similarity.argmax(1), result.codes)
+
+
+def test_simvq_moves_every_code_by_its_map_and_the_map_alone_learns() -> None:
+    module = quantizer("simvq").train()
+    module.start(latents(50, 3), np.random.default_rng(0))
+    assert torch.equal(module.embed(torch.arange(8)), module.codebook)
+    before, frozen = module.embed(torch.arange(8)).detach().clone(), module.codebook.clone()
+    result = module(latents(1, 3, seed=3))  # one vector, one code
+    result.loss["codebook"].backward()
+    assert [name for name, p in module.named_parameters() if p.grad is not None] == ["map.weight"]
+    with torch.no_grad():
+        module.map.weight -= 0.1 * module.map.weight.grad
+    assert torch.equal(module.codebook, frozen)
+    assert ((module.embed(torch.arange(8)) - before).abs().sum(1) > 0).all()
+
+
+@pytest.mark.parametrize("K", [2, 12, 512, 1000])
+def test_fsq_is_the_papers_formula(K: int) -> None:
+    module = quantizer("fsq", num_codes=K)
+    L = np.array(module.levels)
+    assert L.prod() == K
+    z = 3 * latents(300, module.code_dim).double().numpy()
+    half = (L - 1) * 1.001 / 2
+    offset = np.where(L % 2 == 0, 0.5, 0.0)
+    rounded = np.round(np.tanh(z + np.arctanh(offset / half)) * half - offset)
+    codes = ((rounded + L // 2) * np.cumprod([1, *L[:-1]])).sum(1)
+    result = module(torch.from_numpy(z).float())
+    assert np.array_equal(result.codes.numpy(), codes.astype(np.int64))
+    np.testing.assert_allclose(result.vectors.numpy(), rounded / (L // 2))
+    table = module.embed(torch.arange(K))
+    assert len(torch.unique(table, dim=0)) == K
+    assert table.abs().max() <= 1
+
+
+@pytest.mark.parametrize(("num_codes", "levels"), [(2, (2,)), (64, (8, 8)), (256, (8, 8, 4)), (15360, (8, 8, 8, 6, 5))])
+def test_fsq_levels_multiply_to_the_number_of_codes(num_codes: int, levels: tuple[int, ...]) -> None:
+    assert fsq_levels(num_codes) == levels
+
+
+def test_lfq_takes_the_nearest_of_all_sign_vectors() -> None:
+    module = quantizer("lfq", num_codes=32)
+    z = latents(100, 5)
+    assert torch.equal(module(z).codes, nearest_codes(z, module.embed(torch.arange(32))))
+
+
+def gumbel_at(progress: float, first: int = 0) -> Quantizer:
+    module = quantizer("gumbel", num_codes=6, temperatures=(2.0, 0.01)).train()
+    module.begin_step(progress=progress, noise=lambda row: np.random.default_rng(first + row))
+    return module
+
+
+def test_gumbel_terms_are_those_of_the_posterior() -> None:
+    module, z = gumbel_at(0.5), latents(10, 4, 3)
+    with torch.no_grad():
+        module.log_precision.fill_(0.3)
+    result = module(z)
+    squares = torch.cdist(z.reshape(-1, 3).double(), module.codebook.detach().double()).square()
+    q = torch.softmax(-np.exp(0.3) * squares, dim=1)
+    kl = (torch.xlogy(q, q).sum(1) + np.log(6)).mean()
+    torch.testing.assert_close(result.loss["kl"].double(), kl, rtol=1e-4, atol=1e-5)
+    expected = (q * squares).sum(1).mean() / 3
+    for term in ("commitment", "codebook"):
+        torch.testing.assert_close(result.loss[term].double(), expected, rtol=1e-4, atol=1e-5)
+    assert torch.equal(result.codes.reshape(-1), q.argmax(1))
+
+
+def test_gumbel_draws_a_row_from_the_rows_own_noise() -> None:
+    z = latents(5, 4, 3)
+    whole, second = gumbel_at(0.3)(z).vectors, gumbel_at(0.3, first=2)(z[2:]).vectors
+    torch.testing.assert_close(whole[2:], second)
+    assert not torch.equal(whole, gumbel_at(0.3, first=1)(z).vectors)
+
+
+def test_gumbel_cools_from_a_mixture_to_one_code() -> None:
+    assert [round(gumbel_at(p).temperature, 3) for p in (0.0, 0.5, 1.0)] == [2.0, 1.005, 0.01]
+    cold = gumbel_at(1.0)
+    distances = torch.cdist(cold(latents(50, 3)).vectors, cold.codebook).min(1).values
+    assert (distances < 0.05).float().mean() > 0.9
+    warm = gumbel_at(0.0)
+    assert (torch.cdist(warm(latents(50, 3)).vectors, warm.codebook).min(1).values > 0.05).float().mean() > 0.9
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("fsq", {"num_codes": 509}, "product of numbers from 2 to 8 with fsq, such as 512 or 1000, got 509"),
+        ("lfq", {"num_codes": 500}, "power of two with lfq, got 500"),
+        ("lfq", {"num_codes": 512, "code_dim": 8}, "--quantizer.code-dim must be 9 with lfq and 512 codes, got 8"),
+        ("fsq", {"distance": "cosine"}, "--quantizer.distance does not apply to fsq, got cosine; leave it out"),
+        ("simvq", {"revive_below": 0.1}, "--quantizer.revive-below does not apply to simvq, got 0.1"),
+        ("gumbel", {"gradient": "rotation"}, "--quantizer.gradient does not apply to gumbel"),
+        ("gumbel", {"temperatures": (1.0, 0.0)}, "--quantizer.temperatures must be between 0.001 and 100, got 0.0"),
+        ("ema", {"entropy_temperature": 0.0}, "--quantizer.entropy-temperature must be a number above 0, got 0.0"),
+    ],
+)
+def test_settings_that_do_not_suit_are_refused(name: str, options: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(message)):
+        check_quantizer(QuantizerSettings(name=name, **options))
+
+
+def test_what_suits_which_names_every_quantiser() -> None:
+    assert set(SUITS) == set(QUANTIZERS.names())

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from stage1_vqvae.quantizer_settings import QuantizerSettings
 from stage1_vqvae.settings import (
     DataFacts,
     LossSettings,
     ModelSettings,
-    QuantizerSettings,
     Reconstruct,
     TrainVQVAE,
     check,

@@ -17,7 +17,8 @@ from stage1_vqvae.evaluate import evaluate_codec
 from stage1_vqvae.extract import extract_codes
 from stage1_vqvae.model import load_codec
 from stage1_vqvae.pixels import Transform, load_pixels
-from stage1_vqvae.settings import ExtractCodes, ModelSettings, QuantizerSettings, Reconstruct, TrainVQVAE
+from stage1_vqvae.quantizer_settings import QuantizerSettings
+from stage1_vqvae.settings import ExtractCodes, ModelSettings, Reconstruct, TrainVQVAE
 from stage1_vqvae.sources import open_data
 from stage1_vqvae.train import train_vqvae
 from vq_prior.core.artifacts import staging_path

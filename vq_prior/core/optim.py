@@ -1,26 +1,36 @@
 """Optimiser groups, and the learning rate as a function of the step."""
 
-from typing import Any
+import math
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from vq_prior.core.errors import ArtifactError
 
+Schedule = Literal["trapezoid", "cosine"]
 
-def lr_at(step: int, *, steps: int, peak: float, warmup_steps: int, decay_fraction: float) -> float:
+
+def lr_at(
+    step: int, *, steps: int, peak: float, warmup_steps: int, decay_fraction: float, schedule: Schedule = "trapezoid"
+) -> float:
     """Return the learning rate of optimiser step `step`, counted from 0.
 
-    A trapezoid: linear from 0 to `peak` over `warmup_steps`, constant, then linear to
-    0 over the last `decay_fraction` of all steps (Zhai et al. 2022, "Scaling vision
-    transformers", the cooldown schedule).
+    Linear from 0 to `peak` over `warmup_steps`; then a trapezoid: constant, and linear to 0
+    over the last `decay_fraction` of all steps (Zhai et al. 2022, "Scaling vision
+    transformers", the cooldown schedule); or a cosine: half a period of it from `peak` to 0
+    (Loshchilov and Hutter 2017, eq. 5, without restarts).
 
     >>> [round(lr_at(s, steps=10, peak=1.0, warmup_steps=2, decay_fraction=0.5), 2) for s in (0, 1, 4, 6, 9)]
     [0.5, 1.0, 1.0, 0.8, 0.2]
     """
     rise = (step + 1) / warmup_steps if warmup_steps else 1.0
-    tail = decay_fraction * steps
-    fall = (steps - step) / tail if tail else 1.0
+    if schedule == "cosine":
+        share = (step - warmup_steps) / max(1, steps - warmup_steps)
+        fall = 0.5 * (1 + math.cos(math.pi * min(1.0, max(0.0, share))))
+    else:
+        tail = decay_fraction * steps
+        fall = (steps - step) / tail if tail else 1.0
     return peak * max(0.0, min(1.0, rise, fall))
 
 

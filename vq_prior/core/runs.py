@@ -21,7 +21,9 @@ from vq_prior.core.config import from_json, pretty_json, read_json, to_json
 from vq_prior.core.errors import ArtifactError, UsageError
 
 # What may differ between a run and its continuation, because the result does not depend on it.
-FREE_SETTINGS = frozenset({"num_workers", "checkpoint_every", "data", "codes", "codec", "from_model", "out"})
+FREE_SETTINGS = frozenset(
+    {"num_workers", "checkpoint_every", "fail_on_collapse", "data", "codes", "codec", "from_model", "out"}
+)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any, Literal
@@ -160,6 +160,11 @@ def unwrap(module: nn.Module) -> nn.Module:
     """Return the module below a data-parallel wrapper."""
     inner = getattr(module, "module", None)
     return inner if isinstance(inner, nn.Module) and type(module).__name__ == "DistributedDataParallel" else module
+
+
+def accumulating(module: nn.Module) -> AbstractContextManager[None]:
+    """Return the context in which backward passes add to this process's own gradients, not averaged over processes."""
+    return module.no_sync() if unwrap(module) is not module else nullcontext()  # type: ignore[operator]
 
 
 def full_state(module: nn.Module) -> dict[str, Tensor]:

@@ -1,0 +1,137 @@
+"""Settings of the quantisers, and which of them suit which. Imports neither torch nor transformers.
+
+Letters: D code dimension, K number of codes.
+"""
+
+import math
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from typing import Literal
+
+from vq_prior.core.errors import UsageError
+
+
+@dataclass
+class QuantizerSettings:
+    """The quantiser: how a latent vector becomes a code."""
+
+    name: str = "ema"
+    """Which quantiser: ema (a codebook moved by averages), nearest (one moved by gradients), simvq (a frozen one behind
+    a linear map), fsq (axes rounded to levels), lfq (signs) or gumbel (a stochastic choice)."""
+    num_codes: int | None = None
+    """Size of the codebook; left out: 512, or 1024 above 48 px, and less for little data. fsq needs a product of
+    numbers up to 8, lfq a power of two."""
+    code_dim: int | None = None
+    """Length of a code's vector; left out: 16. In fsq and lfq it follows from the number of codes."""
+    distance: Literal["euclidean", "cosine"] = "euclidean"
+    """How latents are compared with codes: as they are, or both brought to length 1. ema, nearest, simvq."""
+    gradient: Literal["straight-through", "rotation"] = "straight-through"
+    """How the gradient passes the choice of a code: unchanged, or turned as the latent is turned into its code (Fifty
+    et al. 2024). ema, nearest, simvq."""
+    entropy_temperature: float | None = None
+    """Temperature of the entropy term, which asks for sure choices and for all codes to be used; its weight is
+    --loss.entropy-weight. Left out: no such term, and 1 in lfq, which lives by it. ema, nearest, simvq, lfq."""
+    decay: float = 0.99
+    """Share of the running averages of code use (and, in ema, of the codes' vectors) that one step keeps. ema,
+    nearest."""
+    revive_below: float | None = 0.05
+    """A code used less often than this share of the mean use is dead and moves onto a latent vector of the batch;
+    None leaves dead codes alone. ema, nearest."""
+    start: Literal["kmeans", "data"] | None = "kmeans"
+    """Where the codes begin: at the k-means centres of latent vectors, on latent vectors drawn at random, or, with
+    None, anywhere. ema, nearest, simvq, gumbel."""
+    temperatures: tuple[float, float] = (1.0, 0.0625)
+    """Temperature of the soft choice at the first step and at the last. gumbel."""
+
+
+# What a quantiser takes beside name, number of codes and code dimension.
+SUITS: dict[str, frozenset[str]] = {
+    "ema": frozenset({"distance", "gradient", "entropy_temperature", "decay", "revive_below", "start"}),
+    "nearest": frozenset({"distance", "gradient", "entropy_temperature", "decay", "revive_below", "start"}),
+    "simvq": frozenset({"distance", "gradient", "entropy_temperature", "start"}),
+    "fsq": frozenset(),
+    "lfq": frozenset({"entropy_temperature"}),
+    "gumbel": frozenset({"start", "temperatures"}),
+}
+MOST_LEVELS = 8
+
+
+@lru_cache
+def fsq_levels(num_codes: int) -> tuple[int, ...]:
+    """Return the levels of each axis, largest first, whose product is `num_codes`: few axes of 2 to 8, as even as can.
+
+    Raises:
+        UsageError: If there are none.
+
+    >>> fsq_levels(512), fsq_levels(1000), fsq_levels(16384)
+    ((8, 8, 8), (8, 5, 5, 5), (8, 8, 8, 8, 4))
+    """
+    found = _products(num_codes, MOST_LEVELS)
+    if not found:
+        raise UsageError(
+            f"--quantizer.num-codes must be a product of numbers from 2 to {MOST_LEVELS} with fsq, "
+            f"such as 512 or 1000, got {num_codes}"
+        )
+    return min(found, key=lambda levels: (len(levels), -min(levels)))
+
+
+def _products(number: int, most: int) -> list[tuple[int, ...]]:
+    """Return the ways to write `number` as a product of factors from 2 to `most` in falling order."""
+    if number == 1:
+        return [()]
+    return [
+        (factor, *rest)
+        for factor in range(min(most, number), 1, -1)
+        if number % factor == 0
+        for rest in _products(number // factor, factor)
+    ]
+
+
+def fixed_code_dim(name: str, num_codes: int) -> int | None:
+    """Return D where the number of codes decides it (fsq, lfq), else None; raises `UsageError` if K does not suit."""
+    if name == "fsq":
+        return len(fsq_levels(num_codes))
+    if name == "lfq":
+        if num_codes & (num_codes - 1):
+            raise UsageError(f"--quantizer.num-codes must be a power of two with lfq, got {num_codes}")
+        return num_codes.bit_length() - 1
+    return None
+
+
+def check_quantizer(quantizer: QuantizerSettings) -> None:
+    """Check every value, alone and together, that can be checked without data.
+
+    Raises:
+        UsageError: Naming the first flag that is out of range or does not suit the quantiser.
+    """
+    _within("num_codes", quantizer.num_codes, 2, 2**20, "between 2 and 1048576")
+    _within("code_dim", quantizer.code_dim, 1, 4096, "between 1 and 4096")
+    _within("decay", quantizer.decay, 0.0, 1 - 1e-9, "at least 0 and below 1")
+    _within("revive_below", quantizer.revive_below, 0.0, 1.0, "between 0 and 1")
+    _within("entropy_temperature", quantizer.entropy_temperature, 1e-6, 1e6, "a number above 0")
+    for temperature in quantizer.temperatures:
+        _within("temperatures", temperature, 1e-3, 100.0, "between 0.001 and 100")
+    if quantizer.name not in SUITS:
+        return  # the registry names what exists
+    for field in fields(quantizer):
+        value = getattr(quantizer, field.name)
+        if field.name in ("name", "num_codes", "code_dim") or field.name in SUITS[quantizer.name]:
+            continue
+        if value != field.default:
+            raise UsageError(f"{_flag(field.name)} does not apply to {quantizer.name}, got {value}; leave it out")
+    if quantizer.num_codes is not None:
+        fixed = fixed_code_dim(quantizer.name, quantizer.num_codes)
+        if fixed is not None and quantizer.code_dim not in (None, fixed):
+            raise UsageError(
+                f"--quantizer.code-dim must be {fixed} with {quantizer.name} and {quantizer.num_codes} codes, "
+                f"got {quantizer.code_dim}; leave it out"
+            )
+
+
+def _flag(name: str) -> str:
+    return f"--quantizer.{name.replace('_', '-')}"
+
+
+def _within(name: str, value: float | None, low: float, high: float, allowed: str) -> None:
+    if value is not None and not (math.isfinite(value) and low <= value <= high):
+        raise UsageError(f"{_flag(name)} must be {allowed}, got {value}")

@@ -1,0 +1,49 @@
+"""Look-up free quantisation: a code is the signs of its latent vector.
+
+Yu et al. 2023, "Language model beats diffusion: tokenizer is key to visual generation"
+(MAGVIT-v2), section 3.1. Letters: D number of signs, K = 2^D codes.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stage1_vqvae.quantizers.codebook import mean_square
+from stage1_vqvae.quantizers.contract import Quantized, Quantizer
+from stage1_vqvae.quantizers.entropy import sign_entropy
+from stage1_vqvae.quantizers.gradients import straight_through
+
+
+class LFQQuantizer(Quantizer):
+    """Bit d of the code says whether axis d is positive; vectors have entries -1 and 1.
+
+    The entropy term asks for sure signs and for all codes to be used; the commitment term
+    keeps latents near -1 and 1.
+    """
+
+    def forward(self, z: Tensor) -> Quantized:
+        """Return vectors, codes and loss terms of latents z [..., D]."""
+        assert z.shape[-1] == self.code_dim, f"last axis of z must be D = {self.code_dim}, got shape {tuple(z.shape)}"
+        temperature = self.settings.entropy_temperature
+        with torch.autocast(z.device.type, enabled=False):
+            z = z.float()
+            codes = ((z.detach() > 0).to(torch.int64) << torch.arange(self.code_dim, device=z.device)).sum(-1)
+            chosen = self.embed(codes)
+            loss = {"commitment": mean_square(z, chosen)}
+            if self.training and torch.is_grad_enabled() and temperature is not None:
+                loss["entropy"] = sign_entropy(z.reshape(-1, self.code_dim), temperature)
+        return Quantized(straight_through(z, chosen), codes, loss)
+
+    def embed(self, codes: Tensor) -> Tensor:
+        """Return the vectors [..., D] float32, entries -1 and 1, of codes [...] in [0, K)."""
+        bits = (codes[..., None] >> torch.arange(self.code_dim, device=codes.device)) & 1
+        return 2.0 * bits.float() - 1.0
+
+    def identity_config(self) -> dict[str, Any]:
+        """Return the number of signs."""
+        return {"name": self.settings.name, "code_dim": self.code_dim}
+
+    def identity_tensors(self) -> dict[str, Tensor]:
+        """Return nothing: the codes are signs."""
+        return {}
