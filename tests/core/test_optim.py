@@ -1,4 +1,5 @@
 import copy
+import math
 
 import pytest
 import torch
@@ -10,6 +11,15 @@ from vq_prior.core.optim import adamw, load_optimizer_tensors, lr_at, optimizer_
 
 def rate(step, **changes):
     return lr_at(step, **({"steps": 100, "peak": 2.0, "warmup_steps": 10, "decay_fraction": 0.2} | changes))
+
+
+def test_a_cosine_falls_from_the_peak_along_half_a_period():
+    assert [rate(step, schedule="cosine") for step in (4, 9)] == [1.0, 2.0]
+    assert rate(10, schedule="cosine") == 2.0
+    assert rate(55, schedule="cosine") == pytest.approx(1.0)
+    assert rate(99, schedule="cosine") == pytest.approx(1 + math.cos(math.pi * 89 / 90))
+    rates = [rate(step, schedule="cosine") for step in range(10, 130)]
+    assert rates == sorted(rates, reverse=True)
 
 
 def test_the_learning_rate_is_a_trapezoid():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 from collections.abc import Callable
@@ -71,7 +72,7 @@ def test_run_leaves_what_the_design_names(run: Path) -> None:
     assert sorted(os.listdir(training / "images")) == [f"step-{step:08d}.png" for step in (4, 8, 12)]
     lines = [json.loads(line) for line in (training / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [5, 10, 12]
-    assert {"reconstruction", "commitment", "usage", "perplexity", "learning_rate"} <= lines[0].keys()
+    assert {"reconstruction", "commitment", "usage", "perplexity", "num_dead", "learning_rate"} <= lines[0].keys()
 
 
 def test_finished_run_says_so_and_changes_nothing(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -81,9 +82,9 @@ def test_finished_run_says_so_and_changes_nothing(run: Path, capsys: pytest.Capt
     assert files_of(run) == before
 
 
-@pytest.mark.parametrize("name", ["ema", "nearest"])
+@pytest.mark.parametrize("name", ["ema", "nearest", "simvq", "fsq", "lfq", "gumbel"])
 def test_resumed_run_ends_in_the_same_bits(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    changes = {"quantizer": replace(tiny(tmp_path).quantizer, name=name)}
+    changes = {"quantizer": QuantizerSettings(name=name, num_codes=64), "augment": True, "schedule": "cosine"}
     whole = train_vqvae(tiny(tmp_path / "whole", **changes))
 
     class Killed(BaseException):
@@ -103,6 +104,34 @@ def test_resumed_run_ends_in_the_same_bits(tmp_path: Path, name: str, monkeypatc
             train_vqvae(tiny(tmp_path / "cut", **changes))
     resumed = train_vqvae(tiny(tmp_path / "cut", **changes))
     assert files_of(resumed) == files_of(whole)
+
+
+@pytest.mark.parametrize("name", ["ema", "nearest", "gumbel"])
+def test_accumulated_steps_follow_whole_ones(tmp_path: Path, name: str) -> None:
+    quantizer = QuantizerSettings(name=name, num_codes=64, code_dim=4)
+    codebooks = []
+    for pieces in (1, 3):
+        settings = tiny(tmp_path / str(pieces), quantizer=quantizer, gradient_accumulation_steps=pieces)
+        codebooks.append(load_codec(train_vqvae(settings)).quantizer.codebook.detach())
+    # float32 sums in another order, through Adam, over 12 steps
+    assert float((codebooks[1] - codebooks[0]).norm() / codebooks[0].norm()) < 1e-3
+
+
+@pytest.mark.parametrize("fail", [False, True])
+def test_a_collapsed_codebook_is_said_with_its_remedy(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], fail: bool
+) -> None:
+    alone = QuantizerSettings(num_codes=512, code_dim=4, start=None, revive_below=None)
+    # with every latent near 0 and codes of length 2, few codes are ever nearest
+    settings = tiny(tmp_path / "run", quantizer=alone, fail_on_collapse=fail, learning_rate=1e-6)
+    told = r"only \d+ of 512 codes were used over the last 80 images, up to step 5; revive dead codes: --quantizer"
+    if fail:
+        with pytest.raises(NumericError, match=told):
+            train_vqvae(settings)
+        assert not (tmp_path / "run" / "vqvae").exists()
+    else:
+        train_vqvae(settings)
+        assert re.search(f"warning: {told}", capsys.readouterr().out)
 
 
 def test_signal_saves_and_the_same_command_continues(

@@ -1,0 +1,93 @@
+"""The same fixed vectors on several processes, in several pieces, or at once: the same codebook."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from stage1_vqvae.quantizer_settings import QuantizerSettings
+from stage1_vqvae.quantizers import QUANTIZERS
+from vq_prior.core.randomness import keyed_generator
+from vq_prior.core.tensors import read_tensors
+
+STEPS, ROWS, GRID = 20, 24, 4
+# Half of the codes start where the first is, are never the lowest of equals, and die: revival must agree too.
+SETTINGS = {
+    "ema": QuantizerSettings(name="ema", num_codes=32, code_dim=4, decay=0.8, revive_below=0.2),
+    "ema, cosine": QuantizerSettings(
+        name="ema", num_codes=32, code_dim=4, decay=0.8, revive_below=0.2, distance="cosine"
+    ),
+    "nearest": QuantizerSettings(name="nearest", num_codes=32, code_dim=4, decay=0.8, revive_below=0.2),
+}
+
+
+def vectors_at(step: int) -> torch.Tensor:
+    """The latents of the global batch of one step, [ROWS, GRID, GRID, 4]."""
+    draws = keyed_generator(7, step, "vectors").standard_normal((ROWS, GRID, GRID, 4), dtype=np.float32)
+    return torch.from_numpy(draws)
+
+
+def moved(settings: QuantizerSettings, mine: slice, pieces: int) -> tuple[dict[str, torch.Tensor], float]:
+    """The quantiser's state after all steps on this process's rows, worked through in pieces; and how many revived."""
+    torch.manual_seed(0)
+    quantizer = QUANTIZERS[settings.name](settings).train()
+    with torch.no_grad():
+        for name in ("codebook", "ema_sums"):
+            if hasattr(quantizer, name):
+                getattr(quantizer, name)[16:] = getattr(quantizer, name)[0]
+    num_revived = 0.0
+    for step in range(STEPS):
+        for piece in vectors_at(step)[mine].chunk(pieces):
+            quantizer(piece)
+        num_revived += quantizer.update(keyed_generator(3, step, "quantizer"))["num_revived"]
+    return {name: tensor.detach() for name, tensor in quantizer.state_dict().items()}, num_revived
+
+
+IN_TWO_PROCESSES = """
+import sys
+sys.path.insert(0, sys.argv[2])
+import test_codebooks
+from pathlib import Path
+from vq_prior.core.runtime import leave_runtime, start_runtime
+from vq_prior.core.tensors import write_tensors
+runtime = start_runtime()
+mine = runtime.share(test_codebooks.ROWS)
+for name, settings in test_codebooks.SETTINGS.items():
+    for pieces in (1, 3):
+        state, _ = test_codebooks.moved(settings, mine, pieces)
+        write_tensors(Path(sys.argv[1]) / f"{name}-{pieces}-{runtime.process_index}.safetensors", state)
+runtime.barrier()
+leave_runtime(0)
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, child_environment, request):
+    """What each of two processes ended with."""
+    folder = tmp_path_factory.mktemp("two")
+    script = folder / "two.py"
+    script.write_text(IN_TWO_PROCESSES)
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2"]
+    settings = ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"]
+    done = subprocess.run(
+        [*launch, *settings, str(script), str(folder), str(request.path.parent)],
+        env=child_environment(ACCELERATE_USE_CPU="1"),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_processes_and_pieces_give_the_codebook_of_one_batch(folder, name):
+    whole, num_revived = moved(SETTINGS[name], slice(0, ROWS), 1)
+    assert num_revived >= 10
+    others = [moved(SETTINGS[name], slice(0, ROWS), 4)[0]]
+    others += [read_tensors(folder / f"{name}-{n}-{rank}.safetensors") for n in (1, 3) for rank in (0, 1)]
+    for other in others:
+        assert (other["codebook"] - whole["codebook"]).abs().max() <= 1e-6
