@@ -2,9 +2,11 @@
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-CHUNK_ELEMENTS = 1 << 20
+CHUNK_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 23}  # of the table of distances that exists at a time, float32
+BLOCK = 64
 
 
 @torch.no_grad()
@@ -12,21 +14,31 @@ def nearest_codes(vectors: Tensor, codebook: Tensor) -> Tensor:
     """Return the index of the nearest codebook row of each vector, [N] int64; ties go to the lowest index.
 
     Squared Euclidean distance in float32, as |e|^2 - 2 z.e (|z|^2 does not change the
-    order), in chunks, so that the N x K table never exists whole.
+    order), in chunks, so that the N x K table never exists whole. A minimum is found by
+    vector instructions where its index is not, so each row's search is in two steps: the
+    first block of codes that holds the minimum, then the first code of the block.
 
     Args:
         vectors: [N, D]; N may be 0.
         codebook: [K, D].
     """
     vectors, codebook = vectors.detach().float(), codebook.detach().float()
-    squares = codebook.square().sum(1)
-    scaled = (-2 * codebook).t()
-    rows = max(1, CHUNK_ELEMENTS // codebook.shape[0])
-    codes = torch.empty(vectors.shape[0], dtype=torch.int64, device=vectors.device)
-    with torch.autocast(vectors.device.type, enabled=False):
-        for first in range(0, vectors.shape[0], rows):
-            distances = torch.addmm(squares, vectors[first : first + rows], scaled)
-            torch.argmin(distances, dim=1, out=codes[first : first + rows])
+    N, K, device = vectors.shape[0], codebook.shape[0], vectors.device
+    num_blocks = -(-K // BLOCK)
+    padding = (0, num_blocks * BLOCK - K)
+    squares = F.pad(codebook.square().sum(1), padding, value=float("inf"))
+    scaled = F.pad((-2 * codebook).t(), padding)
+    rows = min(N, max(1, CHUNK_ELEMENTS.get(device.type, 1 << 20) // squares.shape[0]))
+    table = torch.empty((rows, squares.shape[0]), device=device)
+    every_row = torch.arange(rows, device=device)
+    codes = torch.empty(N, dtype=torch.int64, device=device)
+    with torch.autocast(device.type, enabled=False):
+        for first in range(0, N, rows or 1):
+            part = vectors[first : first + rows]
+            n = part.shape[0]
+            blocks = torch.addmm(squares, part, scaled, out=table[:n]).view(n, num_blocks, BLOCK)
+            block = blocks.amin(2).argmin(1)
+            codes[first : first + n] = block * BLOCK + blocks[every_row[:n], block].argmin(1)
     return codes
 
 
