@@ -1,16 +1,49 @@
-"""Convolutional blocks in 1, 2 or 3 spatial dimensions, and the encoder and decoder made of them.
+"""Convolutional blocks in 1, 2 or 3 spatial dimensions, and the encoders and decoders made of them.
 
 The only file that knows how many spatial dimensions there are. Letters: B batch,
-C channels, D code dimension; `*shape` stands for the spatial axes.
+C channels, D code dimension, N places of a grid; `*shape` stands for the spatial axes.
 """
 
+import math
+from contextlib import nullcontext
+from dataclasses import dataclass
 from itertools import pairwise
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+SMALLEST_HEAD = 32
 _CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 _CONV_TRANSPOSE = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+_AnyConv = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What an encoder and the decoder that mirrors it have in common.
+
+    Attributes:
+        rank: Number of spatial dimensions.
+        channels: C of the images.
+        num_halvings: How often each side is halved from image to grid, at least once.
+        width: Channels at the grid.
+        hidden: Channels inside a residual branch there; in proportion at finer resolutions.
+        num_blocks: Residual blocks at the grid, in each of the two.
+        code_dim: D.
+        attention: Whether self-attention joins the blocks at the grid.
+        blocks_per_resolution: Residual blocks at each resolution between image and grid.
+    """
+
+    rank: int
+    channels: int
+    num_halvings: int
+    width: int
+    hidden: int
+    num_blocks: int
+    code_dim: int
+    attention: bool = False
+    blocks_per_resolution: int = 0
 
 
 def conv(rank: int, channels_in: int, channels_out: int, kernel: int) -> nn.Module:
@@ -18,19 +51,19 @@ def conv(rank: int, channels_in: int, channels_out: int, kernel: int) -> nn.Modu
     return _CONV[rank](channels_in, channels_out, kernel, padding=kernel // 2)
 
 
-def halve(rank: int, channels_in: int, channels_out: int) -> nn.Module:
-    """Return a strided convolution that halves every (even) side."""
-    return _CONV[rank](channels_in, channels_out, 4, stride=2, padding=1)
+def halve(rank: int, channels_in: int, channels_out: int, kernel: int = 4) -> nn.Module:
+    """Return a strided convolution of even kernel size that halves every (even) side."""
+    return _CONV[rank](channels_in, channels_out, kernel, stride=2, padding=kernel // 2 - 1)
 
 
-def double(rank: int, channels_in: int, channels_out: int) -> nn.Module:
-    """Return a transposed convolution that doubles every side."""
-    return _CONV_TRANSPOSE[rank](channels_in, channels_out, 4, stride=2, padding=1)
+def double(rank: int, channels_in: int, channels_out: int, kernel: int = 4) -> nn.Module:
+    """Return a transposed convolution of even kernel size that doubles every side."""
+    return _CONV_TRANSPOSE[rank](channels_in, channels_out, kernel, stride=2, padding=kernel // 2 - 1)
 
 
 def norm(channels: int) -> nn.Module:
-    """Return a group normalisation (Wu and He 2018) of 8 groups; `channels` is a multiple of 8."""
-    return nn.GroupNorm(8, channels)
+    """Return a group normalisation (Wu and He 2018) of 8 groups, or of as many as divide the channels."""
+    return nn.GroupNorm(math.gcd(8, channels), channels)
 
 
 class ResidualBlock(nn.Module):
@@ -48,56 +81,179 @@ class ResidualBlock(nn.Module):
         return x + self.conv_out(F.silu(self.conv_in(F.silu(self.norm(x)))))
 
 
+class SelfAttention(nn.Module):
+    """x + attention(x), [B, C, *shape] -> [B, C, *shape]: every place reads all places of its row; starts at zero.
+
+    C is a multiple of 32; heads are of 64 channels where that divides C, else of 32. It knows of no positions: the
+    zero padding of the convolutions tells them.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.head_size = math.gcd(2 * SMALLEST_HEAD, channels)
+        self.norm = norm(channels)
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.out = nn.Linear(channels, channels)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the block's output, [B, C, *shape]."""
+        places = self.norm(x).flatten(2).transpose(1, 2)  # [B, N, C]
+        heads = self.qkv(places).unflatten(-1, (3, -1, self.head_size)).permute(2, 0, 3, 1, 4)  # [3, B, heads, N, size]
+        # On a CPU the fused kernel takes twice as long in bfloat16 as in float32.
+        on_cpu = x.device.type == "cpu"
+        with torch.autocast("cpu", enabled=False) if on_cpu else nullcontext():
+            query, key, value = (heads.float() if on_cpu else heads).unbind()
+            mixed = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+        return x + self.out(mixed).transpose(1, 2).unflatten(-1, x.shape[2:])
+
+
 def widths(width: int, num_halvings: int) -> list[int]:
     """Return the channels after each halving: half as many at each finer resolution, at least 32 (or `width`)."""
     return [max(min(32, width), width >> (num_halvings - 1 - n)) for n in range(num_halvings)]
 
 
+def grid_blocks(sizes: Sizes) -> nn.Sequential:
+    """Return the blocks at the grid; attention stands in their middle, between what gathers and what uses it."""
+    blocks: list[nn.Module] = [ResidualBlock(sizes.rank, sizes.width, sizes.hidden) for _ in range(sizes.num_blocks)]
+    if sizes.attention:
+        blocks.insert(sizes.num_blocks // 2, SelfAttention(sizes.width))
+    return nn.Sequential(*blocks)
+
+
+def fine_blocks(sizes: Sizes, channels: int) -> nn.Sequential:
+    """Return the blocks at a resolution of `channels`: half the channels on 2 ** rank times the places."""
+    hidden = max(1, sizes.hidden * channels // sizes.width)
+    blocks = (ResidualBlock(sizes.rank, channels, hidden) for _ in range(sizes.blocks_per_resolution))
+    return nn.Sequential(*blocks)
+
+
+def inner_kernel(sizes: Sizes) -> int:
+    """Return the kernel of the halvings and doublings between features: 2 where blocks do the mixing, else 4.
+
+    With two-dimensional images a kernel of 4 there costs as much as three blocks; next to pixels, where it costs
+    little, it is always 4.
+    """
+    return 2 if sizes.blocks_per_resolution else 4
+
+
 class Encoder(nn.Module):
     """Images [B, C, *shape] -> latents [B, D, *grid]; every side of `shape` is a multiple of 2 ** num_halvings."""
 
-    def __init__(
-        self, rank: int, *, channels: int, num_halvings: int, width: int, hidden: int, num_blocks: int, code_dim: int
-    ) -> None:
+    def __init__(self, sizes: Sizes) -> None:
         super().__init__()
-        stages = [channels, *widths(width, num_halvings)]
-        self.down = nn.ModuleList(halve(rank, a, b) for a, b in pairwise(stages))
-        self.blocks = nn.ModuleList(ResidualBlock(rank, width, hidden) for _ in range(num_blocks))
-        self.norm = norm(width)
-        self.out = conv(rank, width, code_dim, 1)
+        rank, inner = sizes.rank, inner_kernel(sizes)
+        stages = widths(sizes.width, sizes.num_halvings)
+        self.down = nn.ModuleList([halve(rank, sizes.channels, stages[0])])
+        self.down.extend(halve(rank, a, b, inner) for a, b in pairwise(stages))
+        self.fine = nn.ModuleList(fine_blocks(sizes, channels) for channels in stages[:-1])
+        self.blocks = grid_blocks(sizes)
+        self.norm = norm(sizes.width)
+        self.out = conv(rank, sizes.width, sizes.code_dim, 1)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return latents, [B, D, *grid]."""
-        x = images
-        for number, layer in enumerate(self.down):
-            x = layer(F.silu(x) if number else x)
-        for block in self.blocks:
-            x = block(x)
-        return self.out(F.silu(self.norm(x)))
+        x = self.down[0](images)
+        for blocks, layer in zip(self.fine, self.down[1:], strict=True):
+            x = layer(F.silu(blocks(x)))
+        return self.out(F.silu(self.norm(self.blocks(x))))
 
 
 class Decoder(nn.Module):
     """Vectors [B, D, *grid] -> images [B, C, *shape], each side 2 ** num_halvings times the grid's."""
 
-    def __init__(
-        self, rank: int, *, channels: int, num_halvings: int, width: int, hidden: int, num_blocks: int, code_dim: int
-    ) -> None:
+    def __init__(self, sizes: Sizes) -> None:
         super().__init__()
-        stages = [*reversed(widths(width, num_halvings)), channels]
-        self.stem = conv(rank, code_dim, width, 3)
-        self.blocks = nn.ModuleList(ResidualBlock(rank, width, hidden) for _ in range(num_blocks))
-        self.norm = norm(width)
-        self.up = nn.ModuleList(double(rank, a, b) for a, b in pairwise(stages))
+        rank, inner = sizes.rank, inner_kernel(sizes)
+        stages = widths(sizes.width, sizes.num_halvings)[::-1]
+        self.stem = conv(rank, sizes.code_dim, sizes.width, 3)
+        self.blocks = grid_blocks(sizes)
+        self.norm = norm(sizes.width)
+        self.up = nn.ModuleList(double(rank, a, b, inner) for a, b in pairwise(stages))
+        self.up.append(double(rank, stages[-1], sizes.channels))
+        self.fine = nn.ModuleList(fine_blocks(sizes, channels) for channels in stages[1:])
 
     def forward(self, vectors: Tensor) -> Tensor:
         """Return images, [B, C, *shape]."""
-        x = self.stem(vectors)
-        for block in self.blocks:
-            x = block(x)
-        x = self.norm(x)
-        for layer in self.up:
-            x = layer(F.silu(x))
+        x = self.up[0](F.silu(self.norm(self.blocks(self.stem(vectors)))))
+        for blocks, layer in zip(self.fine, self.up[1:], strict=True):
+            x = layer(F.silu(blocks(x)))
         return x
+
+
+class SonnetStack(nn.Module):
+    """Residual blocks without norms, and a ReLU after the last, [B, C, *shape] -> [B, C, *shape]."""
+
+    def __init__(self, sizes: Sizes) -> None:
+        super().__init__()
+        rank, width, hidden = sizes.rank, sizes.width, sizes.hidden
+        self.conv_in = nn.ModuleList(conv(rank, width, hidden, 3) for _ in range(sizes.num_blocks))
+        self.conv_out = nn.ModuleList(conv(rank, hidden, width, 1) for _ in range(sizes.num_blocks))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the stack's output, [B, C, *shape]."""
+        for conv_in, conv_out in zip(self.conv_in, self.conv_out, strict=True):
+            x = x + conv_out(F.relu(conv_in(F.relu(x))))
+        return F.relu(x)
+
+
+def _draw_as_sonnet(module: nn.Module) -> None:
+    """Draw weights from a normal of deviation 1 / sqrt(fan in) cut at two deviations, and set biases to 0."""
+    for layer in module.modules():
+        if isinstance(layer, _AnyConv):
+            assert layer.bias is not None
+            deviation = (layer.in_channels * math.prod(layer.kernel_size)) ** -0.5
+            nn.init.trunc_normal_(layer.weight, std=deviation, a=-2 * deviation, b=2 * deviation)
+            nn.init.zeros_(layer.bias)
+
+
+class SonnetEncoder(nn.Module):
+    """Images [B, C, *shape] -> latents [B, D, *grid], as DeepMind's notebook of VQ-VAE on CIFAR-10 does it in Sonnet.
+
+    The notebook's network has two halvings, width 128, hidden 32, two blocks and D 64 (van den Oord et al. 2017,
+    section 4.1, with half the width).
+    """
+
+    def __init__(self, sizes: Sizes) -> None:
+        super().__init__()
+        rank, width = sizes.rank, sizes.width
+        stages = [sizes.channels, width // 2, *[width] * (sizes.num_halvings - 1)]
+        self.down = nn.ModuleList(halve(rank, a, b) for a, b in pairwise(stages))
+        self.mix = conv(rank, stages[-1], width, 3)
+        self.stack = SonnetStack(sizes)
+        self.out = conv(rank, width, sizes.code_dim, 1)
+        _draw_as_sonnet(self)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return latents, [B, D, *grid]."""
+        x = images
+        for layer in self.down:
+            x = F.relu(layer(x))
+        return self.out(self.stack(F.relu(self.mix(x))))
+
+
+class SonnetDecoder(nn.Module):
+    """Vectors [B, D, *grid] -> images [B, C, *shape], the mirror of `SonnetEncoder`."""
+
+    def __init__(self, sizes: Sizes) -> None:
+        super().__init__()
+        rank, width = sizes.rank, sizes.width
+        finer = [*[width] * (sizes.num_halvings - 2), width // 2] if sizes.num_halvings > 1 else []
+        self.stem = conv(rank, sizes.code_dim, width, 3)
+        self.stack = SonnetStack(sizes)
+        self.up = nn.ModuleList(double(rank, a, b) for a, b in pairwise([width, *finer, sizes.channels]))
+        _draw_as_sonnet(self)
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """Return images, [B, C, *shape]."""
+        x = self.up[0](self.stack(self.stem(vectors)))
+        for layer in self.up[1:]:
+            x = layer(F.relu(x))
+        return x
+
+
+NETWORKS = {"residual": (Encoder, Decoder), "sonnet": (SonnetEncoder, SonnetDecoder)}
 
 
 def pad_to(images: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -6,13 +6,13 @@ Letters: B batch, C channels, D code dimension, K number of codes.
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
-from stage1_vqvae.blocks import Decoder, Encoder, crop_to, pad_to
+from stage1_vqvae.blocks import NETWORKS, SMALLEST_HEAD, Sizes, crop_to, pad_to
 from stage1_vqvae.pixels import Transform
 from stage1_vqvae.quantizer_settings import QuantizerSettings, check_quantizer
 from stage1_vqvae.quantizers import QUANTIZERS
@@ -48,10 +48,13 @@ class Architecture:
         channels: C of the images.
         shape: Size of the images along each of 1 to 3 spatial axes.
         downsampling: Pixels of one code along each axis, a power of two.
-        width: Channels at the resolution of the grid, a multiple of 8.
+        width: Channels at the resolution of the grid, a multiple of 8, and of 32 with attention.
         residual_width: Channels inside a residual branch.
-        num_residual_blocks: Residual blocks of the encoder, and of the decoder.
+        num_residual_blocks: Residual blocks at the resolution of the grid, of the encoder, and of the decoder.
         quantizer: The quantiser, resolved.
+        network: Which encoder and decoder.
+        attention: Whether self-attention joins those blocks; residual network only.
+        blocks_per_resolution: Residual blocks at each resolution between image and grid; residual network only.
     """
 
     channels: int
@@ -61,6 +64,9 @@ class Architecture:
     residual_width: int
     num_residual_blocks: int
     quantizer: QuantizerSettings
+    network: Literal["residual", "sonnet"] = "residual"
+    attention: bool = False
+    blocks_per_resolution: int = 0
 
     def spec(self) -> CodeSpec:
         """Return the shapes of images and codes; raises `ArtifactError` if they are out of range."""
@@ -71,9 +77,10 @@ class Architecture:
     def check(self, where: str) -> None:
         """Raise `ArtifactError` naming the first entry that cannot be built."""
         limits = {
-            "width": (8, 4096, 8),
+            "width": (8, 4096, SMALLEST_HEAD if self.attention else 8),
             "residual_width": (1, 4096, 1),
             "num_residual_blocks": (0, 64, 1),
+            "blocks_per_resolution": (0, 64, 1),
             "channels": (1, 1024, 1),
         }
         for name, (low, high, multiple) in limits.items():
@@ -82,6 +89,8 @@ class Architecture:
                 raise ArtifactError(f"{where}.{name} must be a multiple of {multiple} in {low}..{high}, got {value}")
         if not 2 <= self.downsampling <= 64 or self.downsampling & (self.downsampling - 1):
             raise ArtifactError(f"{where}.downsampling must be a power of two in 2..64, got {self.downsampling}")
+        if self.network == "sonnet" and (self.attention or self.blocks_per_resolution):
+            raise ArtifactError(f"{where}.network sonnet has neither attention nor blocks_per_resolution")
         quantizer = self.quantizer
         if quantizer.name not in QUANTIZERS.names():
             known = ", ".join(QUANTIZERS.names())
@@ -153,19 +162,22 @@ class VQVAE(PreTrainedModel):
         self.loaded_from: Path | None = None
         a = self.architecture = config.parsed()
         assert a.quantizer.code_dim is not None
-        rank, num_halvings = len(a.shape), a.downsampling.bit_length() - 1
         self._padded = tuple(side * a.downsampling for side in grid_of(a.shape, a.downsampling))
-        sizes: dict[str, int] = {
-            "channels": a.channels,
-            "num_halvings": num_halvings,
-            "width": a.width,
-            "hidden": a.residual_width,
-            "num_blocks": a.num_residual_blocks,
-            "code_dim": a.quantizer.code_dim,
-        }
-        self.encoder = Encoder(rank, **sizes)
+        sizes = Sizes(
+            rank=len(a.shape),
+            channels=a.channels,
+            num_halvings=a.downsampling.bit_length() - 1,
+            width=a.width,
+            hidden=a.residual_width,
+            num_blocks=a.num_residual_blocks,
+            code_dim=a.quantizer.code_dim,
+            attention=a.attention,
+            blocks_per_resolution=a.blocks_per_resolution,
+        )
+        encoder, decoder = NETWORKS[a.network]
+        self.encoder = encoder(sizes)
         self.quantizer = QUANTIZERS[a.quantizer.name](a.quantizer)
-        self.decoder = Decoder(rank, **sizes)
+        self.decoder = decoder(sizes)
         self.post_init()
 
     def _init_weights(self, module: torch.nn.Module) -> None:
@@ -246,6 +258,9 @@ class VQVAE(PreTrainedModel):
                 "width": a.width,
                 "residual_width": a.residual_width,
                 "num_residual_blocks": a.num_residual_blocks,
+                "network": a.network,
+                "attention": a.attention,
+                "blocks_per_resolution": a.blocks_per_resolution,
             },
             "quantizer": self.quantizer.identity_config(),
         }
@@ -262,7 +277,7 @@ class VQVAE(PreTrainedModel):
 
     def forward(self, images: Tensor) -> VQVAEOutput:
         """Return reconstruction, codes and quantiser losses of images [B, C, *shape] in [-1, 1]."""
-        quantized = self.quantizer(self.latents(images))
+        quantized = self.quantizer(self.latents(_vector_last(images)))
         return VQVAEOutput(self._images(quantized.vectors), (quantized.codes,), quantized.loss)
 
     def _apart(self, function: Any, tensor: Tensor) -> Tensor:
@@ -301,6 +316,14 @@ class VQVAE(PreTrainedModel):
         check_codes(self.spec, codes)
         rows = codes[0].to(torch.int64)
         return self._apart(lambda c: self._images(_packed(self.quantizer.embed(c))).clamp(-1, 1), rows)
+
+
+def _vector_last(images: Tensor) -> Tensor:
+    """Return the same images with each pixel's channels side by side in memory, the faster order for training.
+
+    It is the order in which the decoder gets its vectors, too. Weights keep theirs.
+    """
+    return images.movedim(1, -1).contiguous().movedim(-1, 1)
 
 
 def _packed(rows: Tensor) -> Tensor:

@@ -28,11 +28,19 @@ class ModelSettings:
     """Pixels of one code along each axis, a power of two; left out: so that images up to 48 px get a grid of at most
     8x8 and larger ones of at most 16x16."""
     width: int | None = None
-    """Channels at the resolution of the code grid, a multiple of 8."""
+    """Channels at the resolution of the code grid, a multiple of 8, and of 32 with attention."""
     residual_width: int | None = None
     """Channels inside a residual branch, a multiple of 8; left out: a quarter of the width."""
     num_residual_blocks: int = 2
-    """Residual blocks of the encoder, and of the decoder."""
+    """Residual blocks at the resolution of the code grid, of the encoder, and of the decoder."""
+    network: Literal["residual", "sonnet"] = "residual"
+    """residual (normalised blocks that start at zero) or sonnet (the plain network of van den Oord et al. 2017, as in
+    DeepMind's CIFAR-10 notebook: no norms; codes of 64 numbers, two blocks, width 128, residual width 32)."""
+    attention: bool = False
+    """One self-attention among the residual blocks of the encoder, and of the decoder; residual network only."""
+    blocks_per_resolution: int = 0
+    """Residual blocks at each resolution between image and code grid, of the encoder, and of the decoder, with the
+    kernels between these resolutions 2 pixels wide instead of 4; residual network only."""
 
 
 @dataclass
@@ -76,7 +84,8 @@ class TrainVQVAE:
     num_workers: int | None = None
     """Threads that read images; left out: one a core."""
     precision: Literal["fp32", "bf16"] | None = None
-    """Precision of the forward passes; left out: bf16 on a GPU that has it, else fp32."""
+    """Precision of the forward passes of training; left out: bf16 on a GPU or CPU that computes in it (AVX512-BF16 or
+    AMX), else fp32. Weights stay float32, and codes, images and measurements are always computed in it."""
     checkpoint_every: int = 500
     """Optimiser steps between checkpoints."""
     image_column: str | None = None
@@ -266,6 +275,14 @@ def _check_model(model: ModelSettings) -> None:
         fits = value is None or (8 <= value <= 4096 and value % 8 == 0)
         _require(f"--model.{name.replace('_', '-')}", fits, "a multiple of 8 from 8 to 4096", value)
     _at_least("--model.num-residual-blocks", model.num_residual_blocks, 0, 64)
+    _at_least("--model.blocks-per-resolution", model.blocks_per_resolution, 0, 64)
+    whole_heads = model.width is None or not model.attention or model.width % 32 == 0
+    _require("--model.width", whole_heads, "a multiple of 32 with --model.attention", model.width)
+    if model.network == "sonnet" and (model.attention or model.blocks_per_resolution):
+        raise UsageError(
+            "--model.network sonnet has neither --model.attention nor --model.blocks-per-resolution; leave these out "
+            "or take the residual network"
+        )
 
 
 def resolve(settings: TrainVQVAE, facts: DataFacts, device_type: str) -> TrainVQVAE:

@@ -57,7 +57,7 @@ def train_vqvae(settings: TrainVQVAE) -> Path:
     """
     check(settings)
     QUANTIZERS[settings.quantizer.name]
-    runtime = start_runtime(settings.precision)
+    runtime = start_runtime(settings.precision, bf16_on_cpu=True)
     say = runtime.say
     say(runtime.describe())
     data = open_data_of(settings, say=say)
@@ -138,6 +138,9 @@ def new_codec(settings: TrainVQVAE) -> VQVAE:
         residual_width=model.residual_width,
         num_residual_blocks=model.num_residual_blocks,
         quantizer=settings.quantizer,
+        network=model.network,
+        attention=model.attention,
+        blocks_per_resolution=model.blocks_per_resolution,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(keyed_generator(settings.seed, 0, "codec weights").integers(2**63)))

@@ -2,17 +2,27 @@
 
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
-from vq_prior.core.runtime import Runtime, full_state, gather_rows, stop_flag, sum_over_processes, unwrap
+from vq_prior.core.runtime import (
+    Runtime,
+    full_state,
+    gather_rows,
+    has_native_bf16,
+    stop_flag,
+    sum_over_processes,
+    unwrap,
+)
 
 TWO_PROCESSES = """
 import atexit, json, os, signal, sys
@@ -117,14 +127,23 @@ def test_a_signal_to_one_process_stops_both(two):
 def test_one_process_needs_no_launcher(child_environment):
     code = (
         "from vq_prior.core.runtime import start_runtime; r = start_runtime();"
-        "print(r.num_processes, r.is_main, r.share(5), r.precision); r.barrier(); print(r.describe())"
+        "print(r.num_processes, r.is_main, r.share(5), r.precision); r.barrier(); print(r.describe());"
+        "print(start_runtime(bf16_on_cpu=True).precision, start_runtime('fp32', bf16_on_cpu=True).precision)"
     )
     command = [sys.executable, "-c", code]
     environment = child_environment(ACCELERATE_USE_CPU="1")
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    first, second = done.stdout.splitlines()
+    first, second, third = done.stdout.splitlines()
     assert first == "1 True slice(0, 5, None) fp32"
     assert second == "device cpu (1 threads each), precision fp32, 1 process"
+    assert third == ("bf16 fp32" if has_native_bf16("cpu") else "fp32 fp32")
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64" or not Path("/proc/cpuinfo").exists(), reason="asks Linux on x86")
+def test_native_bf16_is_what_the_system_says_of_the_cpu():
+    flags = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")).split()
+    assert has_native_bf16("cpu") == bool({"avx512_bf16", "amx_bf16"} & set(flags))
+    assert not has_native_bf16("mps")
 
 
 def test_processes_that_the_launcher_announced_but_that_did_not_join_are_noticed(child_environment):

@@ -1,13 +1,16 @@
 """The codec: shapes in every rank, bits that do not depend on the batch, identity, and its files."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
-from stage1_vqvae.blocks import crop_to, pad_to
+from stage1_vqvae.blocks import ResidualBlock, SelfAttention, crop_to, pad_to
 from stage1_vqvae.losses import reconstruction_terms, weighted_sum
 from stage1_vqvae.model import VQVAE, Architecture, VQVAEConfig, load_codec, save_codec
 from stage1_vqvae.quantizer_settings import QuantizerSettings
@@ -16,6 +19,10 @@ from vq_prior.core.artifacts import new_folder
 from vq_prior.core.errors import ArtifactError, UsageError
 
 TINY = Architecture(3, (12, 10), 4, 16, 8, 1, QuantizerSettings(num_codes=16, code_dim=4))
+ATTENTIVE = replace(TINY, width=32, attention=True, blocks_per_resolution=1)
+SONNET = replace(TINY, network="sonnet")
+NETWORKS = pytest.mark.parametrize("network", [TINY, ATTENTIVE, SONNET], ids=["residual", "attentive", "sonnet"])
+NOTEBOOK = Architecture(3, (32, 32), 4, 128, 32, 2, QuantizerSettings(num_codes=512, code_dim=64), network="sonnet")
 
 
 def codec(architecture: Architecture = TINY) -> VQVAE:
@@ -36,12 +43,14 @@ def saved(folder: Path, model: VQVAE) -> Path:
 
 @pytest.mark.parametrize("shape", [(20,), (12, 10), (6, 5, 7)])
 @pytest.mark.parametrize("name", ["ema", "nearest"])
-def test_codec_of_every_rank(shape: tuple[int, ...], name: str) -> None:
+@pytest.mark.parametrize("downsampling", [2, 4, 8])
+@NETWORKS
+def test_codec_of_every_rank(shape: tuple[int, ...], name: str, downsampling: int, network: Architecture) -> None:
     quantizer = replace(TINY.quantizer, name=name)
-    architecture = replace(TINY, shape=shape, channels=2, quantizer=quantizer)
+    architecture = replace(network, shape=shape, channels=2, downsampling=downsampling, quantizer=quantizer)
     model = codec(architecture)
     x = images(3, architecture)
-    grid = tuple(-(-side // 4) for side in shape)
+    grid = tuple(-(-side // downsampling) for side in shape)
     (codes,) = model.encode(x)
     assert codes.shape == (3, *grid)
     assert codes.dtype == torch.int64
@@ -52,6 +61,104 @@ def test_codec_of_every_rank(shape: tuple[int, ...], name: str) -> None:
     assert output.images.shape == x.shape
     (output.images.square().mean() + sum(output.loss.values())).backward()
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters())
+
+
+def test_sonnet_has_the_parameters_of_the_notebook() -> None:
+    def count(*layers: tuple[int, int, int]) -> int:
+        return sum(before * after * area + after for before, after, area in layers)
+
+    block = [(128, 32, 9), (32, 128, 1)]
+    model = codec(NOTEBOOK)
+    encoder = count((3, 64, 16), (64, 128, 16), (128, 128, 9), *block, *block, (128, 64, 1))
+    decoder = count((64, 128, 9), *block, *block, (128, 64, 16), (64, 3, 16))
+    assert sum(p.numel() for p in model.encoder.parameters()) == encoder
+    assert sum(p.numel() for p in model.decoder.parameters()) == decoder
+
+
+def test_sonnet_computes_what_the_notebook_writes() -> None:
+    model = codec(replace(NOTEBOOK, shape=(16, 12)))
+    weights = model.state_dict()
+
+    def layer(function: Callable[..., Tensor], name: str, x: Tensor, **options: int) -> Tensor:
+        return function(x, weights[f"{name}.weight"], weights[f"{name}.bias"], **options)
+
+    def stack(part: str, x: Tensor) -> Tensor:
+        for n in range(2):
+            h = layer(F.conv2d, f"{part}.stack.conv_in.{n}", x.relu(), padding=1)
+            x = x + layer(F.conv2d, f"{part}.stack.conv_out.{n}", h.relu())
+        return x.relu()
+
+    x = images(2, model.architecture)
+    h = layer(F.conv2d, "encoder.down.0", x, stride=2, padding=1).relu()
+    h = layer(F.conv2d, "encoder.down.1", h, stride=2, padding=1).relu()
+    h = layer(F.conv2d, "encoder.mix", h, padding=1).relu()
+    latents = layer(F.conv2d, "encoder.out", stack("encoder", h))
+    h = stack("decoder", layer(F.conv2d, "decoder.stem", latents, padding=1))
+    h = layer(F.conv_transpose2d, "decoder.up.0", h, stride=2, padding=1).relu()
+    h = layer(F.conv_transpose2d, "decoder.up.1", h, stride=2, padding=1)
+    with torch.no_grad():  # tolerance: another order of the same float32 sums
+        torch.testing.assert_close(model.encoder(x), latents, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(model.decoder(latents), h, rtol=1e-4, atol=1e-5)
+
+
+def test_sonnet_draws_weights_as_sonnet_does() -> None:
+    for name, tensor in codec(NOTEBOOK).state_dict().items():
+        if name.startswith("quantizer."):
+            continue
+        if name.endswith(".bias"):
+            assert not tensor.any(), name
+            continue
+        transposed = name.startswith("decoder.up.")
+        deviation = (tensor.shape[0 if transposed else 1] * tensor.shape[2:].numel()) ** -0.5
+        assert tensor.abs().max() <= 2 * deviation * (1 + 1e-6), name
+        # A normal cut at two deviations has 0.8796 of its deviation; a quarter of it would be another rule.
+        assert abs(float(tensor.std()) / deviation - 0.88) < 0.04, name
+
+
+@pytest.mark.parametrize(("shape", "channels", "head"), [((7,), 64, 64), ((3, 5), 96, 32), ((2, 3, 2), 128, 64)])
+def test_self_attention_is_softmax_of_scaled_products(shape: tuple[int, ...], channels: int, head: int) -> None:
+    torch.manual_seed(0)
+    block = SelfAttention(channels)
+    x = torch.randn(2, channels, *shape)
+    assert torch.equal(block(x), x)  # the branch starts at zero
+    torch.nn.init.normal_(block.out.weight)
+    normal = F.group_norm(x, 8, block.norm.weight, block.norm.bias).flatten(2)
+    query, key, value = torch.einsum("oc,bcn->bon", block.qkv.weight, normal).add(block.qkv.bias[:, None]).chunk(3, 1)
+    mixed = []
+    for first in range(0, channels, head):
+        q, k, v = (part[:, first : first + head] for part in (query, key, value))
+        mixed.append(v @ (torch.einsum("bcn,bcm->bnm", q, k) / head**0.5).softmax(-1).transpose(1, 2))
+    expected = x + torch.einsum("oc,bcn->bon", block.out.weight, torch.cat(mixed, 1)).reshape(x.shape)
+    torch.testing.assert_close(block(x), expected, rtol=1e-4, atol=1e-4)  # another order of the sums
+
+
+def test_blocks_per_resolution_stand_at_every_resolution_between_image_and_grid() -> None:
+    model = codec(replace(ATTENTIVE, shape=(32, 32), downsampling=8, num_residual_blocks=3, blocks_per_resolution=2))
+    seen: list[tuple[int, int]] = []
+    for module in model.modules():
+        if isinstance(module, ResidualBlock | SelfAttention):
+            module.register_forward_hook(lambda m, _, out: seen.append((out.shape[-1], isinstance(m, SelfAttention))))
+    model(images(1, model.architecture))
+    grid = [(4, False), (4, True), (4, False), (4, False)]
+    assert seen == [(16, False)] * 2 + [(8, False)] * 2 + grid + grid + [(8, False)] * 2 + [(16, False)] * 2
+
+
+@NETWORKS
+def test_codes_are_the_same_bytes_whatever_the_strides_and_after_loading(network: Architecture, tmp_path: Path) -> None:
+    model, x = codec(network).train(), images(5, network)
+    loss = model(x).images.square().mean()
+    loss.backward()
+    torch.optim.AdamW(model.parameters(), lr=1e-2).step()
+    loaded = load_codec(saved(tmp_path / "vqvae", model))
+    (codes,), latents = model.encode(x), model.encode_latents(x)
+    decoded = model.decode((codes,))
+    strided = torch.zeros(5, *network.shape, 2 * network.channels)[..., ::2].movedim(-1, 1).copy_(x)
+    for same in (x, x.contiguous(memory_format=torch.channels_last), strided):
+        for one in (model, loaded):
+            assert torch.equal(one.encode_latents(same), latents)
+            assert torch.equal(one.encode(same)[0], codes)
+            assert torch.equal(one.decode((codes,)), decoded)
+    assert all(tensor.is_contiguous() for tensor in model.state_dict().values())
 
 
 def test_padding_repeats_the_last_pixel_and_cropping_undoes_it() -> None:
@@ -167,6 +274,9 @@ def test_every_flipped_byte_is_found(tmp_path: Path) -> None:
         ("downsampling", 3, "downsampling"),
         ("num_residual_blocks", 10**5, "num_residual_blocks"),
         ("shape", [12, 10, 3, 3], "shape"),
+        ("network", "plain", "network"),
+        ("blocks_per_resolution", 65, "blocks_per_resolution"),
+        ("attention", True, "width must be a multiple of 32"),
         ("surprise", 1, "unknown key 'surprise'"),
         ("width", 4096, "shape"),
     ],
@@ -180,6 +290,12 @@ def test_config_that_does_not_hold_is_refused(tmp_path: Path, key: str, value: o
     (folder / "preprocessor_config.json").unlink()
     with pytest.raises(ArtifactError, match=message):
         load_codec(folder)
+
+
+@pytest.mark.parametrize("change", [{"attention": True, "width": 32}, {"blocks_per_resolution": 1}])
+def test_sonnet_refuses_what_it_does_not_have(change: dict[str, int]) -> None:
+    with pytest.raises(ArtifactError, match="network sonnet has neither attention nor blocks_per_resolution"):
+        codec(replace(SONNET, **change))
 
 
 def test_missing_codec_is_named(tmp_path: Path) -> None:

@@ -44,6 +44,10 @@ FACTS = DataFacts(num_train=50_000, common_size=(32, 32), short_side=32, all_gre
         ({"max_gradient_norm": 0.0}, "--max-gradient-norm"),
         ({"model": ModelSettings(downsampling=6)}, "--model.downsampling must be 2, 4, 8"),
         ({"model": ModelSettings(width=20)}, "--model.width must be a multiple of 8"),
+        ({"model": ModelSettings(width=48, attention=True)}, "--model.width must be a multiple of 32 with .* got 48"),
+        ({"model": ModelSettings(blocks_per_resolution=-1)}, "--model.blocks-per-resolution must be between 0"),
+        ({"model": ModelSettings(network="sonnet", attention=True)}, "--model.network sonnet has neither"),
+        ({"model": ModelSettings(network="sonnet", blocks_per_resolution=1)}, "--model.network sonnet has neither"),
         ({"quantizer": QuantizerSettings(num_codes=1)}, "--quantizer.num-codes"),
         ({"quantizer": QuantizerSettings(decay=float("inf"))}, "--quantizer.decay"),
         ({"loss": LossSettings(commitment_weight=-0.1)}, "--loss.commitment-weight"),
@@ -123,6 +127,18 @@ def test_default_codec_costs_at_most_0_3_gflop_without_a_gpu() -> None:
         output = model(torch.zeros(1, 3, 32, 32))
         output.images.sum().backward()
     assert counter.get_total_flops() <= 0.3e9
+
+
+def test_codec_trains_in_bf16_where_the_machine_computes_in_it(capsys: pytest.CaptureFixture[str]) -> None:
+    from stage1_vqvae.train import train_vqvae
+    from vq_prior.core.runtime import has_native_bf16
+
+    tiny = replace(GIVEN, dry_run=True, steps=1, batch_size=2, model=ModelSettings(width=8, num_residual_blocks=0))
+    for given, expected in ((None, "bf16" if has_native_bf16("cpu") else "fp32"), ("fp32", "fp32")):
+        train_vqvae(replace(tiny, precision=given))
+        said = capsys.readouterr().out
+        assert f", precision {expected}, 1 process" in said
+        assert f'"precision": "{expected}"' in said
 
 
 def test_settings_import_neither_torch_nor_transformers() -> None:

@@ -7,7 +7,7 @@ stay ours. Letters: W number of processes.
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from types import FrameType
@@ -93,11 +93,21 @@ class Runtime:
         return f"device {name}{threads}, precision {self.precision}, {self.num_processes} {plural}"
 
 
-def start_runtime(precision: Precision | None = None) -> Runtime:
+def has_native_bf16(device_type: str) -> bool:
+    """Return whether this kind of device multiplies in bfloat16 itself; on a CPU, by AVX512-BF16 or AMX."""
+    if device_type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    # An older torch cannot tell: then it is taken not to.
+    asked: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)() if device_type == "cpu" else {}
+    return bool(asked.get("avx512_bf16") or asked.get("amx_bf16"))
+
+
+def start_runtime(precision: Precision | None = None, *, bf16_on_cpu: bool = False) -> Runtime:
     """Join the processes of this launch and return this one's place.
 
     Args:
         precision: None chooses bf16 on a GPU that has it and fp32 elsewhere.
+        bf16_on_cpu: Whether None chooses bf16 on a CPU that has it, too.
 
     Raises:
         EnvironmentFault: If the launcher's WORLD_SIZE and the processes that really joined differ.
@@ -114,7 +124,8 @@ def start_runtime(precision: Precision | None = None) -> Runtime:
         )
     device = accelerator.device
     if precision is None:
-        precision = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+        eligible = device.type == "cuda" or (device.type == "cpu" and bf16_on_cpu)
+        precision = "bf16" if eligible and has_native_bf16(device.type) else "fp32"
     if precision == "bf16" and device.type == "mps":
         raise UsageError("precision bf16 is not available on mps; use fp32")
     return Runtime(accelerator, precision)
