@@ -15,6 +15,7 @@ from vq_prior.core.errors import UsageError
 
 MAX_SIDE = 4096
 FEW_IMAGES = 5000
+TINY = 16  # longest side in pixels of images that need small networks and no bf16
 SQUARES = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 
 
@@ -84,8 +85,8 @@ class TrainVQVAE:
     num_workers: int | None = None
     """Threads that read images; left out: one a core."""
     precision: Literal["fp32", "bf16"] | None = None
-    """Precision of the forward passes of training; left out: bf16 on a GPU or CPU that computes in it (AVX512-BF16 or
-    AMX), else fp32. Weights stay float32, and codes, images and measurements are always computed in it."""
+    """Precision of the forward passes of training; left out: bf16 on a GPU that computes in it and, above 16 px, on a
+    CPU that does (AVX512-BF16 or AMX), else fp32. Weights, codes, images and measurements are float32 always."""
     checkpoint_every: int = 500
     """Optimiser steps between checkpoints."""
     image_column: str | None = None
@@ -298,7 +299,7 @@ def resolve(settings: TrainVQVAE, facts: DataFacts, device_type: str) -> TrainVQ
     size = parse_size(settings.image_size) if settings.image_size else _default_size(facts, largest)
     downsampling = settings.model.downsampling or _default_downsampling(size)
     grid = grid_of(size, downsampling)
-    tiny = max(size) <= 16
+    tiny = max(size) <= TINY
     width = settings.model.width or (64 if tiny else 128 if small_machine else 256)
     model = replace(
         settings.model,

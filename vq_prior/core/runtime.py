@@ -102,12 +102,11 @@ def has_native_bf16(device_type: str) -> bool:
     return bool(asked.get("avx512_bf16") or asked.get("amx_bf16"))
 
 
-def start_runtime(precision: Precision | None = None, *, bf16_on_cpu: bool = False) -> Runtime:
+def start_runtime(precision: Precision | None = None) -> Runtime:
     """Join the processes of this launch and return this one's place.
 
     Args:
         precision: None chooses bf16 on a GPU that has it and fp32 elsewhere.
-        bf16_on_cpu: Whether None chooses bf16 on a CPU that has it, too.
 
     Raises:
         EnvironmentFault: If the launcher's WORLD_SIZE and the processes that really joined differ.
@@ -124,8 +123,7 @@ def start_runtime(precision: Precision | None = None, *, bf16_on_cpu: bool = Fal
         )
     device = accelerator.device
     if precision is None:
-        eligible = device.type == "cuda" or (device.type == "cpu" and bf16_on_cpu)
-        precision = "bf16" if eligible and has_native_bf16(device.type) else "fp32"
+        precision = "bf16" if device.type == "cuda" and has_native_bf16("cuda") else "fp32"
     if precision == "bf16" and device.type == "mps":
         raise UsageError("precision bf16 is not available on mps; use fp32")
     return Runtime(accelerator, precision)
