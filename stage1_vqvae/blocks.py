@@ -51,14 +51,14 @@ def conv(rank: int, channels_in: int, channels_out: int, kernel: int) -> nn.Modu
     return _CONV[rank](channels_in, channels_out, kernel, padding=kernel // 2)
 
 
-def halve(rank: int, channels_in: int, channels_out: int, kernel: int = 4) -> nn.Module:
-    """Return a strided convolution of even kernel size that halves every (even) side."""
-    return _CONV[rank](channels_in, channels_out, kernel, stride=2, padding=kernel // 2 - 1)
+def halve(rank: int, channels_in: int, channels_out: int) -> nn.Module:
+    """Return a strided convolution that halves every (even) side."""
+    return _CONV[rank](channels_in, channels_out, 4, stride=2, padding=1)
 
 
-def double(rank: int, channels_in: int, channels_out: int, kernel: int = 4) -> nn.Module:
-    """Return a transposed convolution of even kernel size that doubles every side."""
-    return _CONV_TRANSPOSE[rank](channels_in, channels_out, kernel, stride=2, padding=kernel // 2 - 1)
+def double(rank: int, channels_in: int, channels_out: int) -> nn.Module:
+    """Return a transposed convolution that doubles every side."""
+    return _CONV_TRANSPOSE[rank](channels_in, channels_out, 4, stride=2, padding=1)
 
 
 def norm(channels: int) -> nn.Module:
@@ -129,25 +129,15 @@ def fine_blocks(sizes: Sizes, channels: int) -> nn.Sequential:
     return nn.Sequential(*blocks)
 
 
-def inner_kernel(sizes: Sizes) -> int:
-    """Return the kernel of the halvings and doublings between features: 2 where blocks do the mixing, else 4.
-
-    With two-dimensional images a kernel of 4 there costs as much as three blocks; next to pixels, where it costs
-    little, it is always 4.
-    """
-    return 2 if sizes.blocks_per_resolution else 4
-
-
 class Encoder(nn.Module):
     """Images [B, C, *shape] -> latents [B, D, *grid]; every side of `shape` is a multiple of 2 ** num_halvings."""
 
     def __init__(self, sizes: Sizes) -> None:
         super().__init__()
-        rank, inner = sizes.rank, inner_kernel(sizes)
-        stages = widths(sizes.width, sizes.num_halvings)
-        self.down = nn.ModuleList([halve(rank, sizes.channels, stages[0])])
-        self.down.extend(halve(rank, a, b, inner) for a, b in pairwise(stages))
-        self.fine = nn.ModuleList(fine_blocks(sizes, channels) for channels in stages[:-1])
+        rank = sizes.rank
+        stages = [sizes.channels, *widths(sizes.width, sizes.num_halvings)]
+        self.down = nn.ModuleList(halve(rank, a, b) for a, b in pairwise(stages))
+        self.fine = nn.ModuleList(fine_blocks(sizes, channels) for channels in stages[1:-1])
         self.blocks = grid_blocks(sizes)
         self.norm = norm(sizes.width)
         self.out = conv(rank, sizes.width, sizes.code_dim, 1)
@@ -165,14 +155,13 @@ class Decoder(nn.Module):
 
     def __init__(self, sizes: Sizes) -> None:
         super().__init__()
-        rank, inner = sizes.rank, inner_kernel(sizes)
-        stages = widths(sizes.width, sizes.num_halvings)[::-1]
+        rank = sizes.rank
+        stages = [*reversed(widths(sizes.width, sizes.num_halvings)), sizes.channels]
         self.stem = conv(rank, sizes.code_dim, sizes.width, 3)
         self.blocks = grid_blocks(sizes)
         self.norm = norm(sizes.width)
-        self.up = nn.ModuleList(double(rank, a, b, inner) for a, b in pairwise(stages))
-        self.up.append(double(rank, stages[-1], sizes.channels))
-        self.fine = nn.ModuleList(fine_blocks(sizes, channels) for channels in stages[1:])
+        self.up = nn.ModuleList(double(rank, a, b) for a, b in pairwise(stages))
+        self.fine = nn.ModuleList(fine_blocks(sizes, channels) for channels in stages[1:-1])
 
     def forward(self, vectors: Tensor) -> Tensor:
         """Return images, [B, C, *shape]."""
@@ -212,7 +201,7 @@ class SonnetEncoder(nn.Module):
     """Images [B, C, *shape] -> latents [B, D, *grid], as DeepMind's notebook of VQ-VAE on CIFAR-10 does it in Sonnet.
 
     The notebook's network has two halvings, width 128, hidden 32, two blocks and D 64 (van den Oord et al. 2017,
-    section 4.1, with half the width).
+    section 4.1, made narrower).
     """
 
     def __init__(self, sizes: Sizes) -> None:

@@ -40,8 +40,8 @@ class ModelSettings:
     attention: bool = False
     """One self-attention among the residual blocks of the encoder, and of the decoder; residual network only."""
     blocks_per_resolution: int = 0
-    """Residual blocks at each resolution between image and code grid, of the encoder, and of the decoder, with the
-    kernels between these resolutions 2 pixels wide instead of 4; residual network only."""
+    """Residual blocks at each resolution between image and code grid, of the encoder, and of the decoder; residual
+    network only."""
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 `vq-prior COMMAND --recipe NAME` starts from one; flags override it. What a recipe
 leaves open (paths, and what follows from the data) is filled in as always. Costs and
-results are those of docs/benchmarks.md: two CPU cores, float32.
+results are those of docs/benchmarks.md: two CPU cores, `--precision fp32`.
 """
 
 from collections.abc import Callable
