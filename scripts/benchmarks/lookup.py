@@ -3,7 +3,8 @@
 The same latents, threads and float32 for all. Rows `..._ours`, `..._diffusers` and `..._lucidrains` do the same job
 without gradients: latents in; vectors, codes and loss out. `..._lookup` is our search alone and `..._gemm` the matrix
 product it contains, alone: into one preallocated output (`whole`, what `..._of_gemm` means), and into one buffer of
-2,048 rows again and again (`pieces`), which spares the memory. `ema_step_...`: forward, backward and, for those that have it, the update.
+2,048 rows again and again (`pieces`), which spares the memory. `ema_step_...`: forward, backward and, for those that
+have it, the update.
 Letters: D code dimension, K number of codes, N vectors.
 """
 
