@@ -6,18 +6,21 @@ beside OUT: `request.json` says what is being written, `store/` holds finished s
 """
 
 import json
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from stage1_vqvae.codecs import AnyCodec, open_codec
 from stage1_vqvae.evaluate import transform_of
 from stage1_vqvae.foreign import ForeignCodec
-from stage1_vqvae.pixels import Transform, load_pixels
+from stage1_vqvae.pixels import Transform, ahead, batched, decoded_ahead, to_array
 from stage1_vqvae.rows import ImageRows
 from stage1_vqvae.settings import ExtractCodes, check, parse_size
 from stage1_vqvae.sources import ImageData, open_data_of
@@ -42,8 +45,12 @@ from vq_prior.core.identity import file_sha256
 from vq_prior.core.media import to_unit_range
 from vq_prior.core.metrics import perplexity, usage
 from vq_prior.core.records import public_name
+from vq_prior.core.rows import rows_per_call
 from vq_prior.core.runs import require_free_space
 from vq_prior.core.runtime import Runtime, start_runtime
+
+Codes = NDArray[np.int64]
+PIXELS_AT_ONCE = 1 << 20  # of all calls of the encoder that run side by side
 
 
 def extract_codes(settings: ExtractCodes) -> Path:
@@ -143,34 +150,69 @@ def _write_shards(
     """Write this process's shards that are not there yet: r, r + W, ..."""
     codec.to(runtime.device)  # type: ignore[arg-type]
     columns = store_columns(codec.spec, labelled=data.train.labels is not None)
-    batch_size = settings.batch_size or 256
     mine = _shards(data)[runtime.process_index :: runtime.num_processes]
-    started, num_done = monotonic(), 0
-    num_rows = sum(len(rows) for *_, rows in mine)
-    bar = tqdm(total=num_rows, unit="image", disable=None if runtime.is_main else True, leave=False)
-    for split, split_rows, number, rows in mine:
-        path = store / shard_file(split, number)
-        if path.exists():
-            bar.update(len(rows))
-            continue
-        subset = split_rows.subset(rows)
-        pixels = load_pixels(subset, transform, num_workers=settings.num_workers, max_bytes=1 << 30)
-        codes: list[list[Any]] = [[] for _ in codec.spec.levels]
-        for first in range(0, len(subset), batch_size):
-            batch = pixels.batch(range(first, min(first + batch_size, len(subset))))
-            for level, part in zip(codes, codec.encode(to_unit_range(torch.from_numpy(batch))), strict=True):
-                level.append(part.cpu().numpy())
-            bar.update(len(batch))
-        values = {f"codes.{n}": np.concatenate(level) for n, level in enumerate(codes)}
-        if subset.labels is not None:
-            values["label"] = subset.labels
-        values["source_index"] = subset.source_index
-        values["view"] = np.zeros(len(subset), dtype=np.uint8)
-        write_atomic(path, shard_bytes(columns, values))
-        num_done += len(subset)
+    todo = [(split, rows.subset(part), number) for split, rows, number, part in mine]
+    todo = [shard for shard in todo if not (store / shard_file(shard[0], shard[2])).exists()]
+    num_rows = sum(len(part) for *_, part in mine)
+    num_todo = sum(len(rows) for _, rows, _ in todo)
+    started = monotonic()
+    bar = tqdm(
+        total=num_rows,
+        initial=num_rows - num_todo,
+        unit="image",
+        disable=None if runtime.is_main else True,
+        leave=False,
+    )
+    encoded = _encoded(codec, [rows for _, rows, _ in todo], transform, runtime.device, settings)
+    with closing(encoded) as batches:
+        for split, rows, number in todo:
+            codes: list[list[Any]] = [[] for _ in codec.spec.levels]
+            while sum(map(len, codes[0])) < len(rows):
+                for level, part in zip(codes, next(batches), strict=True):
+                    level.append(part)
+                bar.update(len(codes[0][-1]))
+            values = {f"codes.{n}": np.concatenate(level) for n, level in enumerate(codes)}
+            if rows.labels is not None:
+                values["label"] = rows.labels
+            values["source_index"] = rows.source_index
+            values["view"] = np.zeros(len(rows), dtype=np.uint8)
+            write_atomic(store / shard_file(split, number), shard_bytes(columns, values))
     bar.close()
-    if runtime.is_main and num_done:
-        print(f"encoded {num_done / (monotonic() - started):.0f} images/s in this process", flush=True)
+    if runtime.is_main and num_todo:
+        print(f"encoded {num_todo / (monotonic() - started):.0f} images/s in this process", flush=True)
+
+
+def _encoded(
+    codec: AnyCodec, shards: Sequence[ImageRows], transform: Transform, device: torch.device, settings: ExtractCodes
+) -> Generator[tuple[Codes, ...], None, None]:
+    """Yield the codes of batches of rows, shard after shard; pictures are decoded ahead, and nothing is kept.
+
+    On the host, small pictures are decoded and encoded by threads side by side, each with its share of the cores: calls
+    as short as theirs, and the Python between them, leave cores idle when all work on one call. A batch holds rows of
+    one shard.
+    """
+    threads = torch.get_num_threads()
+    room = PIXELS_AT_ONCE // (rows_per_call(device) * transform.height * transform.width)
+    lanes = max(1, min(threads, settings.num_workers or threads, room)) if device.type == "cpu" else 1
+    size = -(-(settings.batch_size or 256) // lanes)
+
+    def encode(pixels: NDArray[np.uint8]) -> tuple[Codes, ...]:
+        return tuple(level.cpu().numpy() for level in codec.encode(to_unit_range(torch.from_numpy(pixels))))
+
+    def decode_and_encode(batch: tuple[ImageRows, Sequence[int]]) -> tuple[Codes, ...]:
+        rows, numbers = batch
+        return encode(np.stack([to_array(rows.encoded(row), transform, rows.name(row)) for row in numbers]))
+
+    if lanes == 1:
+        for rows in shards:
+            for pixels in decoded_ahead(rows, transform, size, num_workers=settings.num_workers):
+                yield encode(pixels)
+        return
+    batches = ((rows, numbers) for rows in shards for numbers in batched(range(len(rows)), size))
+    try:
+        yield from ahead(decode_and_encode, batches, lanes, prepare=lambda: torch.set_num_threads(threads // lanes))
+    finally:
+        torch.set_num_threads(threads)  # the count is the thread's own, but some libraries know one for all
 
 
 def _publish(

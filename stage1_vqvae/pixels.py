@@ -12,8 +12,9 @@ Letters: C channels; n pictures.
 
 import io
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from os import cpu_count
@@ -23,13 +24,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from stage1_vqvae.jpeg import PlainJPEG, decode_plain, plain_jpeg
 from vq_prior.core.errors import ArtifactError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 MAX_SIDE = 16_384
 MAX_PIXELS = 64 << 20
 MAX_CACHE_BYTES = 4 << 30
-ROWS_PER_TASK = 64
+ROWS_PER_TASK, BYTES_PER_TASK = 64, 4 << 20
 RULE = "exif, 16-bit to 8, alpha on white, bicubic cover, centre crop; 1"
 
 Encoded = bytes | NDArray[np.uint8]
@@ -101,6 +103,8 @@ def open_picture(encoded: Encoded, name: str) -> Image.Image:
 
 def read_header(encoded: Encoded, name: str) -> Header:
     """Return size and greyness of a picture; see `open_picture` for what is refused."""
+    if (plain := _plain(encoded)) is not None:
+        return Header(plain.height, plain.width, plain.channels == 1)
     picture = open_picture(encoded, name)
     width, height = picture.size
     if picture.format in ("JPEG", "TIFF", "WEBP", "PNG") and _orientation(picture) in (5, 6, 7, 8):
@@ -110,6 +114,14 @@ def read_header(encoded: Encoded, name: str) -> Header:
         colours = np.asarray(palette).reshape(-1, 3)
         grey = bool((colours == colours[:, :1]).all())
     return Header(height, width, grey)
+
+
+def _plain(encoded: Encoded) -> PlainJPEG | None:
+    """Return the header of a common JPEG of a size that is not refused, or None for any other picture."""
+    plain = plain_jpeg(encoded) if isinstance(encoded, bytes) else None
+    if plain is None or max(plain.height, plain.width) > MAX_SIDE or plain.height * plain.width > MAX_PIXELS:
+        return None
+    return plain
 
 
 def _orientation(picture: Image.Image) -> int:
@@ -127,7 +139,11 @@ def to_array(encoded: Encoded, transform: Transform, name: str) -> NDArray[np.ui
     Raises:
         ArtifactError: If the picture is damaged or truncated.
     """
-    picture = open_picture(encoded, name)
+    pixels = _whole_jpeg(encoded, transform)
+    shape = (transform.height, transform.width, transform.channels)
+    if pixels is not None and pixels.shape == (shape if transform.channels == 3 else shape[:2]):
+        return pixels.reshape(shape)
+    picture = open_picture(encoded if pixels is None else pixels, name)
     try:
         if picture.format == "JPEG":
             side = 2 * max(transform.height, transform.width)
@@ -143,7 +159,19 @@ def to_array(encoded: Encoded, transform: Transform, name: str) -> NDArray[np.ui
         picture = _fit(picture, transform)
     except Exception as error:  # decoders raise whatever they like on damaged data
         raise ArtifactError(f"{name} cannot be decoded ({str(error)[:80]}); remove or replace it") from error
-    return np.asarray(picture, dtype=np.uint8).reshape(transform.height, transform.width, transform.channels)
+    return np.asarray(picture, dtype=np.uint8).reshape(shape)
+
+
+def _whole_jpeg(encoded: Encoded, transform: Transform) -> NDArray[np.uint8] | None:
+    """Return the pixels of a common JPEG that is not to be shrunk while it is decoded; None for any other picture."""
+    plain = _plain(encoded)
+    if plain is None or min(plain.height, plain.width) >= 4 * max(transform.height, transform.width):
+        return None
+    assert isinstance(encoded, bytes)
+    try:
+        return decode_plain(encoded, plain)
+    except ValueError:  # the long way has the words for what is wrong
+        return None
 
 
 def _eight_bits(picture: Image.Image) -> Image.Image:
@@ -175,8 +203,35 @@ def _fit(picture: Image.Image, transform: Transform) -> Image.Image:
     return picture.resize((transform.width, transform.height), Image.Resampling.BICUBIC, box=box)
 
 
-def in_threads(function: Callable[[int], T], rows: Iterable[int], num_workers: int | None) -> Iterator[T]:
-    """Yield `function(row)` in order, computed by threads (pictures decode without the interpreter's lock)."""
+def ahead(
+    function: Callable[[S], T], items: Iterable[S], workers: int, *, prepare: Callable[[], object] | None = None
+) -> Iterator[T]:
+    """Yield `function(item)` in order, computed by threads that run a bounded way ahead of what was asked for.
+
+    Args:
+        function: Called in one of the threads.
+        items: Taken as there is room.
+        workers: Threads.
+        prepare: Called once in each thread before anything else.
+    """
+    waiting: deque[Future[T]] = deque()
+    with ThreadPoolExecutor(workers, initializer=prepare) as pool:
+        try:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) > 2 * workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def in_threads(
+    function: Callable[[int], T], rows: Iterable[int], num_workers: int | None, *, rows_per_task: int = ROWS_PER_TASK
+) -> Iterator[T]:
+    """Yield `function(row)` in order, computed ahead by threads (pictures decode without the interpreter's lock)."""
     workers = num_workers or cpu_count() or 1
     if workers == 1:
         yield from map(function, rows)
@@ -185,10 +240,8 @@ def in_threads(function: Callable[[int], T], rows: Iterable[int], num_workers: i
     def some(chunk: Sequence[int]) -> list[T]:
         return [function(row) for row in chunk]
 
-    with ThreadPoolExecutor(workers) as pool:
-        for window in batched(batched(rows, ROWS_PER_TASK), 4 * workers):
-            for results in pool.map(some, window):
-                yield from results
+    for results in ahead(some, batched(rows, rows_per_task), workers):
+        yield from results
 
 
 def batched(items: Iterable[S], size: int) -> Iterator[list[S]]:
@@ -196,6 +249,19 @@ def batched(items: Iterable[S], size: int) -> Iterator[list[S]]:
     iterator = iter(items)
     while chunk := list(islice(iterator, size)):
         yield chunk
+
+
+def decoded_ahead(
+    rows: Pictures, transform: Transform, batch_size: int, *, num_workers: int | None
+) -> Iterator[NDArray[np.uint8]]:
+    """Yield the pixels of all rows in batches [n, height, width, C] uint8; threads decode some of what follows."""
+
+    def decode(row: int) -> NDArray[np.uint8]:
+        return to_array(rows.encoded(row), transform, rows.name(row))
+
+    task = max(1, min(ROWS_PER_TASK, BYTES_PER_TASK // (transform.height * transform.width * transform.channels)))
+    for pictures in batched(in_threads(decode, range(len(rows)), num_workers, rows_per_task=task), batch_size):
+        yield np.stack(pictures)
 
 
 class PixelRows:

@@ -264,6 +264,12 @@ def test_store_bytes_do_not_depend_on_batch_size_or_interruption(
     reference = files_of(extraction(tmp_path / "reference"))
     assert len(reference) == 1 + 4 + 1
     assert files_of(extraction(tmp_path / "small", batch_size=7, num_workers=2)) == reference
+    torch.set_num_threads(2)  # two threads that decode and encode side by side
+    try:
+        assert files_of(extraction(tmp_path / "two", batch_size=50, num_workers=2)) == reference
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
 
     class Killed(BaseException):
         """Stands for the end of the process."""

@@ -1,0 +1,43 @@
+"""`scripts/benchmark NAME`: one benchmark a file here; each is told what it needs by its own flags."""
+
+import argparse
+import os
+import sys
+from importlib import import_module
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+BENCHMARKS = {
+    "lookup": ("lookup", "nearest-code lookup and the EMA step against other libraries"),
+    "dump": ("dump", "images to codes on disk, against the encoder alone and a dump as people write it"),
+    "train-vqvae": ("train_step", "a training step of stage one against plain PyTorch"),
+    "quantisers": ("quantisers", "quantisers by codebook size and code dimension: errors, use, and nats of a prior"),
+    "protocol": ("protocol", "one recipe of train-vqvae over several seeds, by the same measures"),
+}
+
+
+def main() -> None:
+    """Run the benchmark that the command line names."""
+    parser = argparse.ArgumentParser(prog="scripts/benchmark", description="Measures stage one.")
+    commands = parser.add_subparsers(dest="benchmark", required=True)
+    chosen = next((word for word in sys.argv[1:] if not word.startswith("-")), None)
+    for name, (module, about) in BENCHMARKS.items():
+        command = commands.add_parser(name, help=about, description=about)
+        if name != chosen:
+            continue
+        command.add_argument("--json", action="store_true", help="end with one line of JSON")
+        command.add_argument("--threads", type=int, help="threads of the computation; left out: as torch chooses")
+        import_module(module).add_flags(command)
+    arguments = parser.parse_args()
+    if arguments.threads:
+        os.environ["OMP_NUM_THREADS"] = str(arguments.threads)
+    import torch
+
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    import_module(BENCHMARKS[arguments.benchmark][0]).run(arguments)
+
+
+if __name__ == "__main__":
+    main()

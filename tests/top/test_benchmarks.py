@@ -1,0 +1,125 @@
+"""`scripts/benchmark`: what it prints, that it resumes, and that its contenders do the same job."""
+
+import argparse
+import json
+import runpy
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+
+Benchmark = Callable[[str], ModuleType]
+
+
+@pytest.fixture
+def benchmark_module(repository: Path, monkeypatch: pytest.MonkeyPatch) -> Benchmark:
+    """Import a file of scripts/benchmarks by its name, as the entry does."""
+    monkeypatch.syspath_prepend(str(repository / "scripts" / "benchmarks"))
+    return import_module
+
+
+def test_lookup_ends_with_one_line_of_json(
+    repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("vector_quantize_pytorch")
+    pytest.importorskip("diffusers")
+    folder = repository / "scripts" / "benchmarks"
+    monkeypatch.setattr(sys, "argv", [str(folder), "lookup", "--quick", "--rounds", "2", "--json"])
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    runpy.run_path(str(folder), run_name="__main__")
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert told["benchmark"] == "lookup"
+    assert {"name", "seconds", "seconds_per_round", "peak_mb"} <= set(told["rows"][0])
+    for row in told["rows"]:
+        assert len(row["seconds_per_round"]) == 2
+        assert row["seconds"] == pytest.approx(np.median(row["seconds_per_round"]))
+    wanted = {"k512_vs_diffusers", "k512_vs_lucidrains", "k512_of_gemm", "k16384_vs_diffusers", "ema_step_vs_diffusers"}
+    assert wanted <= set(told["ratios"])
+    seconds = {row["name"]: row["seconds"] for row in told["rows"]}
+    assert told["ratios"]["k512_vs_diffusers"] == pytest.approx(seconds["k512_diffusers"] / seconds["k512_ours"])
+    assert 0 <= told["limits"]["extra_mb"] < 100
+
+
+def test_a_library_that_is_missing_is_named_in_one_line(
+    benchmark_module: Benchmark, capsys: pytest.CaptureFixture[str]
+) -> None:
+    timing = benchmark_module("timing")
+    with pytest.raises(SystemExit) as ending:
+        timing.require(no_such_module="no-such-package")
+    assert ending.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "no-such-package" in line
+
+
+def test_rounds_are_interleaved_and_rotated(benchmark_module: Benchmark) -> None:
+    order: list[str] = []
+    contenders = {name: lambda name=name: order.append(name) for name in "abc"}
+    seconds = benchmark_module("timing").interleaved(contenders, rounds=2, warmup=1)
+    assert "".join(order) == "abc" + "bca" + "cab"
+    assert {name: len(values) for name, values in seconds.items()} == {"a": 2, "b": 2, "c": 2}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
+def test_extra_memory_is_what_was_held_at_the_peak(benchmark_module: Benchmark) -> None:
+    measured = benchmark_module("timing").extra_mb(lambda: np.ones(50_000_000 // 8).sum())
+    if measured is None:
+        pytest.skip("this system does not let a process reset its peak")
+    assert 45 < measured < 60  # 50 MB were held, and given back
+
+
+def test_contenders_find_the_same_codes(benchmark_module: Benchmark) -> None:
+    pytest.importorskip("vector_quantize_pytorch")
+    pytest.importorskip("diffusers")
+    lookup = benchmark_module("lookup")
+    size = lookup.Size(300, 8, 32)
+    codes = lookup.contender("k512_lookup", size)()
+    assert torch.equal(lookup.contender("k512_diffusers", size)()[2][2].view(-1), codes)
+    assert torch.equal(lookup.contender("k512_lucidrains", size)()[1].view(-1), codes)
+
+
+def test_the_plain_network_is_the_notebooks(benchmark_module: Benchmark) -> None:
+    baselines = benchmark_module("baselines")
+    training = baselines.PlainTraining()
+    assert sum(parameter.numel() for parameter in training.model.parameters()) == 662_723
+    pixels = torch.randint(0, 256, (4, 32, 32, 3), dtype=torch.uint8)
+    losses = [training.step(pixels) for _ in range(6)]
+    assert losses[-1] < losses[0]
+
+
+def test_every_cell_is_a_setting_that_train_vqvae_takes(benchmark_module: Benchmark) -> None:
+    from stage1_vqvae.settings import DataFacts, check, resolve
+    from stage1_vqvae.train import new_codec
+
+    quantisers = benchmark_module("quantisers")
+    cells = quantisers.cells()
+    assert len(cells) == 25
+    for name, values in cells.items():
+        settings = quantisers.codec_settings({**values})
+        settings.data, settings.out = "digits", Path("somewhere")
+        check(settings)
+        resolved = resolve(settings, DataFacts(45_000, (32, 32), 32, False), "cpu")
+        assert new_codec(resolved).spec.levels[0].num_codes == values["num_codes"], name
+
+
+def test_cells_run_once_and_are_told_by_seed(
+    benchmark_module: Benchmark, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cell = benchmark_module("cell")
+    folder = tmp_path / "cells"
+    folder.mkdir()
+    for seed, psnr in ((0, 24.0), (1, 26.0)):
+        record = dict.fromkeys(cell.COLUMNS, 1.0) | {"name": "a", "seed": seed, "steps": 5, "psnr": psnr}
+        cell.record_path(tmp_path, "a", 5, seed).write_text(json.dumps(record))
+    table = cell.markdown(cell.records(tmp_path, ["a"]))
+    assert "| a | 5 | 2 | 25.00 ± 1.41 |" in table
+
+    parser = argparse.ArgumentParser()
+    cell.add_cell_flags(parser)
+    arguments = parser.parse_args(["--out", str(tmp_path), "--steps", "5", "--seeds", "0", "1"])
+    assert cell.run_missing("quantisers", ["a"], arguments) == []
+    assert "2 are there, 0 to run" in capsys.readouterr().out
