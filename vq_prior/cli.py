@@ -56,6 +56,11 @@ COMMANDS = {
     "reconstruct": Command(
         "stage1_vqvae.settings:Reconstruct", "vq_prior.commands:reconstruct", "images -> codec -> images"
     ),
+    "resize-codebook": Command(
+        "stage1_vqvae.resize_settings:ResizeCodebook",
+        "vq_prior.commands:resize_codebook",
+        "codec -> codec with fewer or more codes",
+    ),
     "evaluate": Command("vq_prior.settings:Evaluate", "vq_prior.commands:evaluate", "measure a codec or a MODEL"),
     "push": Command("vq_prior.settings:Push", "vq_prior.commands:push", "MODEL -> Hugging Face Hub"),
     "pull": Command("vq_prior.settings:Pull", "vq_prior.commands:pull", "Hugging Face Hub -> MODEL"),

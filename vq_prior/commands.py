@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from vq_prior.settings import Assemble, Env, Evaluate, Generate, Pull, Push, PushCodes, Verify
 
 if TYPE_CHECKING:
+    from stage1_vqvae.resize_settings import ResizeCodebook
     from stage1_vqvae.settings import ExtractCodes, Reconstruct, TrainVQVAE
     from stage2_prior.settings import TrainPrior
 
@@ -59,6 +60,15 @@ def reconstruct(settings: "Reconstruct") -> None:
 
     settle(settings.codec)
     write(settings)
+
+
+def resize_codebook(settings: "ResizeCodebook") -> None:
+    """Give a codec another number of codes."""
+    from stage1_vqvae.resize import resize_codebook as resize
+    from vq_prior.inputs import settle
+
+    settle(settings.codec)
+    resize(settings)
 
 
 def evaluate(settings: Evaluate) -> None:

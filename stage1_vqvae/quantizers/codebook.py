@@ -69,11 +69,16 @@ class CodebookQuantizer(Quantizer):
 
     @torch.no_grad()
     def start(self, vectors: Tensor, rng: np.random.Generator) -> None:
-        """Set the codebook from latent vectors [N, D]: k-means centres, or vectors drawn at random."""
+        """Set the codes from latent vectors [N, D]: k-means centres, or vectors drawn at random; None leaves them."""
         if self.settings.start is None:
             return
         iterations = 10 if self.settings.start == "kmeans" else 0
-        self.codebook.copy_(self.place(kmeans(self.place(vectors), self.num_codes, rng, iterations=iterations)))
+        self.set_codes(kmeans(self.place(vectors), self.num_codes, rng, iterations=iterations))
+
+    @torch.no_grad()
+    def set_codes(self, vectors: Tensor) -> None:
+        """Make these vectors [K, D] the codes, and forget how the former ones were used."""
+        self.codebook.copy_(self.place(vectors))
 
     def identity_config(self) -> dict[str, Any]:
         """Return the settings on which codes depend."""

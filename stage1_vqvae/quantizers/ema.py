@@ -39,9 +39,9 @@ class EMAQuantizer(CodebookQuantizer):
         self._statistics.add(vectors, codes, self.num_codes)
 
     @torch.no_grad()
-    def start(self, vectors: Tensor, rng: np.random.Generator) -> None:
-        """Set codebook and averages from latent vectors [N, D]."""
-        super().start(vectors, rng)
+    def set_codes(self, vectors: Tensor) -> None:
+        """Make these vectors [K, D] the codes, each as if it had been chosen once."""
+        super().set_codes(vectors)
         self.ema_counts.fill_(1.0)
         self.ema_sums.copy_(self.codebook)
 

@@ -56,14 +56,16 @@ def draw_rows(vectors: Tensor, count: int, rng: np.random.Generator) -> Tensor:
 
 
 @torch.no_grad()
-def kmeans(vectors: Tensor, num_codes: int, rng: np.random.Generator, *, iterations: int = 10) -> Tensor:
+def kmeans(
+    vectors: Tensor, num_codes: int, rng: np.random.Generator, *, iterations: int = 10, start: Tensor | None = None
+) -> Tensor:
     """Return k-means centres [K, D] of vectors [N, D] (Lloyd 1982), computed on the host.
 
-    Starts on drawn vectors; a centre that loses all its vectors moves onto a drawn one.
+    Starts on `start` [K, D], or on drawn vectors; a centre that loses all its vectors moves onto a drawn one.
     The same vectors and generator give the same bits on every process.
     """
     vectors = vectors.detach().float().cpu()
-    centres = draw_rows(vectors, num_codes, rng)
+    centres = draw_rows(vectors, num_codes, rng) if start is None else start.detach().float().cpu()
     for _ in range(iterations):
         table = sums_by_code(vectors, nearest_codes(vectors, centres), num_codes)
         empty = table[:, 0] == 0

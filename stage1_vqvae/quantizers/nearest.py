@@ -34,9 +34,9 @@ class NearestQuantizer(CodebookQuantizer):
         self._statistics.add(vectors, codes, self.num_codes)
 
     @torch.no_grad()
-    def start(self, vectors: Tensor, rng: np.random.Generator) -> None:
-        """Set the codebook from latent vectors [N, D]."""
-        super().start(vectors, rng)
+    def set_codes(self, vectors: Tensor) -> None:
+        """Make these vectors [K, D] the codes, each as if it had been chosen once."""
+        super().set_codes(vectors)
         self.use.fill_(1.0)
 
     @torch.no_grad()

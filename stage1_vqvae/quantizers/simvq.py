@@ -4,7 +4,6 @@ Zhu et al. 2024, "Addressing representation collapse in vector quantized models 
 linear layer" (SimVQ), eq. 6. Letters: D code dimension, K number of codes.
 """
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -26,11 +25,10 @@ class SimVQQuantizer(CodebookQuantizer):
         return self.place(self.map(self.codebook))
 
     @torch.no_grad()
-    def start(self, vectors: Tensor, rng: np.random.Generator) -> None:
-        """Freeze the codebook at latent vectors [N, D] and let the map start as the identity."""
-        super().start(vectors, rng)
-        if self.settings.start is not None:
-            nn.init.eye_(self.map.weight)
+    def set_codes(self, vectors: Tensor) -> None:
+        """Freeze the codebook at these vectors [K, D] and let the map start as the identity."""
+        super().set_codes(vectors)
+        nn.init.eye_(self.map.weight)
 
     def identity_tensors(self) -> dict[str, Tensor]:
         """Return codebook and map."""

@@ -447,6 +447,7 @@ def test_the_command_line_says_what_is_wrong(
     given = ("--codec", folder, "--data", pictures, "--out", tmp_path / "out")
     fails(2, "image size 15x15 does not fit", "extract-codes", *given, "--image-size", 15)
     fails(2, "cannot decode", "reconstruct", *given)
+    fails(2, "a codec of another library", "resize-codebook", *given, "--codebook-size", 8)
     edited(folder, auto_map={"AutoModel": "evil.Model"})
     fails(3, "auto_map", "extract-codes", *given)
     assert not (tmp_path / "out").exists()

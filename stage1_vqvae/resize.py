@@ -1,0 +1,287 @@
+"""`resize-codebook`: codecs of other rates from one trained codec, by clustering its latents.
+
+Encoder and decoder stay, the codebook is clustered anew (Seo and Kang 2024, "Rate-adaptive
+quantization", section 3.3, cluster the codes of a trained codec; here the latents themselves are
+clustered). Letters: D code dimension, K number of codes, N vectors, T tokens of an image.
+"""
+
+import math
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from stage1_vqvae.codecs import AnyCodec, open_codec
+from stage1_vqvae.evaluate import ROWS_AT_ONCE, evaluate_codec, transform_of
+from stage1_vqvae.losses import reconstruction_terms, weighted_sum
+from stage1_vqvae.model import VQVAE, VQVAEConfig, save_codec
+from stage1_vqvae.pixels import PixelRows, load_pixels
+from stage1_vqvae.quantizers import QUANTIZERS
+from stage1_vqvae.quantizers.codebook import CodebookQuantizer
+from stage1_vqvae.quantizers.lookup import kmeans, nearest_codes
+from stage1_vqvae.resize_settings import ResizeCodebook, check_resize
+from stage1_vqvae.settings import LossSettings
+from stage1_vqvae.sources import ImageData, open_data_of
+from vq_prior.core.artifacts import new_folder, require_replaceable
+from vq_prior.core.components import WEIGHTS
+from vq_prior.core.errors import NumericError, UsageError
+from vq_prior.core.media import to_unit_range
+from vq_prior.core.optim import adamw, lr_at, set_learning_rate
+from vq_prior.core.randomness import batch_rows, keyed_generator
+from vq_prior.core.records import TrainingRecord, command_line, public_name, read_record, write_record
+from vq_prior.core.runs import require_free_space
+from vq_prior.core.runtime import start_runtime
+from vq_prior.core.spec import CodeSpec
+
+MAX_IMAGES, MAX_VECTORS = 10_000, 2**20  # that many tell where latents lie, and fit in memory
+ITERATIONS = 30  # of k-means; 100 gave at most 0.1 dB more on the digits (docs/log.md)
+WARMUP_STEPS = 20
+
+
+def resize_codebook(settings: ResizeCodebook) -> list[dict[str, Any]]:
+    """Print rate and quality at each size, write the codec of a single one to OUT/vqvae, and return the table.
+
+    Returns:
+        One entry a row: `codes`, `what`, and what `evaluate_codec` found on the held-out images. The first is the codec
+        as given.
+
+    Raises:
+        UsageError: If a setting is out of range, the codec has no codebook to resize, or OUT is not to be replaced.
+        ArtifactError: If codec or data are missing or damaged.
+        NumericError: If the loss or a gradient of the fine-tuning is not finite; nothing is written.
+    """
+    check_resize(settings)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError("resize-codebook runs in one process; start it without a launcher")
+    given = _resizable(open_codec(settings.codec, to_decode=False), settings)
+    transform = transform_of(given)
+    final = _destination(settings, given)
+    runtime = start_runtime("fp32")
+    for note in (runtime.describe(), *given.notes):
+        print(note, flush=True)
+    data = open_data_of(settings, say=print)
+    rows = _rows_to_cluster(settings, given.spec, len(data.train))
+    train = load_pixels(data.train, transform, num_workers=settings.num_workers)
+    validation = load_pixels(data.validation, transform, num_workers=settings.num_workers)
+    given.to(runtime.device)  # type: ignore[arg-type]
+    vectors = _latents(given, train, rows)
+    print(f"clustering {len(vectors)} latent vectors of {len(rows)} training images", flush=True)
+    print(_heading())
+    table, codec = [_measured(given, validation, "as given")], given
+    print(_line(table[-1], given.spec), flush=True)
+    for size in settings.codebook_size:
+        codec = resized(given, size, vectors, keyed_generator(settings.seed, size, "codebook resizing"))
+        table.append(_measured(codec, validation, "resized"))
+        print(_line(table[-1], codec.spec), flush=True)
+        if settings.steps is not None:
+            _fine_tune(settings, codec, train)
+            table.append(_measured(codec, validation, f"and tuned for {settings.steps} steps"))
+            print(_line(table[-1], codec.spec), flush=True)
+    if final is None:
+        print("nothing was written; one --codebook-size and --out RUN write that codec to RUN/vqvae")
+    else:
+        _write(settings, given, codec, data, table[-1]["measured"], final)
+    return table
+
+
+def _resizable(codec: AnyCodec, settings: ResizeCodebook) -> VQVAE:
+    """Return the codec if its codebook can be resized to every size asked for.
+
+    Raises:
+        UsageError: If it is of another library, its quantiser has no codebook of free vectors, or it has that size.
+        ArtifactError: If a codebook would be too large.
+    """
+    if not isinstance(codec, VQVAE):
+        raise UsageError(f"{settings.codec} is a codec of another library; only those of train-vqvae can be resized")
+    a = codec.architecture
+    if not isinstance(codec.quantizer, CodebookQuantizer):
+        able = [name for name in QUANTIZERS.names() if issubclass(QUANTIZERS[name], CodebookQuantizer)]
+        raise UsageError(
+            f"the codes of quantiser {a.quantizer.name} are no vectors that can be moved one by one; "
+            f"only codebooks of {', '.join(able)} can be resized"
+        )
+    for size in settings.codebook_size:
+        if size == a.quantizer.num_codes:
+            raise UsageError(f"--codebook-size must differ from the codec's own, which is {size}; leave it out")
+        replace(a, quantizer=replace(a.quantizer, num_codes=size)).check(f"--codebook-size {size}")
+    return codec
+
+
+def _destination(settings: ResizeCodebook, given: VQVAE) -> Path | None:
+    """Return where the codec goes, None if only the table is asked for; raises `UsageError` if that is taken."""
+    if settings.out is None or len(settings.codebook_size) > 1:
+        return None
+    final = settings.out / "vqvae"
+    if given.loaded_from is not None and given.loaded_from.resolve() == final.resolve():
+        raise UsageError(f"{final} is the codec to be resized, which is kept; choose another --out")
+    if (settings.out / "vqvae-training").exists():
+        raise UsageError(f"{settings.out} holds a run of train-vqvae; choose another --out")
+    require_replaceable(final, WEIGHTS, "codec")
+    if (final / WEIGHTS).exists() and not settings.overwrite:
+        raise UsageError(f"{final} exists; choose another --out or pass --overwrite")
+    require_free_space(settings.out, 2 * sum(tensor.nbytes for tensor in given.state_dict().values()))
+    return final
+
+
+def _rows_to_cluster(settings: ResizeCodebook, spec: CodeSpec, num_train: int) -> NDArray[np.int64]:
+    """Return the training rows whose latents are clustered, ascending: all of them, or as many as suffice, drawn.
+
+    Raises:
+        UsageError: If they have fewer vectors than a codebook is to have.
+    """
+    largest = max(settings.codebook_size)
+    count = min(num_train, MAX_IMAGES, max(1, MAX_VECTORS // spec.num_tokens))
+    if largest > count * spec.num_tokens:
+        raise UsageError(
+            f"--codebook-size must be at most {count * spec.num_tokens}, the latent vectors of the {count} images that "
+            f"are clustered, got {largest}"
+        )
+    return np.sort(keyed_generator(settings.seed, 0, "rows to cluster").permutation(num_train)[:count])
+
+
+def _latents(codec: VQVAE, pixels: PixelRows, rows: NDArray[np.int64]) -> Tensor:
+    """Return the latent vectors [N, D] float32 of some images, on the host."""
+    parts = []
+    for first in range(0, len(rows), ROWS_AT_ONCE):
+        images = to_unit_range(torch.from_numpy(pixels.batch(rows[first : first + ROWS_AT_ONCE])))
+        parts.append(codec.encode_latents(images).reshape(-1, codec.quantizer.code_dim).cpu())
+    return torch.cat(parts)
+
+
+@torch.no_grad()
+def clustered(codebook: Tensor, vectors: Tensor, size: int, rng: np.random.Generator) -> Tensor:
+    """Return a codebook [size, D] for latent vectors [N, D], N at least `size`, from one that was made for them.
+
+    k-means that starts from the codes in use, the most used first. Where these are too few it also starts from latents
+    drawn with the square of their distance to the nearest code as weight (Arthur and Vassilvitskii 2007,
+    "k-means++"), which splits the codes that hold the most distortion. It never ends with more distortion than it
+    starts with, so a larger codebook has at most that of the old one.
+    """
+    codebook, vectors = codebook.detach().float().cpu(), vectors.detach().float().cpu()
+    codes = nearest_codes(vectors, codebook)
+    use = torch.bincount(codes, minlength=codebook.shape[0])
+    most_used_first = use.argsort(descending=True, stable=True)
+    start = codebook[most_used_first[: min(size, int((use > 0).sum()))]]
+    missing = size - start.shape[0]
+    if missing:
+        weights = (vectors - codebook[codes]).square().sum(1).double()
+        weights += 1e-9 * weights.mean() + 1e-30  # so that `missing` of them are above 0, whatever the data
+        drawn = rng.choice(len(vectors), size=missing, replace=False, p=(weights / weights.sum()).numpy())
+        start = torch.cat([start, vectors[torch.from_numpy(drawn)]])
+    return kmeans(vectors, size, rng, iterations=ITERATIONS, start=start)
+
+
+def resized(codec: VQVAE, size: int, vectors: Tensor, rng: np.random.Generator) -> VQVAE:
+    """Return a codec with `size` codes and the same encoder and decoder, in eval mode, on the same device.
+
+    Args:
+        codec: Whose quantiser is a `CodebookQuantizer`; left as it is.
+        size: Number of codes.
+        vectors: Latents of the codec, [N, D], N at least `size`.
+        rng: Of the clustering.
+    """
+    a = codec.architecture
+    assert isinstance(codec.quantizer, CodebookQuantizer)
+    result = VQVAE(VQVAEConfig(replace(a, quantizer=replace(a.quantizer, num_codes=size))))
+    result.encoder.load_state_dict(codec.encoder.state_dict())
+    result.decoder.load_state_dict(codec.decoder.state_dict())
+    assert isinstance(result.quantizer, CodebookQuantizer)
+    placed = codec.quantizer.place(vectors.to(codec.device))
+    result.quantizer.set_codes(clustered(codec.quantizer.table(), placed, size, rng))
+    return result.to(codec.device).eval()  # type: ignore[arg-type]
+
+
+def _fine_tune(settings: ResizeCodebook, codec: VQVAE, train: PixelRows) -> None:
+    """Tune decoder and codebook to each other in place; the encoder is frozen.
+
+    A step is a function of (seed, step) and of the state before it.
+    """
+    assert settings.steps is not None
+    codec.train()
+    codec.encoder.requires_grad_(False).eval()
+    optimizer = adamw(codec, learning_rate=settings.learning_rate, weight_decay=0.0, betas=(0.9, 0.99))
+    for step in tqdm(range(settings.steps), unit="step", disable=None, leave=False):
+        pixels = train.batch(batch_rows(len(train), settings.batch_size, settings.seed, step))
+        images = to_unit_range(torch.from_numpy(pixels)).to(codec.device)
+        learning_rate = lr_at(
+            step,
+            steps=settings.steps,
+            peak=settings.learning_rate,
+            warmup_steps=min(WARMUP_STEPS, settings.steps // 10),
+            decay_fraction=0.5,
+        )
+        set_learning_rate(optimizer, learning_rate)
+        output = codec(images)
+        loss = weighted_sum(reconstruction_terms(images, output.images, kind="mse") | output.loss, LossSettings())
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(codec.parameters(), 1.0)
+        if not (torch.isfinite(loss) and torch.isfinite(norm)):
+            raise NumericError(f"the loss is not finite at step {step + 1}; lower --learning-rate")
+        optimizer.step()
+        codec.quantizer.update(keyed_generator(settings.seed, step, "quantizer"))
+    codec.requires_grad_(True).eval()
+
+
+def _measured(codec: VQVAE, validation: PixelRows, what: str) -> dict[str, Any]:
+    result = evaluate_codec(codec, validation, device=codec.device)
+    return {"codes": codec.spec.levels[0].num_codes, "what": what, "measured": result}
+
+
+def rates(result: dict[str, Any], spec: CodeSpec) -> dict[str, float]:
+    """Return the rate of a codec of this spec that `evaluate_codec` judged.
+
+    Returns:
+        `bits`: T log2 K, bits of an image at a fixed length a code. `entropy_coded_bits`: T times the entropy of the
+        codes of the held-out images, what a coder that knows how often each occurs would take at least (too low where
+        few images are held out for many codes). `bits_per_pixel`: `bits` over height times width.
+    """
+    pairs = list(zip(spec.levels, result["levels"], strict=True))
+    bits = sum(level.num_tokens * math.log2(level.num_codes) for level, _ in pairs)
+    entropy = sum(level.num_tokens * math.log2(max(1.0, found["perplexity"])) for level, found in pairs)
+    return {"bits": bits, "entropy_coded_bits": entropy, "bits_per_pixel": bits / math.prod(spec.shape)}
+
+
+def _heading() -> str:
+    return "  codes  bits/image  entropy-coded  bits/pixel  psnr (dB)    ssim  codes used"
+
+
+def _line(row: dict[str, Any], spec: CodeSpec) -> str:
+    result, rate = row["measured"], rates(row["measured"], spec)
+    return (
+        f"{row['codes']:>7}  {rate['bits']:>10.1f}  {rate['entropy_coded_bits']:>13.1f}  "
+        f"{rate['bits_per_pixel']:>10.3f}  {result['psnr']:>9.2f}  {result['ssim']:>6.4f}  "
+        f"{result['levels'][0]['usage']:>10.0%}  {row['what']}"
+    )
+
+
+def _write(
+    settings: ResizeCodebook, given: VQVAE, codec: VQVAE, data: ImageData, measured: dict[str, Any], final: Path
+) -> None:
+    """Write the codec with its record and say what follows from its new identity."""
+    old = None if given.loaded_from is None else read_record(given.loaded_from)
+    command = command_line("resize-codebook", settings)
+    record = TrainingRecord(
+        format_version=1,
+        command=f"{old.command}\n{command}" if old else command,
+        data=public_name(settings.data),
+        data_id=data.data_id,
+        num_train=len(data.train),
+        num_held_out=len(data.validation),
+        measured=measured,
+    )
+    with new_folder(final) as staging:
+        save_codec(codec, staging)
+        write_record(staging, record)
+    print(f"wrote {final} (codec {codec.codec_id[:12]}, made from {given.codec_id[:12]})")
+    print(
+        "its codes are new: codes must be extracted anew and a prior trained anew; those of the given codec do not fit"
+    )
+    codes = final.parent / "codes"
+    print(f"next: vq-prior extract-codes --codec {final} --data {settings.data} --out {codes}", flush=True)

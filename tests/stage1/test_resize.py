@@ -1,0 +1,279 @@
+"""Codecs with fewer and more codes, made from the tiny run's without training."""
+
+import json
+import math
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from stage1_vqvae import resize
+from stage1_vqvae.evaluate import evaluate_codec
+from stage1_vqvae.model import VQVAE, VQVAEConfig, load_codec
+from stage1_vqvae.pixels import Transform, load_pixels
+from stage1_vqvae.quantizer_settings import QuantizerSettings
+from stage1_vqvae.quantizers import QUANTIZERS, Quantizer
+from stage1_vqvae.resize import clustered, rates, resize_codebook, resized
+from stage1_vqvae.resize_settings import ResizeCodebook
+from stage1_vqvae.sources import open_data
+from vq_prior.cli import main
+from vq_prior.core.artifacts import new_folder
+from vq_prior.core.errors import UsageError, VQPriorError
+from vq_prior.core.spec import CodeSpec, LevelSpec
+from vq_prior.verify import verify
+
+
+@pytest.fixture
+def asked(tiny_run: Path, tmp_path: Path) -> ResizeCodebook:
+    """Eight codes instead of 128."""
+    return ResizeCodebook(str(tiny_run), (8,), "digits", tmp_path / "run", num_workers=1)
+
+
+def distances(vectors: np.ndarray, codebook: np.ndarray) -> np.ndarray:
+    """Squared distance of each vector to its nearest code."""
+    return ((vectors[:, None].astype(np.float64) - codebook[None]) ** 2).sum(2).min(1)
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_clustering_agrees_with_lloyd_in_numpy() -> None:
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(300, 3)).astype(np.float32)
+    old = rng.normal(size=(12, 3)).astype(np.float32)
+    nearest = ((vectors[:, None] - old[None]) ** 2).sum(2).argmin(1)
+    use = np.bincount(nearest, minlength=12)
+    centres = old[np.argsort(-use, kind="stable")[:5]].astype(np.float64)
+    for _ in range(resize.ITERATIONS):
+        own = ((vectors[:, None] - centres[None]) ** 2).sum(2).argmin(1)
+        centres = np.stack([vectors[own == k].mean(0) for k in range(5)])
+    found = clustered(torch.from_numpy(old), torch.from_numpy(vectors), 5, np.random.default_rng(1))
+    assert found.numpy() == pytest.approx(centres, abs=1e-4)
+
+
+def test_distortion_falls_with_the_number_of_codes_and_below_that_of_the_old_codebook() -> None:
+    rng = np.random.default_rng(0)
+    vectors = np.concatenate([rng.normal(size=(400, 2)), rng.normal(10, 3, size=(100, 2))]).astype(np.float32)
+    old = torch.tensor([[0.0, 0.0], [9.0, 9.0], [-500.0, 0.0]])  # the last is in no use
+    errors = {
+        size: distances(
+            vectors, clustered(old, torch.from_numpy(vectors), size, np.random.default_rng(0)).numpy()
+        ).mean()
+        for size in (2, 4, 8, 32, 500)
+    }
+    assert list(errors.values()) == sorted(errors.values(), reverse=True)
+    assert errors[4] < distances(vectors, old.numpy()).mean()
+    assert errors[500] < 1e-3 * errors[2]
+
+
+def test_codes_begin_where_the_distortion_is() -> None:
+    tight, wide = torch.zeros(500, 2), torch.tensor([[100.0, 0.0]]) + 10 * torch.randn(20, 2)
+    codebook = clustered(
+        torch.tensor([[0.0, 0.0], [100.0, 0.0]]), torch.cat([tight, wide]), 8, np.random.default_rng(0)
+    )
+    assert int((codebook[:, 0] > 50).sum()) == 7
+
+
+def test_vectors_that_are_all_the_same_are_no_obstacle() -> None:
+    codebook = clustered(torch.ones(2, 3), torch.ones(20, 3), 6, np.random.default_rng(0))
+    assert torch.equal(codebook, torch.ones(6, 3))
+
+
+def test_smaller_codebook_is_a_whole_codec_with_the_same_networks(
+    asked: ResizeCodebook, tiny_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = resize_codebook(asked)
+    folder = asked.out / "vqvae"
+    old, new = load_codec(tiny_run), load_codec(folder)
+    assert new.spec.levels[0].num_codes == 8
+    assert new.codec_id != old.codec_id
+    before, after = old.state_dict(), new.state_dict()
+    networks = [name for name in before if not name.startswith("quantizer.")]
+    assert networks
+    assert all(torch.equal(before[name], after[name]) for name in networks)
+    pixels = load_pixels(open_data("digits").validation, Transform(8, 8, 1))
+    assert table[-1]["measured"] == evaluate_codec(new, pixels)
+    assert table[0]["measured"] == evaluate_codec(old, pixels)
+    assert verify(asked.out)
+    record = json.loads((folder / "training.json").read_text())
+    first, second = record["command"].splitlines()
+    assert first == json.loads((tiny_run / "vqvae" / "training.json").read_text())["command"]
+    assert second == "vq-prior resize-codebook --codec CODEC --codebook-size 8 --data digits --out RUN"
+    assert record["measured"] == table[-1]["measured"]
+    printed = capsys.readouterr().out
+    assert "codes must be extracted anew and a prior trained anew" in printed
+    assert f"next: vq-prior extract-codes --codec {folder} --data digits --out {asked.out / 'codes'}" in printed
+
+
+def test_the_same_request_gives_the_same_bytes_and_another_seed_others(asked: ResizeCodebook, tmp_path: Path) -> None:
+    requests = {"a": 0, "b": 0, "c": 1}
+    runs = [replace(asked, out=tmp_path / name, codebook_size=(300,), seed=seed) for name, seed in requests.items()]
+    first, second, third = (resize_codebook(run) and files_of(run.out / "vqvae") for run in runs)
+    assert first == second
+    assert first["model.safetensors"] != third["model.safetensors"]
+
+
+def test_several_sizes_give_a_table_and_no_files(asked: ResizeCodebook, capsys: pytest.CaptureFixture[str]) -> None:
+    table = resize_codebook(replace(asked, codebook_size=(4, 512)))
+    assert [row["codes"] for row in table] == [128, 4, 512]
+    given, few, many = (row["measured"] for row in table)
+    assert few["psnr"] < given["psnr"] < many["psnr"]
+    printed = capsys.readouterr().out
+    assert "nothing was written" in printed
+    assert not asked.out.exists()
+    line = next(line for line in printed.splitlines() if line.strip().startswith("512 "))
+    assert line.split()[:2] == ["512", "144.0"]  # 4x4 codes of 9 bits
+    assert line.split()[3] == "2.250"  # over 8x8 pixels
+
+
+def test_rates_are_those_of_a_fixed_and_of_an_ideal_code() -> None:
+    spec = CodeSpec(1, (6, 4), (LevelSpec((3, 2), 16),))
+    counts = np.array([6, 2, 1, 1])
+    share = counts / counts.sum()
+    perplexity = math.exp(-(share * np.log(share)).sum())
+    found = rates({"levels": [{"perplexity": perplexity}]}, spec)
+    assert found["bits"] == 6 * 4
+    assert found["bits_per_pixel"] == 1.0
+    assert found["entropy_coded_bits"] == pytest.approx(-6 * (share * np.log2(share)).sum())
+
+
+def test_fine_tuning_lowers_the_error_and_leaves_the_encoder(asked: ResizeCodebook, tiny_run: Path) -> None:
+    tuned = replace(asked, steps=30, batch_size=32)
+    _, before, after = resize_codebook(tuned)
+    assert after["measured"]["mse"] < before["measured"]["mse"]
+    old, new = load_codec(tiny_run).state_dict(), load_codec(asked.out).state_dict()
+    assert all(torch.equal(old[name], new[name]) for name in old if name.startswith("encoder."))
+    assert not all(torch.equal(old[name], new[name]) for name in old if name.startswith("decoder."))
+    again = replace(tuned, out=asked.out.with_name("again"))
+    resize_codebook(again)
+    assert files_of(again.out / "vqvae") == files_of(asked.out / "vqvae")
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("ema", {"distance": "cosine", "start": None}),
+        ("nearest", {"distance": "cosine"}),
+        ("simvq", {}),
+        ("gumbel", {}),
+    ],
+)
+def test_codes_of_every_codebook_lie_where_the_quantiser_measures(
+    tiny_run: Path, name: str, options: dict[str, object]
+) -> None:
+    settings = QuantizerSettings(name=name, num_codes=8, code_dim=4, **options)
+    torch.manual_seed(0)
+    codec = VQVAE(VQVAEConfig(replace(load_codec(tiny_run).architecture, quantizer=settings))).eval()
+    vectors = torch.randn(300, 4)
+    errors = []
+    for size in (4, 64):
+        quantizer = resized(codec, size, vectors, np.random.default_rng(0)).quantizer
+        assert quantizer.table().shape == (size, 4)
+        errors.append(float((quantizer(vectors).vectors - quantizer.place(vectors)).square().sum(1).mean().detach()))
+    assert errors[1] < 0.5 * errors[0]
+
+
+def with_quantizer(codec: VQVAE, name: str) -> VQVAE:
+    a = codec.architecture
+    return VQVAE(VQVAEConfig(replace(a, quantizer=replace(a.quantizer, name=name))))
+
+
+def saved(codec: VQVAE, folder: Path) -> str:
+    codec.save_pretrained(folder)
+    return str(folder)
+
+
+def test_a_codebook_moved_by_gradients_is_resized_too(asked: ResizeCodebook, tiny_run: Path, tmp_path: Path) -> None:
+    codec = saved(with_quantizer(load_codec(tiny_run), "nearest"), tmp_path / "codec")
+    _, before, after = resize_codebook(replace(asked, codec=codec, steps=10))
+    assert after["measured"]["mse"] < before["measured"]["mse"]
+    assert load_codec(asked.out).architecture.quantizer.num_codes == 8
+
+
+WRONG: dict[str, tuple[dict[str, object], str]] = {
+    "too few": ({"codebook_size": (1,)}, "--codebook-size must be between 2 and 1048576, got 1"),
+    "too many": ({"codebook_size": (2**20 + 1,)}, "between 2 and 1048576, got 1048577"),
+    "twice": ({"codebook_size": (8, 8)}, "name each size once, got 8 twice"),
+    "none": ({"codebook_size": ()}, "must be one number of codes or several, got none"),
+    "present": ({"codebook_size": (8, 128)}, "must differ from the codec's own, which is 128"),
+    "more than vectors": ({"codebook_size": (30_000,)}, "must be at most 27328, the latent vectors of the 1708 images"),
+    "steps": ({"steps": 0}, "--steps must be between 1 and"),
+    "learning rate": ({"learning_rate": math.nan}, "--learning-rate must be a number above 0, at most 10, got nan"),
+    "no data": ({"data": "nowhere"}, "nowhere does not exist"),
+    "no codec": ({"codec": "nowhere"}, "nowhere does not exist"),
+}
+
+
+@pytest.mark.parametrize(("changes", "message"), WRONG.values(), ids=WRONG)
+def test_a_wrong_request_is_refused_and_leaves_nothing(
+    asked: ResizeCodebook, changes: dict[str, object], message: str
+) -> None:
+    with pytest.raises(VQPriorError, match=message):
+        resize_codebook(replace(asked, **changes))
+    assert not asked.out.exists()
+
+
+def test_what_is_at_out_is_replaced_only_if_asked(asked: ResizeCodebook, tiny_run: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is the codec to be resized"):
+        resize_codebook(replace(asked, out=tiny_run, overwrite=True))
+    own = tmp_path / "own"
+    shutil.copytree(tiny_run / "vqvae", own / "vqvae")
+    with pytest.raises(UsageError, match=r"own/vqvae exists; choose another --out or pass --overwrite"):
+        resize_codebook(replace(asked, out=own))
+    resize_codebook(replace(asked, out=own, overwrite=True))
+    assert load_codec(own).spec.levels[0].num_codes == 8
+    (own / "vqvae-training").mkdir()
+    with pytest.raises(UsageError, match="holds a run of train-vqvae"):
+        resize_codebook(replace(asked, out=own, overwrite=True))
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(UsageError, match="existing file"):
+        resize_codebook(replace(asked, out=file))
+    with new_folder(tmp_path / "strange" / "vqvae") as folder:
+        (folder / "letters.txt").touch()
+    with pytest.raises(UsageError, match="files that are no codec"):
+        resize_codebook(replace(asked, out=tmp_path / "strange", overwrite=True))
+
+
+def test_several_processes_are_refused(asked: ResizeCodebook, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match="runs in one process"):
+        resize_codebook(asked)
+
+
+def test_a_quantiser_without_free_codes_is_refused_by_name(
+    asked: ResizeCodebook, tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Fixed(Quantizer):
+        """A quantiser of the contract alone, without a codebook."""
+
+        def identity_config(self) -> dict[str, object]:
+            return {}
+
+        def identity_tensors(self) -> dict[str, torch.Tensor]:
+            return {}
+
+    monkeypatch.setitem(QUANTIZERS._entries, "fixed", Fixed)
+    codec = saved(with_quantizer(load_codec(tiny_run), "fixed"), tmp_path / "codec")
+    with pytest.raises(
+        UsageError, match=r"quantiser fixed .* only codebooks of ema, nearest, simvq, gumbel can be resized"
+    ):
+        resize_codebook(replace(asked, codec=codec))
+
+
+def test_the_command_line_says_it_in_one_line(
+    tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["resize-codebook", "--codec", str(tiny_run), "--data", "digits", "--codebook-size"]
+    assert main([*words, "16", "64"]) == 0
+    assert len([line for line in capsys.readouterr().out.splitlines() if line.endswith("resized")]) == 2
+    assert main([*words, "128", "--out", str(tmp_path / "run")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert main([*words, "many"]) == 2
+    assert "--codebook-size" in capsys.readouterr().err
+    assert main([*words, "16", "--num-processes", "2"]) == 2
+    assert "resize-codebook runs in one process" in capsys.readouterr().err
