@@ -68,6 +68,8 @@ present_torch() {
 prepare_environment() {
     local root="$1" extra="$2" stamp wanted torch constraints
     activate_environment "$root"
+    # Without the files that this would forbid, every process compiles all that it imports: three times the start.
+    unset PYTHONDONTWRITEBYTECODE
     stamp="$VIRTUAL_ENV/.vq-prior-installed"
     wanted="$(fingerprint "$root")"
     if grep -qsx "$wanted $extra" "$stamp" && [[ -x "$VIRTUAL_ENV/bin/vq-prior" ]]; then

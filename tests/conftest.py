@@ -3,11 +3,12 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
+from warm import Warm, same_imports
 
 # Before torch or a Hub library is imported: one thread makes results repeatable, offline makes them honest.
 ENVIRONMENT = {
@@ -66,16 +67,29 @@ def child_environment() -> Callable[..., dict[str, str]]:
 
 
 @pytest.fixture(scope="session")
-def run_cli() -> RunCli:
-    """Run `vq-prior ARGS` in a process of its own: `run_cli("generate", "--model", path, cwd=..., env={...})`."""
+def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warm]:
+    """A process with everything imported that forks for each command."""
+    with Warm(clean_environment(), tmp_path_factory.mktemp("warm")) as process:
+        yield process
+
+
+@pytest.fixture(scope="session")
+def run_cli(warm: Warm) -> RunCli:
+    """Run `vq-prior ARGS` in a process of its own: `run_cli("generate", "--model", path, cwd=..., env={...})`.
+
+    A fork of `warm`, but a new `python -m vq_prior` where `env` changes what libraries read while they are imported.
+    """
 
     def run(
         *arguments: object, cwd: Path | None = None, env: dict[str, str] | None = None, timeout: float = 300
     ) -> "subprocess.CompletedProcess[str]":
+        environment = clean_environment(**(env or {}))
+        if same_imports(environment, warm.environment):
+            return warm.run(arguments, environment, cwd=cwd, timeout=timeout)
         return subprocess.run(
             [sys.executable, "-m", "vq_prior", *map(str, arguments)],
             cwd=cwd,
-            env=clean_environment(**(env or {})),
+            env=environment,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -87,7 +101,7 @@ def run_cli() -> RunCli:
 
 
 @pytest.fixture(scope="session")
-def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_run(tmp_path_factory: pytest.TempPathFactory, warm: Warm) -> Path:
     """A RUN with vqvae, codes, prior and model, trained for a moment on digits by the real commands.
 
     Made once for all workers, in one process; tests that change it work on a copy.
@@ -104,9 +118,7 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if not (run / "model").exists():
             words = [[str(word) for word in command] for command in commands]
             code = f"from vq_prior.cli import main\nfor words in {words!r}: assert main(words) == 0, words[0]"
-            done = subprocess.run(
-                [sys.executable, "-c", code], env=clean_environment(), capture_output=True, text=True, check=False
-            )
+            done = warm.run(code)
             assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
     return run
 

@@ -5,12 +5,13 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
+import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
+from warm import Warm
 
 SEED = int(os.environ.get("VQ_PRIOR_FAULT_SEED", "0")) or random.SystemRandom().randrange(1, 10**6)
 KILLS = int(os.environ.get("VQ_PRIOR_KILLS", "3"))
@@ -24,80 +25,83 @@ def _digests(folder: Path) -> dict[str, str]:
     }
 
 
-def _command(words) -> subprocess.Popen:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "vq_prior", *map(str, words)]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-
-
-def _run(words) -> float:
+def _run(warm: Warm, words) -> float:
     started = time.monotonic()
-    process = _command(words)
-    assert process.wait() == 0, process.stderr.read()
+    done = warm.run(words)
+    assert done.returncode == 0, done.stderr
     return time.monotonic() - started
 
 
-def _run_with_kills(words, out: Path, seconds: float, rng: random.Random, wanted: int = KILLS) -> None:
-    """Run a command to its end through `wanted` kills at random moments after the imports, one at least.
+def _run_with_kills(warm: Warm, rng: random.Random, words, out: Path, seconds: float, *, wanted: int = KILLS) -> None:
+    """Run a command to its end through `wanted` kills at random moments of its work, one at least.
 
-    `seconds` is how long the command takes undisturbed; about half of it goes into imports.
+    `seconds` is how long the command takes undisturbed. Each kill leaves less to do: the last ones meet the end too.
     """
     kills = 0
     while True:
-        process = _command([*words, out])
-        if kills < wanted:
-            time.sleep(rng.uniform(0.4, 0.95) * seconds)
-            process.send_signal(signal.SIGKILL)
-        code = process.wait()
+        with open(os.devnull, "w") as nothing, tempfile.TemporaryFile("w+") as errors:
+            process = warm.start([*words, out], stdout=nothing.fileno(), stderr=errors.fileno())
+            if kills < wanted:
+                time.sleep(rng.uniform(0.02, 0.5) * seconds)
+                process.kill()
+            code = process.wait()
+            errors.seek(0)
+            assert code in (0, -signal.SIGKILL), errors.read()
         if code == 0 and kills:
             print(f"{kills} kills")
             return
         if code == 0:  # faster than its killer
             shutil.rmtree(out)
         else:
-            assert code == -signal.SIGKILL, process.stderr.read()
             kills += 1
 
 
 @pytest.fixture(scope="module")
-def rng():
+def run(warm):
+    """Run a command and return how many seconds it took."""
+    return partial(_run, warm)
+
+
+@pytest.fixture(scope="module")
+def run_with_kills(warm):
+    """Run a command to its end through kills at random moments."""
     print(f"VQ_PRIOR_FAULT_SEED={SEED}")
-    return random.Random(SEED)
+    return partial(_run_with_kills, warm, random.Random(SEED))
 
 
-def test_training_a_codec(tmp_path, rng):
-    words = ["train-vqvae", "--data", "digits", "--steps", 200, "--batch-size", 32, "--checkpoint-every", 7, "--out"]
-    seconds = _run([*words, tmp_path / "whole"])
-    _run_with_kills(words, tmp_path / "killed", seconds, rng)
+def test_training_a_codec(tmp_path, run, run_with_kills):
+    words = ["train-vqvae", "--data", "digits", "--steps", 80, "--batch-size", 32, "--checkpoint-every", 7, "--out"]
+    seconds = run([*words, tmp_path / "whole"])
+    run_with_kills(words, tmp_path / "killed", seconds)
     assert _digests(tmp_path / "killed" / "vqvae") == _digests(tmp_path / "whole" / "vqvae")
 
 
-def test_training_a_prior(tmp_path, rng, tiny_run):
-    words = ["train-prior", "--codes", tiny_run / "codes", "--steps", 60, "--batch-size", 32]
+def test_training_a_prior(tmp_path, run, run_with_kills, tiny_run):
+    words = ["train-prior", "--codes", tiny_run / "codes", "--steps", 40, "--batch-size", 32]
     words += ["--checkpoint-every", 7, "--out"]
-    seconds = _run([*words, tmp_path / "whole"])
-    _run_with_kills(words, tmp_path / "killed", seconds, rng)
+    seconds = run([*words, tmp_path / "whole"])
+    run_with_kills(words, tmp_path / "killed", seconds)
     assert _digests(tmp_path / "killed" / "prior") == _digests(tmp_path / "whole" / "prior")
 
 
-def test_fine_tuning_a_prior(tmp_path, rng, tiny_model, tiny_run):
-    words = ["train-prior", "--from", tiny_model, "--lora", "--codes", tiny_run / "codes", "--steps", 60]
+def test_fine_tuning_a_prior(tmp_path, run, run_with_kills, tiny_model, tiny_run):
+    words = ["train-prior", "--from", tiny_model, "--lora", "--codes", tiny_run / "codes", "--steps", 30]
     words += ["--batch-size", 32, "--checkpoint-every", 7, "--out"]
-    seconds = _run([*words, tmp_path / "whole"])
-    _run_with_kills(words, tmp_path / "killed", seconds, rng, wanted=min(KILLS, 1))
+    seconds = run([*words, tmp_path / "whole"])
+    run_with_kills(words, tmp_path / "killed", seconds, wanted=min(KILLS, 1))
     assert _digests(tmp_path / "killed" / "prior") == _digests(tmp_path / "whole" / "prior")
 
 
-def test_dumping_codes(tmp_path, rng, tiny_run, many_digits):
+def test_dumping_codes(tmp_path, run, run_with_kills, tiny_run, many_digits):
     words = ["extract-codes", "--codec", tiny_run / "vqvae", "--data", many_digits, "--out"]
-    seconds = _run([*words, tmp_path / "whole"])
-    _run_with_kills(words, tmp_path / "killed", seconds, rng)
+    seconds = run([*words, tmp_path / "whole"])
+    run_with_kills(words, tmp_path / "killed", seconds)
     assert _digests(tmp_path / "killed") == _digests(tmp_path / "whole")
 
 
-def test_generating(tmp_path, rng, tiny_run):
-    words = ["generate", "--model", tiny_run / "model", "--num-images", 600, "--batch-size", 8, "--out"]
-    seconds = _run([*words, tmp_path / "whole"])
-    _run_with_kills(words, tmp_path / "killed", seconds, rng)
+def test_generating(tmp_path, run, run_with_kills, tiny_run):
+    words = ["generate", "--model", tiny_run / "model", "--num-images", 300, "--batch-size", 8, "--out"]
+    seconds = run([*words, tmp_path / "whole"])
+    run_with_kills(words, tmp_path / "killed", seconds)
     assert _digests(tmp_path / "killed") == _digests(tmp_path / "whole")
-    assert len(_digests(tmp_path / "whole")) == 602
+    assert len(_digests(tmp_path / "whole")) == 302

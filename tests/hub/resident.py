@@ -58,7 +58,7 @@ class Resident:
         path = os.pathsep.join([str(REPOSITORY), self.environment.get("PYTHONPATH", "")])
         self.process = subprocess.Popen(
             [sys.executable, "-P", str(Path(__file__))],
-            env=self.environment | {"PYTHONPATH": path},
+            env=self.environment | {"PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"},  # which would be noted
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -237,6 +237,15 @@ class LoopbackHub:
                 return self.store.repositories[kind, repo_id]
         raise KeyError(repo_id)
 
+    def reset(self) -> None:
+        """Forget repositories, requests and faults, and take files inside the commit."""
+        with self.store.lock:
+            self.store.upload_mode = "regular"
+            for memory in (self.store.repositories, self.store.large_files, self.store.contents, self.store.granted):
+                memory.clear()
+            self.requests.clear()
+            self.faults.clear()
+
     def add_repo(
         self,
         repo_id: str,

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hub.resident import Done, Resident
 from hub.server import LoopbackHub, hub_environment, other_bytes
+from warm import Warm
 
 MAX_REQUESTS, MAX_WAIT_SECONDS = 60, 60
 LISTING, WEIGHTS = "/api/models/owner/m", "/resolve/.*prior/model.safetensors"
@@ -375,7 +376,7 @@ def test_without_a_network_the_cached_copy_does(new_files, tmp_path, child_envir
     assert not any((tmp_path / str(number)).exists() for number in (2, 4))
 
 
-# The same through processes of their own: what libraries print, what a real wait costs.
+# The same through processes of their own, forked or new: what libraries print, what a real wait costs.
 
 
 def error_of(done: Any) -> str:
@@ -385,21 +386,22 @@ def error_of(done: Any) -> str:
     return lines[0]
 
 
-def test_the_command_line_says_it_in_one_line(lfs_hub, run_cli, new_files, tmp_path):
+def test_the_command_line_says_it_in_one_line(lfs_hub, run_cli, child_environment, new_files, tmp_path):
     lfs_hub.add_repo("owner/m", new_files)
     environment = hub_environment(lfs_hub, tmp_path / "cache")
     words = ("pull", "owner/m", "--out", tmp_path / "model")
-    lfs_hub.fail("GET", WEIGHTS, times=None, cut_answer_after=1000)
-    done = run_cli(*words, env=environment)
-    assert (done.returncode, "check the network" in error_of(done)) == (5, True)
-    lfs_hub.faults.clear()
-    lfs_hub.fail("GET", "vqvae/config.json", change=other_bytes)
-    done = run_cli(*words, env=environment)
-    assert (done.returncode, "vqvae/config.json is damaged" in error_of(done)) == (3, True)
-    assert not (tmp_path / "model").exists()
-    assert run_cli(*words, env=environment).returncode == 0
-    done = run_cli("generate", "--model", "owner/n", "--out", tmp_path / "images", env=environment)
-    assert (done.returncode, "owner/n does not exist" in error_of(done)) == (3, True)
+    with Warm(child_environment(**environment), tmp_path) as warm:
+        lfs_hub.fail("GET", WEIGHTS, times=None, cut_answer_after=1000)
+        done = warm.run(words)
+        assert (done.returncode, "check the network" in error_of(done)) == (5, True)
+        lfs_hub.faults.clear()
+        lfs_hub.fail("GET", "vqvae/config.json", change=other_bytes)
+        done = warm.run(words)
+        assert (done.returncode, "vqvae/config.json is damaged" in error_of(done)) == (3, True)
+        assert not (tmp_path / "model").exists()
+        assert warm.run(words).returncode == 0
+        done = warm.run(["generate", "--model", "owner/n", "--out", tmp_path / "images"])
+        assert (done.returncode, "owner/n does not exist" in error_of(done)) == (3, True)
     words = ("generate", "--model", "owner/m", "--num-images", 1, "--out", tmp_path / "images")
     done = run_cli(*words, env=environment | {"HF_HUB_OFFLINE": "1"})
     assert (done.returncode, (tmp_path / "images/000000.png").is_file()) == (0, True), done.stderr

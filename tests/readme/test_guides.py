@@ -1,12 +1,9 @@
 """A reader who types a guide from top to bottom, in one folder, gets through: commands by bash, Python as a script."""
 
-import json
 import os
 import re
-import shlex
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +11,7 @@ import numpy as np
 import pytest
 from hub.server import LoopbackHub, hub_environment
 from PIL import Image
+from warm import Warm
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 BLOCK = re.compile(r"^```(?P<language>bash|python)\n(?P<body>.*?)^```", re.MULTILINE | re.DOTALL)
@@ -23,33 +21,6 @@ TOKEN = "hf_the_token_of_these_tests"
 GUIDES = ["custom-data.md", "share.md", "fine-tuning.md"]
 
 Type = Callable[[str, str], None]
-
-# Imports what takes seconds to import, then forks for each step, which so begins as a new process would.
-READER = """
-import json, os, sys
-import accelerate, datasets, stage1_vqvae.train, stage2_prior.train, vq_prior.pipeline, vq_prior.share
-from vq_prior.cli import main
-for line in sys.stdin:
-    words, text, log = json.loads(line)
-    child = os.fork()
-    if child == 0:
-        file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        for number in (1, 2):
-            os.dup2(file, number)
-        code = 0
-        try:
-            if words:
-                code = main(words)
-            else:
-                exec(text, {"__name__": "__main__"})
-        except BaseException as error:
-            code = 1
-            sys.excepthook(type(error), error, error.__traceback__)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    print(json.dumps(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])), flush=True)
-"""
 
 
 def steps(page: str) -> list[tuple[str, str]]:
@@ -91,45 +62,24 @@ def type_in(
 ) -> Type:
     """Type one step, with a Hub at hand that knows the reader, and expect it to succeed."""
     outside = tmp_path_factory.mktemp("outside")
-    command = outside / "bin" / "vq-prior"
-    command.parent.mkdir()
-    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m vq_prior "$@"\n', encoding="utf-8")
-    command.chmod(0o755)
     with LoopbackHub(upload_mode="lfs", require_token=TOKEN) as hub:
-        environment = child_environment(
-            **hub_environment(hub, outside / "cache", token=TOKEN),
-            PATH=os.pathsep.join([str(command.parent), os.environ["PATH"]]),
-            PYTHONPATH=os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")]),
-        )
+        environment = child_environment(**hub_environment(hub, outside / "cache", token=TOKEN))
+        with Warm(environment, outside) as warm:
+            path = os.pathsep.join([str(warm.shim()), os.environ["PATH"]])
+            search = os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
+            environment |= {"PATH": path, "PYTHONPATH": search}
 
-        reader = subprocess.Popen(
-            [sys.executable, "-c", READER],
-            cwd=folder,
-            env=environment,
-            text=True,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )
+            def run(language: str, text: str) -> None:
+                if language == "bash":
+                    done = subprocess.run(
+                        ["bash", "-c", text], cwd=folder, env=environment, capture_output=True, text=True, check=False
+                    )
+                else:
+                    done = warm.run(text, environment, cwd=folder)
+                assert done.returncode == 0, f"{text}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
 
-        def run(language: str, text: str) -> None:
-            log = outside / "log.txt"
-            if language == "bash" and not text.startswith("vq-prior "):  # with a variable set for it alone
-                with log.open("w", encoding="utf-8") as file:
-                    words = ["bash", "-c", text]
-                    code = subprocess.run(words, cwd=folder, env=environment, stdout=file, stderr=file, check=False)
-                assert code.returncode == 0, f"{text}\n{log.read_text(encoding='utf-8')[-3000:]}"
-                return
-            words = shlex.split(text)[1:] if language == "bash" else []
-            reader.stdin.write(json.dumps([words, text, str(log)]) + "\n")
-            reader.stdin.flush()
-            code = json.loads(reader.stdout.readline())
-            assert code == 0, f"{text}\n{log.read_text(encoding='utf-8')[-3000:]}"
-
-        run.hub = hub
-        yield run
-        reader.stdin.close()
-        reader.wait(30)
-        reader.stdout.close()
+            run.hub = hub
+            yield run
     assert hub.errors == []
 
 

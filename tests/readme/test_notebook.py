@@ -1,7 +1,6 @@
 """The notebook runs from top to bottom on a CPU, in minutes, and shows pictures."""
 
 import os
-import sys
 from pathlib import Path
 
 import nbformat
@@ -26,13 +25,9 @@ def test_it_is_kept_without_outputs_in_format_four(notebook):
     assert [cell.id for cell in code if cell.outputs or cell.execution_count is not None] == []
 
 
-def test_it_runs_from_top_to_bottom_as_written(notebook, tmp_path, child_environment):
-    command = tmp_path / "bin" / "vq-prior"
-    command.parent.mkdir()
-    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m vq_prior "$@"\n', encoding="utf-8")
-    command.chmod(0o755)
+def test_it_runs_from_top_to_bottom_as_written(notebook, tmp_path, warm, child_environment):
     environment = child_environment(
-        PATH=os.pathsep.join([str(command.parent), os.environ["PATH"]]),
+        PATH=os.pathsep.join([str(warm.shim()), os.environ["PATH"]]),
         PYTHONPATH=os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")]),
         IPYTHONDIR=str(tmp_path / "ipython"),
         PYDEVD_DISABLE_FILE_VALIDATION="1",

@@ -1,11 +1,8 @@
 """What the README and the guides tell a reader to type is accepted, and what they show in Python runs."""
 
-import os
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -74,14 +71,9 @@ RUNNABLE = [(page, body) for page, mark, body in blocks("python") if mark == "<!
 
 
 @pytest.mark.parametrize(("page", "body"), RUNNABLE, ids=[f"{page}-{n}" for n, (page, _) in enumerate(RUNNABLE)])
-def test_python_that_the_pages_show_runs_as_written(page, body, tmp_path, tiny_run, child_environment):
+def test_python_that_the_pages_show_runs_as_written(page, body, tmp_path, tiny_run, warm):
     shutil.copytree(tiny_run, tmp_path / "runs" / "quickstart")
-    script = tmp_path / "block.py"
-    script.write_text(body, encoding="utf-8")
-    environment = child_environment(PYTHONPATH=os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")]))
-    done = subprocess.run(
-        [sys.executable, str(script)], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-    )
+    done = warm.run(body, cwd=tmp_path)
     assert done.returncode == 0, f"{page}:\n{body}\n{done.stderr}"
 
 

@@ -1,5 +1,6 @@
 """The command line: one line on failure, the documented codes, an instant --help."""
 
+import os
 import subprocess
 import sys
 import time
@@ -92,3 +93,33 @@ def test_version_and_env_print_versions(capsys):
     out = capsys.readouterr().out
     assert "vq-prior 0." in out
     assert "torch" in out
+
+
+def outcome(done):
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.fixture
+def run_new(tmp_path, child_environment):
+    """Run a program in a new process, with changes to its environment."""
+
+    def run(*command, **changes):
+        environment = child_environment(**changes)
+        return subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=False
+        )
+
+    return run
+
+
+@pytest.mark.parametrize("words", [["env"], ["generate", "--model", "x"], ["verify", "nowhere"]])
+def test_a_fork_of_the_tests_says_and_returns_what_a_new_process_does(words, tmp_path, warm, run_new):
+    assert outcome(warm.run(words, cwd=tmp_path)) == outcome(run_new(sys.executable, "-m", "vq_prior", *words))
+
+
+@pytest.mark.parametrize("offline", ["1", "0"])  # the second is not what the process imported under
+def test_so_does_the_command_that_the_pages_find_on_path(offline, warm, run_new):
+    path = f"{warm.shim()}{os.pathsep}{os.environ['PATH']}"
+    new = run_new(sys.executable, "-m", "vq_prior", "verify", "nowhere", HF_HUB_OFFLINE=offline)
+    assert outcome(run_new("vq-prior", "verify", "nowhere", PATH=path, HF_HUB_OFFLINE=offline)) == outcome(new)
+    assert new.returncode == 3
