@@ -259,9 +259,7 @@ def test_a_quantiser_without_free_codes_is_refused_by_name(
 
     monkeypatch.setitem(QUANTIZERS._entries, "fixed", Fixed)
     codec = saved(with_quantizer(load_codec(tiny_run), "fixed"), tmp_path / "codec")
-    with pytest.raises(
-        UsageError, match=r"quantiser fixed .* only codebooks of ema, nearest, simvq, gumbel can be resized"
-    ):
+    with pytest.raises(UsageError, match=r"quantiser fixed .* only codebooks of ema, nearest, simvq, gumbel can"):
         resize_codebook(replace(asked, codec=codec))
 
 
