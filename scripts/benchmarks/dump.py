@@ -29,7 +29,7 @@ BATCH_SIZES = (16, 32, 64, 128, 256)
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags of this benchmark."""
     parser.add_argument("--data", type=Path, default=DATA, help="parquet file of 32x32 JPEGs")
-    parser.add_argument("--num-images", type=int, default=8192)
+    parser.add_argument("--num-images", type=int, default=4096)
     parser.add_argument("--rounds", type=int, default=7)
 
 
