@@ -301,7 +301,7 @@ class VQVAE(PreTrainedModel):
             UsageError: If the images have another shape than the codec's.
         """
         check_images(self.spec, images)
-        return (self._apart(lambda rows: self.quantizer(self.latents(_packed(rows.float()))).codes, images),)
+        return (self._apart(lambda rows: self.quantizer.encode(self.latents(_packed(rows.float()))), images),)
 
     @torch.inference_mode()
     def decode(self, codes: tuple[Tensor, ...]) -> Tensor:

@@ -64,7 +64,7 @@ def train_vqvae(settings: TrainVQVAE) -> Path:
     data = open_data_of(settings, say=notes.append)
     typed = settings
     settings = resolve(settings, data.facts(), runtime.device.type)
-    runtime = _at_default_precision(runtime, settings)
+    runtime = at_default_precision(runtime, settings)
     settings = replace(settings, precision=runtime.precision)
     for line in (runtime.describe(), *notes):
         say(line)
@@ -108,7 +108,7 @@ def train_vqvae(settings: TrainVQVAE) -> Path:
     return final
 
 
-def _at_default_precision(runtime: Runtime, settings: TrainVQVAE) -> Runtime:
+def at_default_precision(runtime: Runtime, settings: TrainVQVAE) -> Runtime:
     """Return the runtime, at bf16 where nothing was asked for and it is faster: above 16 px on a CPU that has it."""
     assert settings.image_size is not None
     faster = runtime.device.type == "cpu" and has_native_bf16("cpu") and max(parse_size(settings.image_size)) > TINY

@@ -1,7 +1,7 @@
 """From 32x32 JPEGs to codes on disk, against the encoder alone and against a dump as people write it.
 
-The codec is the default one for CIFAR-10 (width 128, residual width 32, 512 codes), untrained, in float32. Nothing is
-cached: every round decodes every picture.
+The codec is that of the recipe `cifar10-sonnet` (the notebook's network, 512 codes of 64 numbers), untrained, in
+float32. Nothing is cached: every round decodes every picture.
 
 `ours_...`: what `extract-codes` does between "the data are checked" and "the store is there": decode, encode, look up,
 write the shards. `command_...`: the whole function behind the command, which also reads the file, hashes every picture
@@ -14,6 +14,7 @@ import contextlib
 import io
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from shutil import rmtree
 from statistics import median
@@ -47,13 +48,15 @@ def decoder(*, fast: bool) -> Iterator[None]:
 
 
 def write_codec(folder: Path) -> Any:
-    """Write the untrained default codec and return it."""
+    """Write the untrained codec and return it."""
     from stage1_vqvae.model import load_codec
-    from stage1_vqvae.settings import DataFacts, TrainVQVAE, resolve
+    from stage1_vqvae.settings import DataFacts, resolve
     from stage1_vqvae.train import new_codec
+    from vq_prior.recipes import find_recipe
 
     facts = DataFacts(num_train=50_000, common_size=(32, 32), short_side=32, all_grey=False)
-    new_codec(resolve(TrainVQVAE(data="cifar10", out=folder), facts, "cpu")).save_pretrained(folder)
+    recipe = replace(find_recipe("train-vqvae", "cifar10-sonnet"), data="cifar10", out=folder)
+    new_codec(resolve(recipe, facts, "cpu")).save_pretrained(folder)
     return load_codec(folder)
 
 

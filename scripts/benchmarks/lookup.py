@@ -97,8 +97,8 @@ def _training_step(module: Any, update: Callable[[], object], z: Any, upstream: 
 def _ours(size: Size, codebook: Any) -> tuple[Any, Callable[[], object]]:
     import numpy as np
 
+    from stage1_vqvae.quantizer_settings import QuantizerSettings
     from stage1_vqvae.quantizers import QUANTIZERS
-    from stage1_vqvae.settings import QuantizerSettings
 
     settings = QuantizerSettings(name="ema", num_codes=size.K, code_dim=size.D, start="data")
     module, rng = QUANTIZERS["ema"](settings), np.random.default_rng(0)

@@ -3,8 +3,8 @@
     scripts/benchmark quantisers --out FOLDER [--only NAME ...] [--steps N] [--seeds 0 1] [--jobs 2]
     scripts/benchmark quantisers --out FOLDER --table
 
-A cell is a quantiser at a codebook size K and code dimension D. The codec is the default one for 32x32 pictures in
-float32; everything that a cell does not name is the command's default.
+A cell is a quantiser at a codebook size K and code dimension D. The codec is the default one for 32x32 pictures, trained
+in bf16; everything that a cell does not name is the command's default.
 """
 
 import argparse
@@ -41,20 +41,23 @@ LARGE: dict[str, dict[str, Any]] = {  # K = 16,384, D = 8
     "simvq-cosine": {"name": "simvq"} | COSINE,
 }
 FREE = ("fsq", "lfq")  # choose their own D
+BETWEEN = ("ema", "ema-cosine", "simvq-cosine")  # at K = 4,096, too: does a larger codebook keep more?
 
 
 def cells() -> dict[str, dict[str, Any]]:
     """Return the quantiser settings of every cell, by name."""
     small = {f"{name}-k512-d64": {**values, "num_codes": 512, "code_dim": 64} for name, values in SMALL.items()}
     large = {f"{name}-k16384-d8": {**values, "num_codes": 16_384, "code_dim": 8} for name, values in LARGE.items()}
+    between = {f"{name}-k4096-d8": {**LARGE[name], "num_codes": 4096, "code_dim": 8} for name in BETWEEN}
     wide = {f"{name}-k16384-d64": {"name": name, "num_codes": 16_384, "code_dim": 64} for name in ("ema", "simvq")}
     free = {f"{name}-k{K}": {"name": name, "num_codes": K} for name in FREE for K in (512, 16_384)}
-    return small | free | large | wide
+    return small | free | between | large | wide
 
 
 def codec_settings(values: dict[str, Any]) -> Any:
     """Return the settings of train-vqvae for a cell; data, out and seed are filled in."""
-    from stage1_vqvae.settings import ModelSettings, QuantizerSettings, TrainVQVAE
+    from stage1_vqvae.quantizer_settings import QuantizerSettings
+    from stage1_vqvae.settings import ModelSettings, TrainVQVAE
 
     return TrainVQVAE(
         data="",
@@ -62,7 +65,7 @@ def codec_settings(values: dict[str, Any]) -> Any:
         steps=STEPS,
         batch_size=64,
         image_size="32x32",
-        precision="fp32",
+        precision="bf16",
         model=ModelSettings(channels=3, downsampling=4, width=128, residual_width=32),
         quantizer=QuantizerSettings(**values),
         checkpoint_every=500,

@@ -8,7 +8,7 @@ forward, backward, clip, optimiser step, quantiser update, averages and counts. 
 
 import argparse
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,30 +27,19 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def notebook_settings(batch_size: int) -> Any:
     """Return resolved settings of `train-vqvae` for the notebook's network."""
-    from stage1_vqvae.settings import DataFacts, ModelSettings, QuantizerSettings, TrainVQVAE, resolve
+    from stage1_vqvae.settings import DataFacts, resolve
+    from vq_prior.recipes import find_recipe
 
-    model = ModelSettings(channels=3, downsampling=4, width=128, residual_width=32, num_residual_blocks=2)
-    if "network" in {field.name for field in fields(ModelSettings)}:
-        model = replace(model, network="sonnet")
-    settings = TrainVQVAE(
-        data="noise",
-        out=Path("nowhere"),
-        batch_size=batch_size,
-        image_size="32x32",
-        model=model,
-        quantizer=QuantizerSettings(num_codes=512, code_dim=64),
-    )
-    return resolve(settings, DataFacts(50_000, (32, 32), 32, False), "cpu")
+    recipe = replace(find_recipe("train-vqvae", "cifar10-sonnet"), data="noise", out=Path("nowhere"))
+    return resolve(replace(recipe, batch_size=batch_size), DataFacts(50_000, (32, 32), 32, False), "cpu")
 
 
-def default_precision() -> str:
+def default_precision(settings: Any) -> str:
     """Return the precision that `train-vqvae` chooses on this machine."""
-    from inspect import signature
-
+    from stage1_vqvae.train import at_default_precision
     from vq_prior.core.runtime import start_runtime
 
-    on_cpu = {"bf16_on_cpu": True} if "bf16_on_cpu" in signature(start_runtime).parameters else {}
-    return start_runtime(None, **on_cpu).precision
+    return at_default_precision(start_runtime(None), settings).precision
 
 
 class OurTraining:
@@ -139,7 +128,7 @@ def run(arguments: argparse.Namespace) -> None:
     from vq_prior.core.randomness import batch_rows
 
     noise, B, settings = Noise(), arguments.batch_size, notebook_settings(arguments.batch_size)
-    plain, default = PlainTraining(), default_precision()
+    plain, default = PlainTraining(), default_precision(settings)
     ours = {"ours_fp32": OurTraining(settings, "fp32"), "ours_default": OurTraining(settings, default)}
     for training in ours.values():
         training.start(noise)
@@ -157,5 +146,4 @@ def run(arguments: argparse.Namespace) -> None:
         "fp32_vs_plain": faster_by("ours_fp32", "plain", seconds),
         "default_vs_plain": faster_by("ours_default", "plain", seconds),
     }
-    network = getattr(settings.model, "network", "residual")
-    tell("train-vqvae", rows, ratios, arguments, network=network, batch_size=B, default_precision=default)
+    tell("train-vqvae", rows, ratios, arguments, batch_size=B, default_precision=default)

@@ -44,6 +44,11 @@ class CodebookQuantizer(Quantizer):
     def observe(self, vectors: Tensor, codes: Tensor) -> None:
         """Take note of latents [N, D] and their codes [N] in training; `update` uses it."""
 
+    def encode(self, z: Tensor) -> Tensor:
+        """Return the codes [...] int64 of latents z [..., D]."""
+        with torch.autocast(z.device.type, enabled=False):
+            return nearest_codes(self.place(z.float()).reshape(-1, self.code_dim), self.table()).view(z.shape[:-1])
+
     def forward(self, z: Tensor) -> Quantized:
         """Return vectors, codes and loss terms of latents z [..., D]."""
         assert z.shape[-1] == self.code_dim, f"last axis of z must be D = {self.code_dim}, got shape {tuple(z.shape)}"

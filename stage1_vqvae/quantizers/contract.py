@@ -65,6 +65,10 @@ class Quantizer(nn.Module):
     def forward(self, z: Tensor) -> Quantized:
         """Return vectors, codes and loss terms of latents z [..., D]; float32 whatever the autocast."""
 
+    def encode(self, z: Tensor) -> Tensor:
+        """Return the codes [...] int64 of latents z [..., D], those of a forward pass in eval mode, and no more."""
+        return self(z).codes
+
     @abstractmethod
     def embed(self, codes: Tensor) -> Tensor:
         """Return the vectors [..., D] float32 of codes [...] in [0, K)."""

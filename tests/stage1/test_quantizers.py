@@ -67,6 +67,7 @@ def test_vectors_are_those_of_the_codes(name: str) -> None:
     module = quantizer(name).eval()
     result = module(latents(50, module.code_dim))
     assert torch.equal(result.vectors, module.embed(result.codes))
+    assert torch.equal(module.encode(latents(50, module.code_dim)), result.codes)
     assert result.codes.min() >= 0
     assert result.codes.max() < 8
 
