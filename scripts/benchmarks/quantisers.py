@@ -3,8 +3,8 @@
     scripts/benchmark quantisers --out FOLDER [--only NAME ...] [--steps N] [--seeds 0 1] [--jobs 2]
     scripts/benchmark quantisers --out FOLDER --table
 
-A cell is a quantiser at a codebook size K and code dimension D. The codec is the default one for 32x32 pictures, trained
-in bf16; everything that a cell does not name is the command's default.
+A cell is a quantiser at a codebook size K and code dimension D. The codec is the default one for 32x32 pictures,
+trained in bf16; everything that a cell does not name is the command's default.
 """
 
 import argparse
