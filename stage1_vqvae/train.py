@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from stage1_vqvae.collapse import COLLAPSED, remedy, watch
 from stage1_vqvae.evaluate import comparison_grid, evaluate_codec, reconstruct_pixels, summary
 from stage1_vqvae.losses import reconstruction_terms, weighted_sum
 from stage1_vqvae.model import VQVAE, Architecture, VQVAEConfig, save_codec
@@ -39,12 +40,10 @@ from vq_prior.core.runtime import (
     stop_flag,
     sum_over_processes,
 )
-from vq_prior.core.spec import LevelSpec
 from vq_prior.core.tensors import read_tensors
 
 START_VECTORS_PER_CODE = 64
 NUM_PICTURES = 32
-COLLAPSED = 0.1  # share of the codes below which a codebook is called collapsed
 
 
 def train_vqvae(settings: TrainVQVAE) -> Path:
@@ -349,7 +348,7 @@ def _loop(
                 values |= {"num_revived": num_revived}
                 values |= {"learning_rate": learning_rate, "images_per_second": window_steps * B / seconds}
                 log.write(done, values)
-                _watch(use, model.spec.levels[0], window_steps * B, done, s, log)
+                watch(use, model.spec.levels[0], window_steps * B, done, s, log)
                 window, window_start, window_steps, num_revived = {}, time.monotonic(), 0, 0.0
             stopping = stop.agreed()
             if done % s.checkpoint_every == 0 or done == s.steps or stopping:
@@ -370,36 +369,6 @@ def pieces(rows: int, count: int) -> list[slice]:
     """Return `count` contiguous slices that cover `rows` rows, their sizes one apart at most; one if rows are few."""
     count = max(1, min(count, rows))
     return [slice(rows * n // count, rows * (n + 1) // count) for n in range(count)]
-
-
-def remedy(settings: TrainVQVAE) -> str:
-    """Return what to do about a codebook of which little is used."""
-    q = settings.quantizer
-    if q.name in ("ema", "nearest") and q.revive_below is None:
-        return "revive dead codes: --quantizer.revive-below 0.05"
-    if q.name in ("ema", "nearest", "simvq") and q.start is None:
-        return "start the codes on the data: --quantizer.start kmeans"
-    if q.name in ("lfq", "gumbel"):
-        return "raise --loss.entropy-weight or --loss.kl-weight, or take --quantizer.name ema"
-    return f"take fewer --quantizer.num-codes than {q.num_codes}, a lower --learning-rate, or more --steps"
-
-
-def _watch(
-    use: dict[str, float], level: LevelSpec, num_images: int, done: int, settings: TrainVQVAE, log: RunLog
-) -> None:
-    """Warn of, or with `fail_on_collapse` end a training of which fewer than 10% of the codes are used.
-
-    Where an interval has fewer vectors than codes, 10% of the vectors.
-    """
-    possible = min(level.num_codes, num_images * level.num_tokens)
-    used = level.num_codes - int(use["num_dead"])
-    if used >= COLLAPSED * possible:
-        return
-    text = f"only {used} of {level.num_codes} codes were used over the last {num_images} images, up to step {done}"
-    if settings.fail_on_collapse and done > settings.warmup_steps:
-        log.close()
-        raise NumericError(f"{text}; {remedy(settings)}, and start anew by --overwrite (--fail-on-collapse)")
-    log.say(f"warning: {text}; {remedy(settings)}")
 
 
 def _write_pictures(

@@ -54,7 +54,7 @@ def test_pixels_are_those_of_pillow(
     fast: bool, size: tuple[int, int], long_way: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if fast:
-        pytest.importorskip("simplejpeg")
+        pytest.importorskip("simplejpeg", reason="the extra fast-jpeg is not installed")
     else:
         monkeypatch.setattr(jpeg, "simplejpeg", None)
     files = [jpeg_bytes(size, **options) for options in OPTIONS]

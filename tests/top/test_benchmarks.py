@@ -26,8 +26,8 @@ def benchmark_module(repository: Path, monkeypatch: pytest.MonkeyPatch) -> Bench
 def test_lookup_ends_with_one_line_of_json(
     repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("vector_quantize_pytorch")
-    pytest.importorskip("diffusers")
+    pytest.importorskip("vector_quantize_pytorch", reason="the extra benchmark is not installed")
+    pytest.importorskip("diffusers", reason="the extra benchmark is not installed")
     folder = repository / "scripts" / "benchmarks"
     monkeypatch.setattr(sys, "argv", [str(folder), "lookup", "--quick", "--rounds", "2", "--json"])
     monkeypatch.setattr(sys, "path", [*sys.path])
@@ -73,8 +73,8 @@ def test_extra_memory_is_what_was_held_at_the_peak(benchmark_module: Benchmark) 
 
 
 def test_contenders_find_the_same_codes(benchmark_module: Benchmark) -> None:
-    pytest.importorskip("vector_quantize_pytorch")
-    pytest.importorskip("diffusers")
+    pytest.importorskip("vector_quantize_pytorch", reason="the extra benchmark is not installed")
+    pytest.importorskip("diffusers", reason="the extra benchmark is not installed")
     lookup = benchmark_module("lookup")
     size = lookup.Size(300, 8, 32)
     codes = lookup.contender("k512_lookup", size)()

@@ -1,0 +1,49 @@
+"""Watching the use of the codebook while it trains, and what to do about one that has collapsed."""
+
+from stage1_vqvae.settings import TrainVQVAE
+from vq_prior.core.errors import NumericError
+from vq_prior.core.runs import RunLog
+from vq_prior.core.spec import LevelSpec
+
+COLLAPSED = 0.1  # share of the codes below which a codebook is called collapsed
+
+
+def remedy(settings: TrainVQVAE) -> str:
+    """Return what to do about a codebook of which little is used."""
+    q = settings.quantizer
+    if q.name in ("ema", "nearest") and q.revive_below is None:
+        return "revive dead codes: --quantizer.revive-below 0.05"
+    if q.name in ("ema", "nearest", "simvq") and q.start is None:
+        return "start the codes on the data: --quantizer.start kmeans"
+    if q.name == "lfq":
+        return "raise --loss.entropy-weight, or take --quantizer.name ema"
+    if q.name == "gumbel":
+        return "raise --loss.kl-weight, or take --quantizer.name ema"
+    return f"take fewer --quantizer.num-codes than {q.num_codes}, a lower --learning-rate, or more --steps"
+
+
+def watch(
+    use: dict[str, float], level: LevelSpec, num_images: int, done: int, settings: TrainVQVAE, log: RunLog
+) -> None:
+    """Warn of a log interval that used fewer than 10% of the codes, or of its vectors if these are fewer.
+
+    Args:
+        use: What `CodeCounts.read` found over the interval.
+        level: Whose codes these are.
+        num_images: Images of the interval.
+        done: Optimiser steps taken.
+        settings: Resolved; with `fail_on_collapse` the training ends after its warm-up.
+        log: Of the run.
+
+    Raises:
+        NumericError: If the training is to end.
+    """
+    possible = min(level.num_codes, num_images * level.num_tokens)
+    used = level.num_codes - int(use["num_dead"])
+    if used >= COLLAPSED * possible:
+        return
+    text = f"only {used} of {level.num_codes} codes were used over the last {num_images} images, up to step {done}"
+    if settings.fail_on_collapse and done > settings.warmup_steps:
+        log.close()
+        raise NumericError(f"{text}; {remedy(settings)}, and start anew by --overwrite (--fail-on-collapse)")
+    log.say(f"warning: {text}; {remedy(settings)}")
