@@ -74,6 +74,28 @@ def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warm]:
 
 
 @pytest.fixture(scope="session")
+def launch_two() -> Callable[..., None]:
+    """Run a Python text on two processes of the launcher, and expect it to succeed: `launch_two(text, folder, ...)`."""
+
+    def launch(text: str, folder: Path, *arguments: object) -> None:
+        script = folder / "two_processes.py"
+        script.write_text(text)
+        command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2"]
+        command += ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"]
+        done = subprocess.run(
+            [*command, str(script), str(folder), *map(str, arguments)],
+            env=clean_environment(ACCELERATE_USE_CPU="1"),
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+
+    return launch
+
+
+@pytest.fixture(scope="session")
 def run_cli(warm: Warm) -> RunCli:
     """Run `vq-prior ARGS` in a process of its own: `run_cli("generate", "--model", path, cwd=..., env={...})`.
 

@@ -67,22 +67,10 @@ leave_runtime(0)
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory, child_environment):
+def two(tmp_path_factory, launch_two):
     """What each of two processes saw, by rank."""
     folder = tmp_path_factory.mktemp("two")
-    script = folder / "two_processes.py"
-    script.write_text(TWO_PROCESSES)
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2"]
-    settings = ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"]
-    done = subprocess.run(
-        [*launch, *settings, str(script), str(folder)],
-        env=child_environment(ACCELERATE_USE_CPU="1"),
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    launch_two(TWO_PROCESSES, folder)
     assert not list(folder.glob("*.taken_down"))  # beside a process group's threads that would abort now and then
     return {rank: json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1)}
 

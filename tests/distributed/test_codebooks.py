@@ -1,8 +1,5 @@
 """The same fixed vectors on several processes, in several pieces, or at once: the same codebook."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -64,22 +61,10 @@ leave_runtime(0)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, child_environment, request):
+def folder(tmp_path_factory, launch_two, request):
     """What each of two processes ended with."""
     folder = tmp_path_factory.mktemp("two")
-    script = folder / "two.py"
-    script.write_text(IN_TWO_PROCESSES)
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2"]
-    settings = ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"]
-    done = subprocess.run(
-        [*launch, *settings, str(script), str(folder), str(request.path.parent)],
-        env=child_environment(ACCELERATE_USE_CPU="1"),
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    launch_two(IN_TWO_PROCESSES, folder, request.path.parent)
     return folder
 
 
