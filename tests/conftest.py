@@ -21,6 +21,7 @@ ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
 }
 os.environ.update(ENVIRONMENT)
+AT_START = dict(os.environ)  # commands that run in this process add to it what quiets libraries
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -32,7 +33,7 @@ def clean_environment(**changes: str) -> dict[str, str]:
     """Return this process's environment for a child: one thread, offline, and outside any launcher."""
     kept = {
         name: value
-        for name, value in os.environ.items()
+        for name, value in AT_START.items()
         if name not in LAUNCHER_VARIABLES and not name.startswith(("ACCELERATE_", "VQ_PRIOR_", "TORCHELASTIC_"))
     }
     return kept | ENVIRONMENT | changes
