@@ -27,9 +27,9 @@ COLUMNS = {
     "psnr": "PSNR (dB)",
     "psnr_of_mean_mse": "PSNR of the mean error",
     "ssim": "SSIM",
-    "usage": "codes used",
-    "perplexity": "perplexity",
-    "train_perplexity": "on training rows",
+    "train_usage": "codes used",
+    "train_perplexity": "perplexity",
+    "perplexity": "of held-out rows",
     "nats_per_image": "nats an image",
     "codec_seconds": "codec (s)",
 }
@@ -130,7 +130,7 @@ def _measured(run: Path) -> dict[str, Any]:
     import torch
 
     from vq_prior.core.code_store import CodeStore
-    from vq_prior.core.metrics import perplexity
+    from vq_prior.core.metrics import perplexity, usage
 
     codec, prior = (json.loads((run / part / "training.json").read_text())["measured"] for part in ("vqvae", "prior"))
     (level,) = codec["levels"]
@@ -145,6 +145,7 @@ def _measured(run: Path) -> dict[str, Any]:
         "num_codes": level["num_codes"],
         "usage": level["usage"],
         "perplexity": level["perplexity"],
+        "train_usage": usage(counts),
         "train_perplexity": perplexity(counts),
         "nats_per_image": prior["nats_per_token"] * num_tokens,
         "unigram_nats_per_image": prior["unigram"] * num_tokens,
@@ -208,7 +209,7 @@ def markdown(found: Sequence[dict[str, Any]]) -> str:
 
 
 def _entry(key: str, values: Sequence[float]) -> str:
-    digits = {"usage": 3, "ssim": 4, "psnr": 2, "psnr_of_mean_mse": 2}.get(key, 1 if "perplexity" in key else 0)
+    digits = {"train_usage": 3, "ssim": 4, "psnr": 2, "psnr_of_mean_mse": 2}.get(key, 1 if "perplexity" in key else 0)
     spread = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
     return f"{fmean(values):.{digits}f}{spread}"
 
