@@ -50,7 +50,7 @@ from vq_prior.core.runs import require_free_space
 from vq_prior.core.runtime import Runtime, start_runtime
 
 Codes = NDArray[np.int64]
-PIXELS_AT_ONCE = 1 << 20  # of all calls of the encoder that run side by side
+SMALL = 1 << 12  # pixels of a picture up to which calls of the encoder run side by side
 
 
 def extract_codes(settings: ExtractCodes) -> Path:
@@ -192,9 +192,9 @@ def _encoded(
     one shard.
     """
     threads = torch.get_num_threads()
-    room = PIXELS_AT_ONCE // (rows_per_call(device) * transform.height * transform.width)
-    lanes = max(1, min(threads, settings.num_workers or threads, room)) if device.type == "cpu" else 1
-    size = -(-(settings.batch_size or 256) // lanes)
+    pixels = transform.height * transform.width
+    lanes = min(threads, settings.num_workers or threads) if device.type == "cpu" and pixels <= SMALL else 1
+    size = -(-settings.batch_size // lanes) if settings.batch_size else rows_per_call(device, pixels)
 
     def encode(pixels: NDArray[np.uint8]) -> tuple[Codes, ...]:
         return tuple(level.cpu().numpy() for level in codec.encode(to_unit_range(torch.from_numpy(pixels))))

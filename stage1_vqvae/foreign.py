@@ -143,8 +143,7 @@ class ForeignCodec(nn.Module):
     def _map(self, function: Any, tensor: Tensor) -> Tensor:
         device = next(self.module.parameters()).device
         frames = self.entries[self.kind.frames_key] if self.kind.frames_key else 1
-        at_once = (1 << 20 if device.type == "cpu" else 1 << 22) // (prod(self.shape) * frames)
-        rows = min(rows_per_call(device), 1 << max(0, at_once.bit_length() - 1))
+        rows = rows_per_call(device, prod(self.shape) * frames)
         return map_rows_frozen(self, function, rows, tensor.to(device))
 
     def _affine(self, like: Tensor) -> tuple[Tensor, Tensor]:

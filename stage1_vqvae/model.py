@@ -4,6 +4,7 @@ Letters: B batch, C channels, D code dimension, K number of codes.
 """
 
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -282,7 +283,8 @@ class VQVAE(PreTrainedModel):
 
     def _apart(self, function: Any, tensor: Tensor) -> Tensor:
         """Return `function` of the rows, in eval mode, float32, and calls of one fixed row count."""
-        return map_rows_frozen(self, function, rows_per_call(self.device), tensor.to(self.device))
+        rows = rows_per_call(self.device, prod(self._padded))
+        return map_rows_frozen(self, function, rows, tensor.to(self.device))
 
     @torch.inference_mode()
     def encode_latents(self, images: Tensor) -> Tensor:

@@ -24,6 +24,24 @@ def test_a_tuple_stays_a_tuple():
     assert torch.equal(second, torch.arange(6))
 
 
+@pytest.mark.parametrize(
+    ("device", "pixels", "rows"),
+    [
+        ("cpu", 1, 64),
+        ("cpu", 32**2, 64),
+        ("cpu", 48 * 40, 32),
+        ("cpu", 64**2, 16),
+        ("cpu", 256**2, 1),
+        ("cpu", 2**20, 1),
+        ("cuda", 32**2, 128),
+        ("cuda", 256**2, 64),
+        ("cuda", 1024**2, 4),
+    ],
+)
+def test_calls_hold_fewer_of_larger_pictures(device, pixels, rows):
+    assert rows_per_call(torch.device(device), pixels) == rows
+
+
 @torch.inference_mode()
 def test_the_bits_of_a_row_do_not_depend_on_the_batch_it_came_in():
     torch.manual_seed(0)
@@ -31,7 +49,8 @@ def test_the_bits_of_a_row_do_not_depend_on_the_batch_it_came_in():
         nn.Conv2d(3, 32, 4, 2, 1), nn.SiLU(), nn.Conv2d(32, 16, 3, 1, 1), nn.Flatten(), nn.Linear(1024, 40)
     )
     images = torch.randn(37, 3, 16, 16)
-    rows = rows_per_call(torch.device("cpu"))
+    rows = rows_per_call(torch.device("cpu"), 2048)
+    assert rows == 32
     whole = map_rows(network, rows, images)
     for batch_size in (1, 7, 20):
         pieces = [map_rows(network, rows, piece) for piece in images.split(batch_size)]
