@@ -192,9 +192,9 @@ def _encoded(
     one shard.
     """
     threads = torch.get_num_threads()
-    pixels = transform.height * transform.width
-    lanes = min(threads, settings.num_workers or threads) if device.type == "cpu" and pixels <= SMALL else 1
-    size = -(-settings.batch_size // lanes) if settings.batch_size else rows_per_call(device, pixels)
+    area = transform.height * transform.width
+    lanes = min(threads, settings.num_workers or threads) if device.type == "cpu" and area <= SMALL else 1
+    size = -(-settings.batch_size // lanes) if settings.batch_size else rows_per_call(device, area)
 
     def encode(pixels: NDArray[np.uint8]) -> tuple[Codes, ...]:
         return tuple(level.cpu().numpy() for level in codec.encode(to_unit_range(torch.from_numpy(pixels))))

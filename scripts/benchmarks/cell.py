@@ -40,7 +40,7 @@ def add_cell_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the results, one JSON file a cell and seed")
     parser.add_argument("--data", type=Path, default=DATA, help="parquet file of CIFAR-10's 50,000 training pictures")
     parser.add_argument("--steps", type=int, help="optimiser steps of each codec")
-    parser.add_argument("--prior-steps", type=int, default=600, help="optimiser steps of each prior")
+    parser.add_argument("--prior-steps", type=int, default=300, help="optimiser steps of each prior")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--jobs", type=int, default=1, help="cells at a time; they share the threads")
     parser.add_argument("--table", action="store_true", help="print the table of what is there, run nothing")

@@ -35,12 +35,11 @@ LARGE: dict[str, dict[str, Any]] = {  # K = 16,384, D = 8
     "ema": {"name": "ema"},
     "ema-cosine": {"name": "ema"} | COSINE,
     "ema-rotation": {"name": "ema"} | ROTATION,
-    "ema-cosine-rotation": {"name": "ema"} | COSINE | ROTATION,
     "nearest-plain": {"name": "nearest", "revive_below": None},
     "simvq": {"name": "simvq"},
     "simvq-cosine": {"name": "simvq"} | COSINE,
 }
-FREE = ("fsq", "lfq")  # choose their own D
+FREE = (("fsq", 512), ("fsq", 16_384), ("lfq", 512))  # choose their own D
 BETWEEN = ("ema", "ema-cosine", "simvq-cosine")  # at K = 4,096, too: does a larger codebook keep more?
 
 
@@ -49,8 +48,8 @@ def cells() -> dict[str, dict[str, Any]]:
     small = {f"{name}-k512-d64": {**values, "num_codes": 512, "code_dim": 64} for name, values in SMALL.items()}
     large = {f"{name}-k16384-d8": {**values, "num_codes": 16_384, "code_dim": 8} for name, values in LARGE.items()}
     between = {f"{name}-k4096-d8": {**LARGE[name], "num_codes": 4096, "code_dim": 8} for name in BETWEEN}
-    wide = {f"{name}-k16384-d64": {"name": name, "num_codes": 16_384, "code_dim": 64} for name in ("ema", "simvq")}
-    free = {f"{name}-k{K}": {"name": name, "num_codes": K} for name in FREE for K in (512, 16_384)}
+    wide = {"ema-k16384-d64": {"name": "ema", "num_codes": 16_384, "code_dim": 64}}
+    free = {f"{name}-k{K}": {"name": name, "num_codes": K} for name, K in FREE}
     return small | free | between | large | wide
 
 
