@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from stage2_prior.baselines import Baselines, measure_baselines
 from stage2_prior.fine_tuning import add_adapters, with_classes
+from stage2_prior.forward import SequenceModel
 from stage2_prior.prior import PRIOR_CONFIG, CausalPrior, build_prior, read_prior_config
 from stage2_prior.sequences import Sequences
 from stage2_prior.settings import TrainPrior, given
@@ -17,7 +18,7 @@ from vq_prior.core.checkpoints import Checkpoint, latest_checkpoint, save_checkp
 from vq_prior.core.code_store import CodeStore
 from vq_prior.core.errors import ArtifactError
 from vq_prior.core.optim import adamw, load_optimizer_tensors, optimizer_tensors
-from vq_prior.core.runtime import Runtime, full_state, unwrap
+from vq_prior.core.runtime import Runtime, full_state
 from vq_prior.core.spec import Codec
 
 
@@ -46,7 +47,7 @@ class Training:
         folder: RUN/prior-training.
         final: RUN/prior.
         prior: The prior in training; its model is the unwrapped one, with adapters if these are trained.
-        model: The model as forward and backward use it.
+        model: The model as forward and backward use it, see `SequenceModel`; wrapped when there are several processes.
         optimizer: AdamW over the model.
         average: Averaged weights.
         best: The averaged weights of the best measurement.
@@ -100,7 +101,8 @@ def prepare(
 ) -> Training:
     """Return a run at step 0 from resolved settings, starting from `base` if there is one; writes nothing."""
     prior = _starting_prior(settings, store, base)
-    model = runtime.wrap(prior.model.train())
+    dtype = torch.bfloat16 if runtime.precision == "bf16" else torch.float32
+    model = runtime.wrap(SequenceModel(prior.model.train(), dtype))
     optimizer = adamw(
         prior.model, learning_rate=given(settings.learning_rate), weight_decay=settings.weight_decay, betas=(0.9, 0.95)
     )
@@ -142,7 +144,7 @@ def save(t: Training) -> None:
         averages = {"ema": t.average.tensors} | ({"best": t.best} if t.best else {})
         checkpoint = Checkpoint(
             t.step,
-            modules={"prior": full_state(t.model)},
+            modules={"prior": full_state(t.prior.model)},
             optimizers={"adamw": optimizer_tensors(t.optimizer, t.prior.model)},
             averages={
                 name: {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
@@ -167,7 +169,7 @@ def resume(t: Training) -> None:
     if checkpoint is None:
         return
     where = f"{t.folder / 'checkpoints'}, step {checkpoint.step}"
-    expected = {name: tensor.shape for name, tensor in unwrap(t.model).state_dict().items()}
+    expected = {name: tensor.shape for name, tensor in t.prior.model.state_dict().items()}
     weights, averages = checkpoint.modules.get("prior", {}), checkpoint.averages
     for name, tensors in (("prior", weights), *averages.items()):
         if {key: tensor.shape for key, tensor in tensors.items()} != expected:

@@ -147,7 +147,7 @@ def sample_tokens(
     _check_rows(layout, labels, seed, indices)
     _check_guidance(prior, guidance_scale)
     decoder = prior.decoder()
-    device = decoder.embedding.device
+    device = decoder.device
     B, passes = len(indices), 1 if guidance_scale == 1 else 2
     rows = call_rows(decoder, B, passes)
     pieces = [torch.empty((0, layout.num_tokens), dtype=torch.int64)]
@@ -258,7 +258,7 @@ def rows_are_invariant(decoder: Decoder, reference: int, rows: int) -> bool:
     and last position, on equal rows with keys and values in the cache, and compares the cumulative
     weights that tokens are drawn from.
     """
-    T, vocabulary = decoder.max_length - 1, decoder.head.shape[0]
+    T, vocabulary = decoder.max_length - 1, decoder.vocab_size
     generator = torch.Generator().manual_seed(0)
     few, many = decoder.new_cache(reference), decoder.new_cache(rows)
     pick = torch.arange(rows) % reference
@@ -277,7 +277,8 @@ def rows_are_invariant(decoder: Decoder, reference: int, rows: int) -> bool:
 
 
 def _attention_is_invariant(decoder: Decoder, few: Tensor, many: Tensor, pick: Tensor) -> bool:
-    q = torch.cat([few[0, :, :, 0]] * (decoder.num_heads // decoder.num_groups), dim=1)
+    weights = decoder.weights
+    q = torch.cat([few[0, :, :, 0]] * (weights.num_heads // weights.num_groups), dim=1)
     k, v = few[0, :, :, -1], few[1, :, :, -1]
     for position in range(decoder.max_length - 1):
         first = decoder.attend(q, k, v, few, position)

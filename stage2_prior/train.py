@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable
 from math import isfinite
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +31,7 @@ from vq_prior.core.optim import lr_at, set_learning_rate
 from vq_prior.core.randomness import batch_rows
 from vq_prior.core.records import TrainingRecord, command_line, write_record
 from vq_prior.core.runs import RunLog, open_run, require_free_space, run_config
-from vq_prior.core.runtime import start_runtime, stop_flag, sum_over_processes
+from vq_prior.core.runtime import start_runtime, stop_flag, sum_over_processes, unwrap
 from vq_prior.core.spec import Codec
 
 EVAL_ROWS_PER_CALL = 128
@@ -123,9 +122,9 @@ def batch_loss(t: Training, step: int) -> Tensor:
     inputs = drop_tokens(shifted(layout, tokens, labels), layout, rate=given(s.token_dropout), seed=s.seed, step=step)
     share = t.runtime.share(batch_size)
     inputs, tokens = (part[share].to(t.runtime.device, non_blocking=True) for part in (inputs, tokens))
-    with t.runtime.autocast():
-        logits = t.model(input_ids=inputs, use_cache=False).logits
-    return token_nats(layout, logits, tokens).sum() * (t.runtime.num_processes / (batch_size * layout.num_tokens))
+    return token_nats(layout, t.model(inputs), tokens).sum() * (
+        t.runtime.num_processes / (batch_size * layout.num_tokens)
+    )
 
 
 def update(t: Training) -> Tensor:
@@ -197,21 +196,17 @@ def held_out_loss(t: Training) -> float:
     When fine-tuning with classes, each row counts with its class and without: the base may know the class well and
     the new data not at all, and the weights that are kept must do both.
     """
-    model, layout, device = t.prior.model, t.prior.layout, t.runtime.device
+    model, layout, device = unwrap(t.model), t.prior.layout, t.runtime.device
     mine = range(len(t.held_out))[t.runtime.share(len(t.held_out))]
     both = t.settings.from_model is not None and layout.num_classes > 0 and t.prior.unconditional
     total = torch.zeros((), dtype=torch.float64)
-    model.eval()
     with torch.no_grad():
         for first in range(mine.start, mine.stop, EVAL_ROWS_PER_CALL):
             tokens, labels = t.held_out.batch(slice(first, min(first + EVAL_ROWS_PER_CALL, mine.stop)))
             prompts = [labels, torch.full_like(labels, layout.null_label)] if both else [labels]
             for labels in prompts:
                 inputs, wanted = shifted(layout, tokens, labels).to(device), tokens.to(device)
-                with t.runtime.autocast():
-                    logits: Any = model(input_ids=inputs, use_cache=False).logits
-                total += token_nats(layout, logits, wanted).double().sum().cpu() / len(prompts)
-    model.train()
+                total += token_nats(layout, model(inputs), wanted).double().sum().cpu() / len(prompts)
     total = sum_over_processes(total.to(device) if device.type != "mps" else total)
     return float(total) / (len(t.held_out) * layout.num_tokens)
 
@@ -246,7 +241,7 @@ def save_samples(t: Training, codec: Codec) -> None:
     columns = min(layout.num_classes, 10) if several else 8
     labels = torch.arange(NUM_PICTURES) % columns if several else torch.zeros(NUM_PICTURES, dtype=torch.int64)
     with t.average.swapped_into(t.prior.model):
-        tokens = sample_tokens(merged(t.prior), labels, seed=t.settings.seed, indices=range(NUM_PICTURES))
+        tokens = sample_tokens(t.prior, labels, seed=t.settings.seed, indices=range(NUM_PICTURES))
     images = codec.decode(layout.to_codes(tokens))
     folder = t.folder / "images"
     folder.mkdir(exist_ok=True)

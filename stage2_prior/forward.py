@@ -1,0 +1,218 @@
+"""The forward pass over whole sequences, of the weights of a stock Qwen3 or Llama model and faster than the stock code.
+
+Queries, keys and values come from one product, gate and up projection from another. The weights of the norms before
+them are multiplied into these matrices, and the channels of a head are put in pairs, so that the rotary positions
+(Su et al. 2021, "RoFormer", eq. 34) are one complex product. What goes around the products is written with its own
+backward pass: left to autograd, it takes as long as they do. The logits are those of the stock pass up to rounding.
+
+Letters: R rows, S positions, D width, H query heads, G key-value heads, d head width, V vocabulary.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Block:
+    """The matrices of one block.
+
+    Attributes:
+        qkv: [(H + 2 G) d, D].
+        qk_norm: Weights of the norms of queries and keys (Henry et al. 2020), [H + G, d]; None without them.
+        out: [D, H d].
+        gate_up: [2 M, D].
+        down: [D, M].
+    """
+
+    qkv: Tensor
+    qk_norm: Tensor | None
+    out: Tensor
+    gate_up: Tensor
+    down: Tensor
+
+
+@dataclass(frozen=True)
+class Packed:
+    """The weights of a model, packed; a function of the stock ones through which gradients flow.
+
+    Attributes:
+        embedding: [V, D].
+        blocks: One for each layer.
+        head: [V, D].
+        rotation: Unit numbers of the rotary positions, [positions, d / 2] complex64.
+        num_heads: H.
+        num_groups: G.
+        eps: Added to the mean squares in norms.
+    """
+
+    embedding: Tensor
+    blocks: tuple[Block, ...]
+    head: Tensor
+    rotation: Tensor
+    num_heads: int
+    num_groups: int
+    eps: float
+
+    @property
+    def head_dim(self) -> int:
+        """Width d of a head."""
+        return 2 * self.rotation.shape[1]
+
+
+def pack(model: nn.Module, dtype: torch.dtype = torch.float32) -> Packed:
+    """Return the packed weights of a stock model, the matrices in `dtype`; adapters (LoRA) are added to them."""
+    config: Any = model.config
+    body: Any = model.model
+    H, G = config.num_attention_heads, config.num_key_value_heads
+    d = getattr(config, "head_dim", None) or config.hidden_size // H
+    head = model.get_output_embeddings().weight * body.norm.weight  # type: ignore[operator]
+    rotation = _rotation(config.max_position_embeddings, d, config.rope_parameters["rope_theta"], head.device)
+    blocks = tuple(_block(layer, H, G, d, dtype) for layer in body.layers)
+    return Packed(body.embed_tokens.weight, blocks, head.to(dtype), rotation, H, G, config.rms_norm_eps)
+
+
+def _block(layer: Any, H: int, G: int, d: int, dtype: torch.dtype) -> Block:
+    a, m = layer.self_attn, layer.mlp
+    q, k = (_in_pairs(_matrix(projection), d) for projection in (a.q_proj, a.k_proj))
+    qkv = torch.cat([q, k, _matrix(a.v_proj)]) * layer.input_layernorm.weight
+    gate_up = torch.cat([_matrix(m.gate_proj), _matrix(m.up_proj)]) * layer.post_attention_layernorm.weight
+    norms = None
+    if hasattr(a, "q_norm"):
+        q, k = (_in_pairs(norm.weight, d) for norm in (a.q_norm, a.k_norm))
+        norms = torch.cat([q.expand(H, d), k.expand(G, d)])
+    qkv, out, gate_up, down = (w.to(dtype) for w in (qkv, _matrix(a.o_proj), gate_up, _matrix(m.down_proj)))
+    return Block(qkv, norms, out, gate_up, down)
+
+
+def _matrix(layer: Any) -> Tensor:
+    """Return the weight of a linear layer, with its adapters added."""
+    weight: Tensor = layer.weight
+    for adapter in getattr(layer, "active_adapters", ()):
+        weight = weight + layer.get_delta_weight(adapter)
+    return weight
+
+
+def _in_pairs(weight: Tensor, d: int) -> Tensor:
+    """Return the rows of each head so that what the stock model rotates together, rows i and i + d / 2, is adjacent."""
+    return weight.unflatten(0, (-1, 2, d // 2)).transpose(1, 2).reshape(weight.shape)
+
+
+def _rotation(positions: int, d: int, theta: float, device: torch.device) -> Tensor:
+    frequencies = 1.0 / (theta ** (torch.arange(0, d, 2, dtype=torch.float32, device=device) / d))
+    angles = torch.arange(positions, dtype=torch.float32, device=device)[:, None] * frequencies
+    return torch.polar(torch.ones_like(angles), angles)
+
+
+def rotate(x: Tensor, rotation: Tensor) -> Tensor:
+    """Return float32 x [..., d], each pair of channels multiplied, as a complex number, by `rotation` [..., d/2]."""
+    return torch.view_as_real(torch.view_as_complex(x.unflatten(-1, (-1, 2))) * rotation).flatten(-2)
+
+
+def normalised(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Return x over its root mean square along the last axis (Zhang and Sennrich 2019, eq. 4), and 1 over that root."""
+    inverse = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+    return x * inverse, inverse
+
+
+def _normalised_backward(grad: Tensor, y: Tensor, inverse: Tensor) -> Tensor:
+    """Return the gradient of x from that of y = x * inverse: (grad - y mean(grad y)) * inverse."""
+    along = (grad * y).mean(-1, keepdim=True).neg_()
+    return torch.addcmul(grad, y, along).mul_(inverse)
+
+
+class _RMSNorm(torch.autograd.Function):
+    """x [..., D] -> x over its root mean square."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, eps: float) -> Tensor:
+        y, inverse = normalised(x, eps)
+        ctx.save_for_backward(y, inverse)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        y, inverse = ctx.saved_tensors
+        return _normalised_backward(grad, y, inverse), None
+
+
+class _NormAndRotate(torch.autograd.Function):
+    """Queries and keys [R, S, H + G, d] -> the same over their root mean square, times the norm's weights, rotated."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, rotation: Tensor, eps: float) -> Tensor:
+        y, inverse = normalised(x, eps)
+        ctx.save_for_backward(y, inverse, weight, rotation)
+        return rotate(y * weight, rotation)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        y, inverse, weight, rotation = ctx.saved_tensors
+        grad = rotate(grad.contiguous(), rotation.conj())
+        weight_grad = (grad * y).sum((0, 1))
+        return _normalised_backward(grad.mul_(weight), y, inverse), weight_grad, None, None
+
+
+class _Gated(torch.autograd.Function):
+    """Gate and up projection [..., 2 M] -> silu(gate) * up, [..., M] (Shazeer 2020, eq. 6)."""
+
+    @staticmethod
+    def forward(ctx: Any, gate_up: Tensor) -> Tensor:
+        gate, up = gate_up.chunk(2, dim=-1)
+        open_gate = F.silu(gate)
+        ctx.save_for_backward(gate_up, open_gate)
+        return open_gate * up
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        gate_up, open_gate = ctx.saved_tensors
+        gate, up = gate_up.chunk(2, dim=-1)
+        result = torch.empty_like(gate_up)
+        gate_grad, up_grad = result.chunk(2, dim=-1)
+        torch.mul(grad, open_gate, out=up_grad)
+        torch.ops.aten.silu_backward.grad_input(grad * up, gate, grad_input=gate_grad)
+        return result
+
+
+def _block_output(x: Tensor, block: Block, w: Packed) -> Tensor:
+    R, S, _ = x.shape
+    H, G, d = w.num_heads, w.num_groups, w.head_dim
+    qkv = F.linear(_RMSNorm.apply(x, w.eps).to(block.qkv.dtype), block.qkv).view(R, S, H + 2 * G, d)
+    qk, v = qkv.split([H + G, G], dim=2)
+    qk, rotation = qk.float(), w.rotation[:S, None]
+    qk = rotate(qk, rotation) if block.qk_norm is None else _NormAndRotate.apply(qk, block.qk_norm, rotation, w.eps)
+    # On a CPU the fused kernel takes longer in bfloat16 than in float32.
+    dtype = torch.float32 if x.device.type == "cpu" else block.qkv.dtype
+    q, k, v = (part.transpose(1, 2).to(dtype) for part in (*qk.split([H, G], dim=2), v))
+    attended = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=H != G)
+    x = x + F.linear(attended.transpose(1, 2).reshape(R, S, H * d).to(block.out.dtype), block.out)
+    gated = _Gated.apply(F.linear(_RMSNorm.apply(x, w.eps).to(block.gate_up.dtype), block.gate_up))
+    return x + F.linear(gated, block.down)
+
+
+class SequenceModel(nn.Module):
+    """A stock model as training runs it, and what data parallelism wraps: tokens [R, S] -> logits [R, S, V].
+
+    Attributes:
+        stock: The model; the parameters are its own.
+        dtype: Of the matrices and the products.
+    """
+
+    def __init__(self, stock: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.stock, self.dtype = stock, dtype
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return the logits of whole sequences (prompt first)."""
+        return logits(pack(self.stock, self.dtype), tokens)
+
+
+def logits(w: Packed, tokens: Tensor) -> Tensor:
+    """Return logits [R, S, V], in the dtype of the matrices, of whole sequences [R, S] (prompt first)."""
+    x = F.embedding(tokens, w.embedding)
+    for block in w.blocks:
+        x = _block_output(x, block, w)
+    return F.linear(_RMSNorm.apply(x, w.eps).to(w.head.dtype), w.head)
