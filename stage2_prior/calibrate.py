@@ -50,15 +50,15 @@ def held_out_nats(
         labels: [B] int64.
         settings: What to measure.
     """
-    layout, decoder, device = prior.layout, prior.decoder(), prior.device
+    layout, device = prior.layout, prior.device
     totals = torch.zeros(len(settings), dtype=torch.float64)
     guided = any(setting.guidance_scale != 1 for setting in settings)
     for first in range(0, len(tokens), ROWS_PER_CALL):
         rows = tokens[first : first + ROWS_PER_CALL].to(device)
         classes = labels[first : first + ROWS_PER_CALL].to(device)
-        conditional = decoder.logits(shifted(layout, rows, classes))
+        conditional = prior.logits(shifted(layout, rows, classes))
         null = torch.full_like(classes, layout.null_label)
-        unconditional = decoder.logits(shifted(layout, rows, null)) if guided else conditional
+        unconditional = prior.logits(shifted(layout, rows, null)) if guided else conditional
         for begin, end, low, high in layout.segments:
             with_label, without = (part[:, begin:end, low:high] for part in (conditional, unconditional))
             wanted = (rows[:, begin:end] - low).flatten()

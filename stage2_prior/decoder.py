@@ -1,18 +1,54 @@
 """A decoder of our own over the packed weights, for sampling.
 
-The key-value cache is written in place and read up to the length so far. The logits are those of the stock forward
-pass up to rounding.
+The key-value cache is written in place and read up to the length so far, and the matrices are laid out once for the
+library that multiplies by them. The logits are those of the stock forward pass up to rounding.
 
 Letters: R rows, S positions, H query heads, G key-value heads, d head width.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stage2_prior.forward import Block, logits, pack, rotate
+from stage2_prior.forward import pack, rotate
+
+LAID_OUT_FOR = 64  # rows; what suits them suits 8 to 128
+
+
+class Product:
+    """x [R, n] -> x @ weight.T, [R, m].
+
+    On a CPU, oneDNN can be given a weight in the layout that its kernels read. With one as torch keeps it, each product
+    of a few rows first brings the weight into such a layout, which takes longer than the product.
+    """
+
+    def __init__(self, weight: Tensor) -> None:
+        self.weight, self.laid_out = weight.contiguous(), False
+        if weight.device.type == "cpu" and torch.backends.mkldnn.is_available():
+            try:
+                self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight, LAID_OUT_FOR)
+                self.laid_out = True
+            except (AttributeError, RuntimeError):  # another torch, or a CPU without kernels for this type
+                pass
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return the product."""
+        if self.laid_out:
+            result: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, None, "none", [], "")
+            return result
+        return F.linear(x, self.weight)
+
+
+@dataclass(frozen=True)
+class _Block:
+    qkv: Product
+    qk_norm: Tensor | None
+    out: Product
+    gate_up: Product
+    down: Product
 
 
 class Decoder:
@@ -28,23 +64,35 @@ class Decoder:
     def __init__(self, model: nn.Module, dtype: torch.dtype = torch.float32) -> None:
         config: Any = model.config
         self.max_length: int = config.max_position_embeddings
-        self.weights = pack(model, dtype)
-        self.dtype = dtype
+        w = pack(model, dtype)
+        self.embedding = w.embedding.detach()
+        self.blocks = [
+            _Block(Product(b.qkv), b.qk_norm, Product(b.out), Product(b.gate_up), Product(b.down)) for b in w.blocks
+        ]
+        self.rotation, self.num_heads, self.num_groups, self.eps = w.rotation, w.num_heads, w.num_groups, w.eps
+        self.head_dim, self.dtype = w.head_dim, dtype
+        self._head = w.head
+        self._heads: dict[tuple[int, int], Product] = {}
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.weights.embedding.device
+        return self.embedding.device
 
     @property
     def vocab_size(self) -> int:
         """Number of ids."""
-        return self.weights.head.shape[0]
+        return self._head.shape[0]
+
+    def _head_of(self, low: int, high: int) -> Product:
+        """Return the output layer of ids low to high - 1."""
+        if (low, high) not in self._heads:
+            self._heads[low, high] = Product(self._head[low:high])
+        return self._heads[low, high]
 
     def new_cache(self, rows: int) -> Tensor:
         """Return an empty key-value cache, [layers, 2, rows, G, positions, d]."""
-        w = self.weights
-        shape = (len(w.blocks), 2, rows, w.num_groups, self.max_length, w.head_dim)
+        shape = (len(self.blocks), 2, rows, self.num_groups, self.max_length, self.head_dim)
         # On a CPU, products as small as those of attention take longer in bfloat16.
         dtype = torch.float32 if self.device.type == "cpu" else self.dtype
         return torch.zeros(shape, dtype=dtype, device=self.device)
@@ -71,20 +119,20 @@ class Decoder:
         scores = torch.bmm(q.reshape(R * G, H // G, d).to(keys.dtype), keys.transpose(1, 2)).mul_(d**-0.5)
         return torch.bmm(scores.softmax(dim=-1), values).view(R, H * d)
 
-    def _block(self, x: Tensor, block: Block, rotation: Tensor, cache: Tensor, position: int) -> Tensor:
-        w, R, shape = self.weights, x.shape[0], x.shape[1:]
-        H, G, d = w.num_heads, w.num_groups, w.head_dim
-        h = F.rms_norm(x, shape, None, w.eps).to(self.dtype)
-        qk, v = F.linear(h, block.qkv).view(R, H + 2 * G, d).split([H + G, G], dim=1)
+    def _block(self, x: Tensor, block: _Block, rotation: Tensor, cache: Tensor, position: int) -> Tensor:
+        R, shape = x.shape[0], x.shape[1:]
+        H, G, d = self.num_heads, self.num_groups, self.head_dim
+        h = F.rms_norm(x, shape, None, self.eps).to(self.dtype)
+        qk, v = block.qkv(h).view(R, H + 2 * G, d).split([H + G, G], dim=1)
         qk = qk.float()
         if block.qk_norm is not None:
-            qk = F.rms_norm(qk, (d,), None, w.eps) * block.qk_norm
+            qk = F.rms_norm(qk, (d,), None, self.eps) * block.qk_norm
         q, k = rotate(qk, rotation).split([H, G], dim=1)
         attended = self.attend(q, k, v, cache, position).to(self.dtype)
-        x = x + F.linear(attended, block.out)
-        h = F.rms_norm(x, shape, None, w.eps).to(self.dtype)
-        gate, up = F.linear(h, block.gate_up).chunk(2, dim=-1)
-        return x + F.linear(F.silu(gate).mul_(up), block.down)
+        x = x + block.out(attended)
+        h = F.rms_norm(x, shape, None, self.eps).to(self.dtype)
+        gate, up = block.gate_up(h).chunk(2, dim=-1)
+        return x + block.down(F.silu(gate).mul_(up))
 
     def step(self, tokens: Tensor, position: int, cache: Tensor, low: int, high: int) -> Tensor:
         """Return logits [R, high - low] float32 of ids low to high - 1 at the place after `position`.
@@ -96,14 +144,9 @@ class Decoder:
             low: First id wanted.
             high: End of the ids wanted.
         """
-        w = self.weights
-        x = F.embedding(tokens, w.embedding)
-        for number, block in enumerate(w.blocks):
-            x = self._block(x, block, w.rotation[position], cache[number], position)
-        h = F.rms_norm(x, x.shape[1:], None, w.eps).to(self.dtype)
-        return F.linear(h, w.head[low:high]).float()
-
-    @torch.no_grad()
-    def logits(self, tokens: Tensor) -> Tensor:
-        """Return logits [R, S, vocabulary] float32 of whole sequences [R, S] (prompt first)."""
-        return logits(self.weights, tokens).float()
+        x = F.embedding(tokens, self.embedding)
+        rotation = self.rotation[position]
+        for number, block in enumerate(self.blocks):
+            x = self._block(x, block, rotation, cache[number], position)
+        h = F.rms_norm(x, x.shape[1:], None, self.eps).to(self.dtype)
+        return self._head_of(low, high)(h).float()

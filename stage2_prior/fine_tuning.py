@@ -167,4 +167,4 @@ def merged(prior: CausalPrior) -> CausalPrior:
     tensors["model.embed_tokens.weight"] = trained.model.embed_tokens.weight
     model = model_of(trained.config).to(prior.device)
     model.load_state_dict({name: tensors[name] for name in model.state_dict()})
-    return dataclasses.replace(prior, model=model.eval(), _decoder=None)
+    return dataclasses.replace(prior, model=model.eval(), _decoders=None)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from stage2_prior.architecture import initialise, model_config, model_of
 from stage2_prior.decoder import Decoder
+from stage2_prior.forward import logits, pack
 from stage2_prior.layout import SequenceLayout
 from stage2_prior.settings import PriorModel
 from vq_prior.core.artifacts import new_folder, require_replaceable, write_atomic
@@ -23,7 +24,7 @@ from vq_prior.core.config import from_json, pretty_json, read_json
 from vq_prior.core.errors import ArtifactError
 from vq_prior.core.records import keep_record
 from vq_prior.core.repository import local, push_component
-from vq_prior.core.runtime import full_state
+from vq_prior.core.runtime import Precision, full_state
 from vq_prior.core.spec import CodeSpec
 from vq_prior.core.tensors import check_header, read_header, write_tensors
 
@@ -60,7 +61,7 @@ class Prior(Protocol):
         """Return the log-probability in nats of each token given those before it, [B, T] float32."""
         ...
 
-    def decoder(self) -> Decoder:
+    def decoder(self, precision: Precision = "fp32") -> Decoder:
         """Return what draws sequences token by token, for the weights as they are now."""
         ...
 
@@ -119,7 +120,7 @@ class CausalPrior:
     unconditional: bool = True
     notes: tuple[str, ...] = ()
     loaded_from: Path | None = None
-    _decoder: tuple[Any, Decoder] | None = field(default=None, repr=False)
+    _decoders: tuple[Any, dict[str, Decoder]] | None = field(default=None, repr=False)
 
     @classmethod
     def from_pretrained(
@@ -195,12 +196,15 @@ class CausalPrior:
         self.model.to(device)
         return self
 
-    def decoder(self) -> Decoder:
-        """Return the fused copy of the weights; built anew when a weight changed or moved."""
+    def decoder(self, precision: Precision = "fp32") -> Decoder:
+        """Return the packed copy of the weights, its products in `precision`; built anew when a weight changed."""
         state = tuple((p.data_ptr(), -1 if p.is_inference() else p._version) for p in self.model.parameters())
-        if self._decoder is None or self._decoder[0] != state:
-            self._decoder = (state, Decoder(self.model))
-        return self._decoder[1]
+        if self._decoders is None or self._decoders[0] != state:
+            self._decoders = (state, {})
+        built = self._decoders[1]
+        if precision not in built:
+            built[precision] = Decoder(self.model, torch.bfloat16 if precision == "bf16" else torch.float32)
+        return built[precision]
 
     @torch.no_grad()
     def log_probs(self, tokens: Tensor, labels: Tensor) -> Tensor:
@@ -215,8 +219,12 @@ class CausalPrior:
         Returns:
             [B, T] float32, each at most 0.
         """
-        logits = self.decoder().logits(shifted(self.layout, tokens, labels))
-        return -token_nats(self.layout, logits, tokens)
+        return -token_nats(self.layout, self.logits(shifted(self.layout, tokens, labels)), tokens)
+
+    @torch.no_grad()
+    def logits(self, inputs: Tensor) -> Tensor:
+        """Return the logits, [B, S, V] float32, of whole sequences [B, S], prompt first."""
+        return logits(pack(self.model), inputs)
 
 
 def shifted(layout: SequenceLayout, tokens: Tensor, labels: Tensor) -> Tensor:

@@ -11,7 +11,6 @@ import pytest
 import torch
 from code_stores import CODEC_ID
 
-from stage2_prior.decoder import Decoder
 from stage2_prior.prior import CausalPrior, SamplingDefaults, load_prior, save_prior
 from stage2_prior.sampling import sample_tokens
 from vq_prior.core.artifacts import new_folder
@@ -86,7 +85,7 @@ def test_stock_generate_draws_legal_codes_where_our_packages_are_not(
     assert seen["distinct"] > 32  # top_k and the end-of-sequence default of transformers would cut variety short
     assert seen["problems"] == [0, 0, 0]
     assert seen["ours"] == []
-    ours = Decoder(prior.model).logits(torch.tensor(seen["tokens"])).flatten()[:8]
+    ours = prior.logits(torch.tensor(seen["tokens"])).flatten()[:8]
     assert (ours - torch.tensor(seen["logits"])).abs().max() < 1e-4  # promised; see test_decoder
 
 
