@@ -205,7 +205,7 @@ def _fine_tune(settings: ResizeCodebook, codec: VQVAE, train: PixelRows) -> None
     assert settings.steps is not None
     codec.train()
     codec.encoder.requires_grad_(False).eval()
-    optimizer = adamw(codec, learning_rate=settings.learning_rate, weight_decay=0.0, betas=(0.9, 0.99))
+    optimizer = adamw(codec.parameters(), learning_rate=settings.learning_rate, weight_decay=0.0, betas=(0.9, 0.99))
     for step in tqdm(range(settings.steps), unit="step", disable=None, leave=False):
         pixels = train.batch(batch_rows(len(train), settings.batch_size, settings.seed, step))
         images = to_unit_range(torch.from_numpy(pixels)).to(codec.device)

@@ -266,7 +266,9 @@ def _loop(
     assert s.steps is not None
     assert s.learning_rate is not None
     wrapped = runtime.wrap(model).train()
-    optimizer = adamw(model, learning_rate=s.learning_rate, weight_decay=s.weight_decay, betas=s.adam_betas)
+    optimizer = adamw(
+        model.parameters(), learning_rate=s.learning_rate, weight_decay=s.weight_decay, betas=s.adam_betas
+    )
     if checkpoint is None:
         first = 0
         _start_codebook(model, train, s, runtime)

@@ -17,7 +17,7 @@ from vq_prior.core.averaging import WeightAverage
 from vq_prior.core.checkpoints import Checkpoint, latest_checkpoint, save_checkpoint
 from vq_prior.core.code_store import CodeStore
 from vq_prior.core.errors import ArtifactError
-from vq_prior.core.optim import adamw, load_optimizer_tensors, optimizer_tensors
+from vq_prior.core.optim import adamw, load_optimizer_tensors, muon, optimizer_tensors
 from vq_prior.core.runtime import Runtime, full_state
 from vq_prior.core.spec import Codec
 
@@ -48,7 +48,7 @@ class Training:
         final: RUN/prior.
         prior: The prior in training; its model is the unwrapped one, with adapters if these are trained.
         model: The model as forward and backward use it, see `SequenceModel`; wrapped when there are several processes.
-        optimizer: AdamW over the model.
+        optimizers: By name; AdamW, and Muon for the matrices of the blocks if it was chosen.
         average: Averaged weights.
         best: The averaged weights of the best measurement.
         train: Training rows.
@@ -65,7 +65,7 @@ class Training:
     final: Path
     prior: CausalPrior
     model: nn.Module
-    optimizer: torch.optim.Optimizer
+    optimizers: dict[str, torch.optim.Optimizer]
     average: WeightAverage
     train: Sequences
     held_out: Sequences
@@ -103,9 +103,6 @@ def prepare(
     prior = _starting_prior(settings, store, base)
     dtype = torch.bfloat16 if runtime.precision == "bf16" else torch.float32
     model = runtime.wrap(SequenceModel(prior.model.train(), dtype))
-    optimizer = adamw(
-        prior.model, learning_rate=given(settings.learning_rate), weight_decay=settings.weight_decay, betas=(0.9, 0.95)
-    )
     train = Sequences.read(store, prior.layout)
     held_out = Sequences.read(validation, prior.layout, max_rows=settings.eval_rows)
     return Training(
@@ -115,13 +112,26 @@ def prepare(
         final=settings.out / "prior",
         prior=prior,
         model=model,
-        optimizer=optimizer,
+        optimizers=_optimizers(settings, prior.model),
         average=WeightAverage(prior.model, decay=given(settings.average_decay)),
         train=train,
         held_out=held_out,
         baselines=measure_baselines(train, held_out),
         codec=codec,
     )
+
+
+def _optimizers(settings: TrainPrior, model: nn.Module) -> dict[str, torch.optim.Optimizer]:
+    rate, decay = given(settings.learning_rate), settings.weight_decay
+    matrices = []
+    if settings.optimizer == "muon":
+        matrices = [p for name, p in model.named_parameters() if ".layers." in name and p.ndim == 2 and p.requires_grad]
+    apart = {id(parameter) for parameter in matrices}
+    rest = [parameter for parameter in model.parameters() if id(parameter) not in apart]
+    optimizers: dict[str, torch.optim.Optimizer] = {
+        "adamw": adamw(rest, learning_rate=rate, weight_decay=decay, betas=(0.9, 0.95))
+    }
+    return optimizers | ({"muon": muon(matrices, learning_rate=rate, weight_decay=decay)} if matrices else {})
 
 
 def _starting_prior(settings: TrainPrior, store: CodeStore, base: CausalPrior | None) -> CausalPrior:
@@ -145,7 +155,7 @@ def save(t: Training) -> None:
         checkpoint = Checkpoint(
             t.step,
             modules={"prior": full_state(t.prior.model)},
-            optimizers={"adamw": optimizer_tensors(t.optimizer, t.prior.model)},
+            optimizers={name: optimizer_tensors(each, t.prior.model) for name, each in t.optimizers.items()},
             averages={
                 name: {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
                 for name, tensors in averages.items()
@@ -177,7 +187,8 @@ def resume(t: Training) -> None:
     if "ema" not in averages:
         raise ArtifactError(f"{where}: the averaged weights are missing")
     t.prior.model.load_state_dict(weights)
-    load_optimizer_tensors(t.optimizer, t.prior.model, checkpoint.optimizers.get("adamw", {}), where)
+    for name, optimizer in t.optimizers.items():
+        load_optimizer_tensors(optimizer, t.prior.model, checkpoint.optimizers.get(name, {}), where)
     t.average.load(averages["ema"])
     t.best = {name: tensor.to(t.runtime.device) for name, tensor in averages.get("best", {}).items()}
     t.progress, t.step = Progress(**checkpoint.state), checkpoint.step

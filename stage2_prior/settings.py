@@ -85,6 +85,8 @@ class TrainPrior:
     fine-tuning."""
     token_dropout: float | None = None
     """Share of the input tokens replaced by the null token while training; left out: chosen for the data."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """Optimiser of the matrices in the blocks; embeddings, output layer and norms have AdamW."""
     weight_decay: float = 0.1
     """Decoupled weight decay of the matrices."""
     average_decay: float | None = None

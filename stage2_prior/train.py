@@ -141,16 +141,18 @@ def update(t: Training) -> Tensor:
         warmup_steps=given(s.warmup_steps),
         decay_fraction=s.decay_fraction,
     )
-    set_learning_rate(t.optimizer, rate)
+    for optimizer in t.optimizers.values():
+        set_learning_rate(optimizer, rate)
     loss = batch_loss(t, t.step)
-    t.optimizer.zero_grad(set_to_none=True)
+    t.prior.model.zero_grad(set_to_none=True)
     loss.backward()
     norm = nn.utils.clip_grad_norm_(t.prior.model.parameters(), s.max_grad_norm)
     if not bool(torch.isfinite(norm)):
         raise NumericError(
             f"the gradient of step {t.step + 1} is not finite (loss {float(loss.detach()):.4g}); lower --learning-rate"
         )
-    t.optimizer.step()
+    for optimizer in t.optimizers.values():
+        optimizer.step()
     t.step += 1
     t.average.update(t.prior.model, t.step)
     return loss.detach()
@@ -177,7 +179,7 @@ def run_steps(t: Training) -> None:
                 if measure:
                     values |= evaluate(t)
                 if values:
-                    values["learning_rate"] = t.optimizer.param_groups[0]["lr"]
+                    values["learning_rate"] = t.optimizers["adamw"].param_groups[0]["lr"]
                     log.write(t.step, values)
                 if t.codec is not None and t.runtime.is_main and (t.step % sample_every == 0 or t.done()):
                     save_samples(t, t.codec)

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from vq_prior.core.errors import ArtifactError
-from vq_prior.core.optim import adamw, load_optimizer_tensors, lr_at, optimizer_tensors, set_learning_rate
+from vq_prior.core.optim import adamw, load_optimizer_tensors, lr_at, muon, optimizer_tensors, set_learning_rate
 
 
 def rate(step, **changes):
@@ -45,7 +45,7 @@ def network():
 
 
 def optimizer_of(module):
-    return adamw(module, learning_rate=1e-2, weight_decay=0.1, betas=(0.9, 0.99))
+    return adamw(module.parameters(), learning_rate=1e-2, weight_decay=0.1, betas=(0.9, 0.99))
 
 
 def train(module, optimizer, steps):
@@ -65,7 +65,12 @@ def test_only_matrices_decay():
     assert len(groups[0.0]) == 4
 
 
-def test_a_loaded_optimiser_continues_bit_by_bit():
+def muon_of(module):
+    return muon([p for p in module.parameters() if p.ndim == 2], learning_rate=1e-2, weight_decay=0.1)
+
+
+@pytest.mark.parametrize("optimizer_of", [optimizer_of, muon_of])
+def test_a_loaded_optimiser_continues_bit_by_bit(optimizer_of):
     module = network()
     optimizer = optimizer_of(module)
     train(module, optimizer, range(3))
@@ -108,8 +113,9 @@ def test_a_state_that_does_not_fit_is_refused(damage):
         del saved["2.bias/step"]
     else:
         saved["2.bias/exp_avg"] = torch.zeros(3)
+    resumed = network()
     with pytest.raises(ArtifactError, match=r"here: .*(2|9)\.bias"):
-        load_optimizer_tensors(optimizer_of(network()), network(), saved, "here")
+        load_optimizer_tensors(optimizer_of(resumed), resumed, saved, "here")
 
 
 def test_every_group_gets_the_learning_rate():

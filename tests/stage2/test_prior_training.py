@@ -112,11 +112,11 @@ def test_other_settings_are_refused_more_steps_continue_and_overwrite_starts_ane
     assert final_bytes(tmp_path) == first
 
 
-@pytest.mark.parametrize("stop_after", [1, 4, 7, 11])
+@pytest.mark.parametrize(("stop_after", "optimizer"), [(1, "adamw"), (4, "muon"), (7, "adamw"), (11, "muon")])
 def test_a_run_cut_anywhere_ends_in_the_same_bits(
-    code_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_after: int
+    code_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_after: int, optimizer: str
 ) -> None:
-    train_prior(tiny(code_store, tmp_path / "whole"))
+    train_prior(tiny(code_store, tmp_path / "whole", optimizer=optimizer))
     update, done = train.update, []
 
     def cut(training: run.Training) -> torch.Tensor:
@@ -127,9 +127,9 @@ def test_a_run_cut_anywhere_ends_in_the_same_bits(
 
     monkeypatch.setattr(train, "update", cut)
     with pytest.raises(KeyboardInterrupt):
-        train_prior(tiny(code_store, tmp_path / "cut"))
+        train_prior(tiny(code_store, tmp_path / "cut", optimizer=optimizer))
     monkeypatch.setattr(train, "update", update)
-    train_prior(tiny(code_store, tmp_path / "cut"))
+    train_prior(tiny(code_store, tmp_path / "cut", optimizer=optimizer))
     assert final_bytes(tmp_path / "cut") == final_bytes(tmp_path / "whole")
     last = [load_checkpoint(tmp_path / name / "prior-training/checkpoints/step-00000012") for name in ("whole", "cut")]
     assert last[0].state == last[1].state
@@ -137,6 +137,19 @@ def test_a_run_cut_anywhere_ends_in_the_same_bits(
         for name, tensors in getattr(last[0], group).items():
             for key, tensor in tensors.items():
                 assert torch.equal(tensor, getattr(last[1], group)[name][key])
+
+
+def test_muon_moves_the_matrices_of_the_blocks_and_adamw_the_rest(code_store: Path, tmp_path: Path) -> None:
+    for name in ("adamw", "muon"):
+        train_prior(tiny(code_store, tmp_path / name, steps=3, optimizer=name))
+    one, other = (
+        load_checkpoint(tmp_path / name / "prior-training/checkpoints/step-00000003") for name in ("adamw", "muon")
+    )
+    assert one.optimizers.keys() == {"adamw"}
+    moved_by_muon = {key.removesuffix("/momentum_buffer") for key in other.optimizers["muon"]}
+    assert moved_by_muon == {n for n, w in one.modules["prior"].items() if ".layers." in n and w.ndim == 2}
+    assert not any(key.rpartition("/")[0] in moved_by_muon for key in other.optimizers["adamw"])
+    assert not any(torch.equal(one.modules["prior"][name], other.modules["prior"][name]) for name in moved_by_muon)
 
 
 def test_sigterm_saves_and_stops(code_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,8 @@
 """Optimiser groups, and the learning rate as a function of the step."""
 
 import math
-from typing import Any, Literal
+from collections.abc import Iterable
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from vq_prior.core.errors import ArtifactError
 
 Schedule = Literal["trapezoid", "cosine"]
+MOMENTS: dict[type, set[str]] = {torch.optim.AdamW: {"exp_avg", "exp_avg_sq"}, torch.optim.Muon: {"momentum_buffer"}}
 
 
 def lr_at(
@@ -34,14 +36,27 @@ def lr_at(
     return peak * max(0.0, min(1.0, rise, fall))
 
 
-def adamw(module: nn.Module, *, learning_rate: float, weight_decay: float, betas: tuple[float, float]) -> Any:
-    """Return AdamW (Loshchilov and Hutter 2019) in which only tensors of two or more axes decay."""
-    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+def adamw(
+    parameters: Iterable[nn.Parameter], *, learning_rate: float, weight_decay: float, betas: tuple[float, float]
+) -> torch.optim.AdamW:
+    """Return AdamW (Loshchilov and Hutter 2019) of the trained parameters; only those of two or more axes decay."""
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
     groups = [
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW([group for group in groups if group["params"]], lr=learning_rate, betas=betas)
+
+
+def muon(parameters: Iterable[nn.Parameter], *, learning_rate: float, weight_decay: float) -> torch.optim.Muon:
+    """Return Muon (Jordan et al. 2024) of matrices: steps along the nearest orthogonal matrix to the momentum.
+
+    A step is scaled to the root mean square that AdamW's usually have (Liu et al. 2025, "Muon is scalable", eq. 4),
+    so that both take one learning rate.
+    """
+    return torch.optim.Muon(
+        parameters, lr=learning_rate, weight_decay=weight_decay, momentum=0.95, adjust_lr_fn="match_rms_adamw"
+    )
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
@@ -65,19 +80,21 @@ def load_optimizer_tensors(
     """Give the optimiser the state that `optimizer_tensors` returned.
 
     Raises:
-        ArtifactError: If a parameter's state is missing, of another shape, or belongs to no parameter.
+        ArtifactError: If a parameter's state is missing, of another shape, or belongs to no parameter of the optimiser.
     """
+    mine = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     keys_of: dict[str, dict[str, Tensor]] = {}
     for flat_name, tensor in tensors.items():
         name, _, key = flat_name.rpartition("/")
         keys_of.setdefault(name, {})[key] = tensor
-    trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    trained = {name: p for name, p in module.named_parameters() if id(p) in mine}
     for name in keys_of.keys() ^ trained.keys():
         raise ArtifactError(f"{where}: optimiser state and parameters differ at {name!r}")
-    expected = {"exp_avg", "exp_avg_sq", "step"}
+    moments = MOMENTS[type(optimizer)]
     for name, parameter in trained.items():
         state = keys_of[name]
-        if state.keys() != expected or any(state[key].shape != parameter.shape for key in ("exp_avg", "exp_avg_sq")):
+        fits = state.keys() - {"step"} == moments and all(state[key].shape == parameter.shape for key in moments)
+        if not fits or ("step" in state) != (type(optimizer) is torch.optim.AdamW):
             raise ArtifactError(f"{where}: the optimiser state of {name!r} does not fit its parameter")
         optimizer.state[parameter] = {
             key: tensor if key == "step" else tensor.to(parameter.device) for key, tensor in state.items()
