@@ -75,7 +75,8 @@ class TrainPrior:
     seed: int = 0
     """Seed of the initial weights, the order of the data and every dropout."""
     precision: Literal["fp32", "bf16"] | None = None
-    """Precision of the forward passes; left out: bf16 on a GPU that has it, fp32 elsewhere."""
+    """Precision of the matrix products; left out: bf16 on a GPU that has it, and on a CPU that has it from 5,000 rows
+    on; fp32 elsewhere."""
     checkpoint_every: int = 500
     """Steps between two checkpoints."""
     model: PriorModel = field(default_factory=PriorModel)
