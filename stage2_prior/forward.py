@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 @dataclass(frozen=True)
@@ -199,20 +200,23 @@ class SequenceModel(nn.Module):
     Attributes:
         stock: The model; the parameters are its own.
         dtype: Of the matrices and the products.
+        checkpointing: Whether each block is computed again for its backward pass, instead of kept (Chen et al. 2016).
     """
 
-    def __init__(self, stock: nn.Module, dtype: torch.dtype) -> None:
+    def __init__(self, stock: nn.Module, dtype: torch.dtype, *, checkpointing: bool = False) -> None:
         super().__init__()
-        self.stock, self.dtype = stock, dtype
+        self.stock, self.dtype, self.checkpointing = stock, dtype, checkpointing
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return the logits of whole sequences (prompt first)."""
-        return logits(pack(self.stock, self.dtype), tokens)
+        return logits(
+            pack(self.stock, self.dtype), tokens, checkpointing=self.checkpointing and torch.is_grad_enabled()
+        )
 
 
-def logits(w: Packed, tokens: Tensor) -> Tensor:
+def logits(w: Packed, tokens: Tensor, *, checkpointing: bool = False) -> Tensor:
     """Return logits [R, S, V], in the dtype of the matrices, of whole sequences [R, S] (prompt first)."""
     x = F.embedding(tokens, w.embedding)
     for block in w.blocks:
-        x = _block_output(x, block, w)
+        x = checkpoint(_block_output, x, block, w, use_reentrant=False) if checkpointing else _block_output(x, block, w)
     return F.linear(_RMSNorm.apply(x, w.eps).to(w.head.dtype), w.head)

@@ -102,7 +102,7 @@ def prepare(
     """Return a run at step 0 from resolved settings, starting from `base` if there is one; writes nothing."""
     prior = _starting_prior(settings, store, base)
     dtype = torch.bfloat16 if runtime.precision == "bf16" else torch.float32
-    model = runtime.wrap(SequenceModel(prior.model.train(), dtype))
+    model = runtime.wrap(SequenceModel(prior.model.train(), dtype, checkpointing=settings.gradient_checkpointing))
     train = Sequences.read(store, prior.layout)
     held_out = Sequences.read(validation, prior.layout, max_rows=settings.eval_rows)
     return Training(

@@ -96,6 +96,9 @@ class TrainPrior:
     """Steps over which the learning rate rises; left out: 100, and fewer when fine-tuning."""
     decay_fraction: float = 0.5
     """Share of all steps, at the end, over which the learning rate falls to 0."""
+    gradient_checkpointing: bool = False
+    """Compute each block again for its backward pass instead of keeping what it computed: less memory, a third more
+    time."""
     max_grad_norm: float = 1.0
     """Gradients with a larger norm are scaled down to it."""
     log_every: int | None = None

@@ -45,6 +45,8 @@ def test_logits_and_gradients_are_those_of_the_stock_model(
     ours = SequenceModel(model, torch.float32)(inputs)
     torch.testing.assert_close(ours, expected, rtol=0, atol=1e-4)
     got = gradients(ours)
+    again = gradients(SequenceModel(model, torch.float32, checkpointing=True)(inputs))
+    assert all(torch.equal(again[name], gradient) for name, gradient in got.items())
     assert got.keys() == wanted.keys() == dict(model.named_parameters()).keys()
     for name, gradient in wanted.items():
         assert (got[name] - gradient).norm() <= 2e-5 * gradient.norm(), name
