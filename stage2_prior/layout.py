@@ -157,7 +157,7 @@ class SequenceLayout:
         for number, (level, grid) in enumerate(zip(self.levels, codes, strict=True)):
             if tuple(grid.shape[1:]) != level.grid:
                 raise ArtifactError(f"codes.{number} must be [B, {_by(level.grid)}], got {list(grid.shape)}")
-            tokens = self._level_tokens(number, grid)
+            tokens = self.level_tokens(number, grid)
             if tokens.numel() and int(tokens.min()) < 0:
                 stranger = int(grid.flatten(1)[tokens < 0][0])
                 raise ArtifactError(f"codes.{number} holds code {stranger}, which this vocabulary left out")
@@ -178,7 +178,7 @@ class SequenceLayout:
         """
         if len(self.levels) > 1:
             raise UsageError(f"completion needs a model of one code grid, this one has {len(self.levels)}")
-        tokens = self._level_tokens(0, codes[:, :rows])
+        tokens = self.level_tokens(0, codes[:, :rows])
         strangers = codes[:, :rows].flatten(1)[tokens < 0]
         if strangers.numel():
             raise UsageError(
@@ -186,8 +186,12 @@ class SequenceLayout:
             )
         return tokens
 
-    def _level_tokens(self, number: int, codes: Tensor) -> Tensor:
-        """Return tokens [B, cells] of some cells of a level, [B, ...]; -1 where the vocabulary left a code out."""
+    def level_tokens(self, number: int, codes: Tensor) -> Tensor:
+        """Return tokens [B, cells] of some cells of a level, [B, ...]; -1 where the vocabulary left a code out.
+
+        Raises:
+            ArtifactError: On a code out of range.
+        """
         flat = codes.reshape(codes.shape[0], prod(codes.shape[1:])).to(torch.int64)
         _require_range(flat, 0, self.levels[number].num_codes, f"codes.{number}")
         kept = self.kept[number] if self.kept else None
