@@ -1,6 +1,7 @@
 """`vq-prior score`: how likely a MODEL finds the codes of given images, in numbers and as pictures."""
 
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from tqdm import tqdm
 
 from stage1_vqvae.evaluate import transform_of
 from stage1_vqvae.pixels import decoded_ahead
@@ -100,6 +102,7 @@ def _score_rows(
 ) -> list[dict[str, Any]]:
     """Write the picture of each image and return what `scores.json` says of it."""
     results: list[dict[str, Any]] = []
+    bar = tqdm(total=len(data.train) + len(data.validation), unit="image", disable=None, file=sys.stderr, leave=False)
     for split, rows in (("train", data.train), ("validation", data.validation)):
         first = 0
         for pixels in decoded_ahead(rows, transform_of(pipeline.codec), ROWS_AT_ONCE, num_workers=num_workers):
@@ -115,6 +118,8 @@ def _score_rows(
                 save_png(staging / file, to_picture(picture), durable=False)
                 results.append({"file": file, "split": split, **entry})
             first += len(pixels)
+            bar.update(len(pixels))
+    bar.close()
     return results
 
 
