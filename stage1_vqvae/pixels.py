@@ -143,7 +143,11 @@ def to_array(encoded: Encoded, transform: Transform, name: str) -> NDArray[np.ui
     shape = (transform.height, transform.width, transform.channels)
     if pixels is not None and pixels.shape == (shape if transform.channels == 3 else shape[:2]):
         return pixels.reshape(shape)
-    picture = open_picture(encoded if pixels is None else pixels, name)
+    return picture_array(open_picture(encoded if pixels is None else pixels, name), transform, name)
+
+
+def picture_array(picture: Image.Image, transform: Transform, name: str) -> NDArray[np.uint8]:
+    """Return what `to_array` does, of an open picture."""
     try:
         if picture.format == "JPEG":
             side = 2 * max(transform.height, transform.width)
@@ -159,7 +163,8 @@ def to_array(encoded: Encoded, transform: Transform, name: str) -> NDArray[np.ui
         picture = _fit(picture, transform)
     except Exception as error:  # decoders raise whatever they like on damaged data
         raise ArtifactError(f"{name} cannot be decoded ({str(error)[:80]}); remove or replace it") from error
-    return np.asarray(picture, dtype=np.uint8).reshape(shape)
+    pixels = np.asarray(picture, dtype=np.uint8)
+    return pixels.reshape(transform.height, transform.width, transform.channels)
 
 
 def _whole_jpeg(encoded: Encoded, transform: Transform) -> NDArray[np.uint8] | None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vq_prior.core.config import from_json, to_json
-from vq_prior.core.errors import ArtifactError
+from vq_prior.core.errors import ArtifactError, UsageError
 from vq_prior.core.spec import MAX_CODES, CodeSpec, LevelSpec
 
 
@@ -157,19 +157,50 @@ class SequenceLayout:
         for number, (level, grid) in enumerate(zip(self.levels, codes, strict=True)):
             if tuple(grid.shape[1:]) != level.grid:
                 raise ArtifactError(f"codes.{number} must be [B, {_by(level.grid)}], got {list(grid.shape)}")
-            flat = grid.reshape(grid.shape[0], prod(level.grid)).to(torch.int64)
-            _require_range(flat, 0, level.num_codes, f"codes.{number}")
-            kept = self.kept[number] if self.kept else None
-            if kept is not None:
-                table = torch.full((level.num_codes,), -1, dtype=torch.int64, device=flat.device)
-                table[torch.tensor(kept, device=flat.device)] = torch.arange(len(kept), device=flat.device)
-                known = table[flat]
-                if bool((known < 0).any()):
-                    stranger = int(flat[known < 0][0])
-                    raise ArtifactError(f"codes.{number} holds code {stranger}, which this vocabulary left out")
-                flat = known
-            parts.append(flat + self.offsets[number])
+            tokens = self.level_tokens(number, grid)
+            if tokens.numel() and int(tokens.min()) < 0:
+                stranger = int(grid.flatten(1)[tokens < 0][0])
+                raise ArtifactError(f"codes.{number} holds code {stranger}, which this vocabulary left out")
+            parts.append(tokens)
         return torch.cat(parts, dim=1)
+
+    def first_rows(self, codes: Tensor, rows: int) -> Tensor:
+        """Return the tokens [B, P] of the first rows of the grid, which a sequence of one level begins with.
+
+        Codes of the other rows need no token.
+
+        Args:
+            codes: Of the one level, [B, *grid] integers.
+            rows: How many, along the grid's first axis.
+
+        Raises:
+            UsageError: If there are several levels, or a code of these rows has no token.
+        """
+        if len(self.levels) > 1:
+            raise UsageError(f"completion needs a model of one code grid, this one has {len(self.levels)}")
+        tokens = self.level_tokens(0, codes[:, :rows])
+        strangers = codes[:, :rows].flatten(1)[tokens < 0]
+        if strangers.numel():
+            raise UsageError(
+                f"the kept part holds code {int(strangers[0])}, which this vocabulary left out; keep fewer rows"
+            )
+        return tokens
+
+    def level_tokens(self, number: int, codes: Tensor) -> Tensor:
+        """Return tokens [B, cells] of some cells of a level, [B, ...]; -1 where the vocabulary left a code out.
+
+        Raises:
+            ArtifactError: On a code out of range.
+        """
+        flat = codes.reshape(codes.shape[0], prod(codes.shape[1:])).to(torch.int64)
+        _require_range(flat, 0, self.levels[number].num_codes, f"codes.{number}")
+        kept = self.kept[number] if self.kept else None
+        if kept is None:
+            return flat + self.offsets[number]
+        table = torch.full((self.levels[number].num_codes,), -1, dtype=torch.int64, device=flat.device)
+        first = self.offsets[number]
+        table[torch.tensor(kept, device=flat.device)] = torch.arange(first, first + len(kept), device=flat.device)
+        return table[flat]
 
     def to_codes(self, tokens: Tensor) -> tuple[Tensor, ...]:
         """Return the codes of each level, [B, *grid] int64, from tokens [B, T].

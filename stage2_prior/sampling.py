@@ -119,6 +119,7 @@ def sample_tokens(
     min_p: float | None = None,
     guidance_scale: float = 1.0,
     precision: Precision = "fp32",
+    prefix: Tensor | None = None,
 ) -> Tensor:
     """Return token sequences drawn from the prior, [B, T] int64.
 
@@ -138,33 +139,31 @@ def sample_tokens(
         guidance_scale: Classifier-free guidance (Ho and Salimans 2022, eq. 6, as
             l_null + scale * (l_label - l_null)); 1 costs no second pass.
         precision: Of the matrix products. bf16 is faster where the machine computes in it, and gives other images.
+        prefix: First P tokens of each sample, [B, P] int64, taken as they are; their uniform numbers stay unused.
 
     Raises:
-        UsageError: If a setting is out of range or `indices` and `labels` differ in length.
+        UsageError: If a setting is out of range, rows do not fit each other, or a prefix holds an illegal id.
         NumericError: If the model gives logits that are not finite.
     """
     layout = prior.layout
-    check_sampling(
-        layout, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, guidance_scale=guidance_scale
-    )
+    filters = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+    check_sampling(layout, guidance_scale=guidance_scale, **filters)  # type: ignore[arg-type]
     _check_rows(layout, labels, seed, indices)
     _check_guidance(prior, guidance_scale)
+    prefix = _checked_prefix(layout, prefix, len(indices))
     decoder = prior.decoder(precision)
     device = decoder.device
     B, passes = len(indices), 1 if guidance_scale == 1 else 2
     rows = call_rows(decoder, B, passes)
     pieces = [torch.empty((0, layout.num_tokens), dtype=torch.int64)]
-    filters = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
     uniforms = torch.from_numpy(sample_uniforms(seed, np.asarray(indices, dtype=np.int64), layout.num_tokens))
     for first in range(0, B, rows):
         count = min(rows, B - first)
         here = slice(first, first + count)
-        prompt = torch.full((rows,), layout.null_label, dtype=torch.int64)
-        prompt[:count] = labels[here].cpu()
-        draws = torch.zeros((rows, layout.num_tokens))
-        draws[:count] = uniforms[here]
+        prompt, draws, forced = (_padded(part[here], rows) for part in (labels.cpu(), uniforms, prefix))
         prompts = [layout.prompt(prompt), torch.full_like(prompt, layout.null_token)][:passes]
-        drawn = _draw(decoder, layout, torch.cat(prompts).to(device), draws.to(device), guidance_scale, filters)
+        inputs = (torch.cat(prompts).to(device), draws.to(device), forced.to(device))
+        drawn = _draw(decoder, layout, *inputs, guidance_scale, filters)
         pieces.append(drawn[:count].cpu())
     return torch.cat(pieces).to(labels.device)
 
@@ -188,15 +187,39 @@ def _check_rows(layout: SequenceLayout, labels: Tensor, seed: int, indices: Sequ
         raise UsageError(f"indices must be at least 0 and below 2**63, got {min(indices)} to {max(indices)}")
 
 
+def _padded(part: Tensor, rows: int) -> Tensor:
+    """Return `rows` rows: those given, then copies of the first."""
+    return torch.cat([part, part[:1].expand(rows - part.shape[0], *part.shape[1:])])
+
+
+def _checked_prefix(layout: SequenceLayout, prefix: Tensor | None, num_samples: int) -> Tensor:
+    """Return the prefix on the host, [B, P]; of no tokens if there is none."""
+    if prefix is None:
+        return torch.empty((num_samples, 0), dtype=torch.int64)
+    if prefix.ndim != 2 or prefix.shape[0] != num_samples or prefix.shape[1] > layout.num_tokens:
+        raise UsageError(
+            f"prefix must be [{num_samples}, at most {layout.num_tokens}] tokens, got {list(prefix.shape)}"
+        )
+    for first, end, low, high in layout.segments:
+        part = prefix[:, first:end]
+        wrong = part[(part < low) | (part >= high)]
+        if wrong.numel():
+            raise UsageError(
+                f"prefix must hold ids in [{low}, {high}) at positions {first} to {end - 1}, got {int(wrong[0])}"
+            )
+    return prefix.cpu()
+
+
 def _draw(
     decoder: Decoder,
     layout: SequenceLayout,
     prompts: Tensor,
     uniforms: Tensor,
+    forced: Tensor,
     guidance_scale: float,
     filters: dict[str, float | int | None],
 ) -> Tensor:
-    """Return tokens [R, T]; prompts [R], or [2 R] with the null rows behind the others for guidance."""
+    """Return tokens [R, T] that begin with `forced` [R, P]; prompts [R], or [2 R] with the null rows behind."""
     R, T = uniforms.shape
     passes = prompts.shape[0] // R
     cache = decoder.new_cache(prompts.shape[0])
@@ -210,9 +233,12 @@ def _draw(
                 null = logits[R:]
                 logits = null + guidance_scale * (logits[:R] - null)
             finite &= logits.isfinite().all()
-            weights = filtered_probabilities(logits, **filters)  # type: ignore[arg-type]
-            # A row that is not finite would search beyond the end; it is refused below.
-            drawn = inverse_cdf(weights, uniforms[:, position]).clamp_(max=high - low - 1) + low
+            if position < forced.shape[1]:
+                drawn = forced[:, position]
+            else:
+                weights = filtered_probabilities(logits, **filters)  # type: ignore[arg-type]
+                # A row that is not finite would search beyond the end; it is refused below.
+                drawn = inverse_cdf(weights, uniforms[:, position]).clamp_(max=high - low - 1) + low
             tokens[:, position] = drawn
             current = drawn.repeat(passes) if passes > 1 else drawn
     if not bool(finite):

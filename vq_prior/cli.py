@@ -53,6 +53,10 @@ COMMANDS = {
     ),
     "assemble": Command("vq_prior.settings:Assemble", "vq_prior.commands:assemble", "codec and prior -> MODEL"),
     "generate": Command("vq_prior.settings:Generate", "vq_prior.commands:generate", "MODEL -> new images", True),
+    "complete": Command(
+        "vq_prior.settings:Complete", "vq_prior.commands:complete", "MODEL and a picture's top -> images", True
+    ),
+    "score": Command("vq_prior.settings:Score", "vq_prior.commands:score", "MODEL and images -> likelihood of each"),
     "reconstruct": Command(
         "stage1_vqvae.settings:Reconstruct", "vq_prior.commands:reconstruct", "images -> codec -> images"
     ),
@@ -102,7 +106,8 @@ def usage() -> str:
             *lines,
             "",
             "With every command: --help, --debug (tracebacks). With the trainings: --config FILE (settings of a former",
-            "run), --recipe NAME. With the trainings, extract-codes and generate: --num-processes N.",
+            "run), --recipe NAME. With the trainings, extract-codes, generate and complete:",
+            "--num-processes N.",
             "`vq-prior --version` prints the version. Start with: vq-prior quickstart",
         ]
     )

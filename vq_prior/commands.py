@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from vq_prior.settings import Assemble, Env, Evaluate, Generate, Pull, Push, PushCodes, Verify
+from vq_prior.settings import Assemble, Complete, Env, Evaluate, Generate, Pull, Push, PushCodes, Score, Verify
 
 if TYPE_CHECKING:
     from stage1_vqvae.resize_settings import ResizeCodebook
@@ -50,7 +50,24 @@ def generate(settings: Generate) -> None:
     from vq_prior.inputs import settle
     from vq_prior.sampler import generate as draw
 
+    classifier = settings.reject_with and str(settle(settings.reject_with))
+    draw(replace(settings, model=settle(settings.model), reject_with=classifier))
+
+
+def complete(settings: Complete) -> None:
+    """Draw images that begin as a picture does into a folder."""
+    from vq_prior.inputs import settle
+    from vq_prior.sampler import complete as draw
+
     draw(replace(settings, model=settle(settings.model)))
+
+
+def score(settings: Score) -> None:
+    """Write the likelihood of each image into a folder."""
+    from vq_prior.inputs import settle
+    from vq_prior.score import score as write
+
+    write(replace(settings, model=settle(settings.model)))
 
 
 def reconstruct(settings: "Reconstruct") -> None:

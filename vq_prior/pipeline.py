@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict, Unpack
 
 import numpy as np
 import torch
@@ -20,6 +20,8 @@ from vq_prior.core.media import to_picture, to_pixels
 from vq_prior.core.randomness import MAX_SEED
 from vq_prior.core.records import keep_record
 from vq_prior.core.repository import local
+from vq_prior.given_images import GivenImage, Keep, images_of, kept_rows
+from vq_prior.likelihood import Scores, score_codes
 from vq_prior.model_folder import ModelIndex, assemble, index_of, read_index
 
 OutputType = Literal["pil", "pt", "np"]
@@ -40,6 +42,22 @@ class PipelineOutput:
     images: Any
     labels: list[int] | None
     codes: tuple[Tensor, ...]
+
+
+class DrawSettings(TypedDict, total=False):
+    """What a call of the pipeline takes beside the number of images; `VQPriorPipeline.__call__` says what each is."""
+
+    labels: Sequence[str | int] | str | int | None
+    unconditional: bool
+    seed: int
+    first_index: int
+    batch_size: int | None
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    guidance_scale: float | None
+    output_type: OutputType
 
 
 def class_of_each(
@@ -216,9 +234,10 @@ class VQPriorPipeline:
         top_p: float | None = None,
         min_p: float | None = None,
         guidance_scale: float | None = None,
+        prefix: Tensor | None = None,
         output_type: OutputType = "pil",
     ) -> PipelineOutput:
-        """Return new images. Image i depends on (model, labels, seed, i, sampling settings) alone.
+        """Return new images. Image i depends on (model, labels, seed, i, sampling settings, its prefix) alone.
 
         Args:
             num_images: How many.
@@ -232,6 +251,7 @@ class VQPriorPipeline:
             top_p: Then keep the smallest set whose probability reaches p, in (0, 1].
             min_p: Then drop codes less likely than this share of the likeliest, in [0, 1).
             guidance_scale: Classifier-free guidance; None takes the model's measured value, 1 is off.
+            prefix: First P tokens of each image, [num_images, P], taken as they are; see also `complete`.
             output_type: "pil", "pt" or "np".
 
         Raises:
@@ -250,13 +270,71 @@ class VQPriorPipeline:
         indices = range(first_index, first_index + num_images)
         classes = [cycle[i % len(cycle)] for i in indices]
         size = batch_size or default_batch_size(self.device)
+        calls = [slice(n, n + size) for n in range(0, num_images, size)]
         parts = [
-            self.draw(classes[n : n + size], seed=seed, indices=indices[n : n + size], **sampling)
-            for n in range(0, num_images, size)
+            self.draw(
+                classes[n], seed=seed, indices=indices[n], prefix=None if prefix is None else prefix[n], **sampling
+            )
+            for n in calls
         ]
         images = torch.cat([images for images, _ in parts])
         codes = tuple(torch.cat(level) for level in zip(*(codes for _, codes in parts), strict=True))
         return PipelineOutput(_as(images, output_type), classes if names and not unconditional else None, codes)
+
+    def complete(
+        self, image: GivenImage, keep: Keep = "top half", *, num_images: int = 1, **settings: Unpack[DrawSettings]
+    ) -> PipelineOutput:
+        """Return images that begin as a given one does and go on as the prior draws.
+
+        The codes of the rows of the grid that lie within the kept part are taken as they are, the others drawn
+        (Chen et al. 2020, "Generative Pretraining from Pixels", figure 1). A completion is the sample of its index
+        with these codes given: it depends on what a sample depends on, and on the image.
+
+        Args:
+            image: A PIL picture, the path of one, uint8 pixels [height, width, C] or a tensor [C, *shape] in [-1, 1];
+                or several of them.
+            keep: "top half", or the share of the image that is kept, from the top, in [0, 1].
+            num_images: Completions of each image; those of one stand together.
+            settings: Those of a call. Without labels, as there, the classes are taken in turn.
+
+        Raises:
+            UsageError: If a setting is out of range, an image is none, or the codes are several grids.
+            ArtifactError: If a file is missing or no picture.
+        """
+        if num_images < 1:
+            raise UsageError(f"num_images must be at least 1, got {num_images}")
+        prefix = self.prefix_of(image, keep).repeat_interleave(num_images, dim=0)
+        return self(len(prefix), prefix=prefix, **settings)
+
+    def prefix_of(self, image: GivenImage, keep: Keep) -> Tensor:
+        """Return the tokens [B, P] of the kept part of one or several images; see `complete`."""
+        rows = kept_rows(keep, self.index.spec.levels[0].grid[0])
+        codes = self.codec.encode(images_of(image, self.codec).to(self.device))
+        return self.prior.layout.first_rows(codes[0], rows)
+
+    def score(self, images: GivenImage, labels: Sequence[str | int] | str | int | None = None) -> Scores:
+        """Return how likely the prior finds the codes of given images; high nats tell what it has not learnt.
+
+        An image's scores do not depend on the other images or their number.
+
+        Args:
+            images: One or several, as for `complete`.
+            labels: The class of each by name or index, or one class for all; None scores them without a class.
+
+        Raises:
+            UsageError: If labels are unknown, not as many as the images, or left out although the prior knows no
+                null prompt.
+            ArtifactError: If a file is missing or no picture.
+        """
+        names = self.index.label_names
+        given = images_of(images, self.codec).to(self.device)
+        classes = class_of_each(labels, len(names), names, unconditional=labels is None)
+        if labels is None:
+            require_null_prompt(self.prior.unconditional)
+        if len(classes) not in (1, len(given)):
+            raise UsageError(f"labels must be one, or one for each of the {len(given)} images, got {len(classes)}")
+        of_each = torch.tensor(classes if len(classes) > 1 else classes * len(given))
+        return score_codes(self.prior, self.codec.encode(given), of_each)
 
     @torch.inference_mode()
     def draw(

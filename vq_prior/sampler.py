@@ -1,18 +1,21 @@
 """Images to a folder, drawn by one or many processes: `DIR/000000.png` ..., `grid.png`, `samples.json`.
 
-Image i is a function of (model, labels, seed, i, sampling settings). The work
-happens in a hidden sibling that a rerun continues and one rename publishes.
+Image i is a function of (model, labels, seed, i, sampling settings), and of the picture it completes or the classifier
+that chose it, where there is one. The work happens in a hidden sibling that a rerun continues and one rename publishes.
 """
 
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 from tqdm import tqdm
 
 from stage2_prior.prior import read_prior_config
@@ -24,7 +27,8 @@ from vq_prior.core.identity import file_sha256
 from vq_prior.core.media import picture_grid, save_png, to_picture, to_pixels
 from vq_prior.core.repository import local
 from vq_prior.core.runtime import Runtime, start_runtime
-from vq_prior.model_folder import read_index
+from vq_prior.given_images import kept_rows
+from vq_prior.model_folder import ModelIndex, read_index
 from vq_prior.pipeline import (
     VQPriorPipeline,
     check_request,
@@ -33,10 +37,14 @@ from vq_prior.pipeline import (
     require_null_prompt,
     resolve_sampling,
 )
-from vq_prior.settings import Generate
+from vq_prior.rejection import Classifier, ClassifierFiles, Kept, best_of, candidates_of, find_classifier
+from vq_prior.settings import Complete, Drawing, Generate
 
 REQUEST = "samples.json"
+MAX_REQUEST_BYTES = 1 << 30
 MAX_GRID_IMAGES = 256
+
+DrawImages = Callable[[list[int]], tuple[Tensor, list[Kept] | None]]
 
 
 def generate(settings: Generate) -> Path:
@@ -44,21 +52,54 @@ def generate(settings: Generate) -> Path:
 
     Raises:
         UsageError: If a setting is out of range, a label unknown, or OUT holds something else.
-        ArtifactError: If the model is damaged.
+        ArtifactError: If the model or the classifier is damaged.
     """
     with local(settings.model) as model:  # a damaged copy of the Hub's files leaves the cache
-        return _generate(replace(settings, model=model))
+        index = read_index(model)
+        classifier = _find_classifier(settings, index)
+        chosen = None
+        if classifier is not None and settings.keep is not None:
+            chosen = {"classifier_id": classifier.classifier_id, "candidates": candidates_of(settings.keep)}
+        return _draw_set(replace(settings, model=model), index, {"rejection": chosen, "completion": None}, classifier)
 
 
-def _generate(settings: Generate) -> Path:
-    index = read_index(settings.model)
+def complete(settings: Complete) -> Path:
+    """Draw images that begin as a picture does and return their folder.
+
+    Raises:
+        UsageError: If a setting is out of range, a label unknown, or OUT holds something else.
+        ArtifactError: If the model is damaged, or the picture missing or none.
+    """
+    with local(settings.model) as model:
+        index = read_index(model)
+        rows = kept_rows(settings.keep, index.spec.levels[0].grid[0])
+        if not settings.image.is_file():
+            what = "is not a file" if settings.image.exists() else "does not exist"
+            raise ArtifactError(f"{settings.image} {what}; give a picture")
+        begun = {"image_sha256": file_sha256(settings.image), "rows": rows}
+        return _draw_set(replace(settings, model=model), index, {"rejection": None, "completion": begun}, None)
+
+
+def _find_classifier(settings: Generate, index: ModelIndex) -> ClassifierFiles | None:
+    if settings.reject_with is None and settings.keep is None:
+        return None
+    if settings.reject_with is None or settings.keep is None:
+        given, other = ("keep", "reject-with") if settings.reject_with is None else ("reject-with", "keep")
+        raise UsageError(f"--{given} goes with --{other}; give both or neither")
+    candidates_of(settings.keep)
+    if settings.unconditional:
+        raise UsageError("--reject-with cannot go with --unconditional: it judges how well an image shows its class")
+    return find_classifier(Path(settings.reject_with), index.label_names)
+
+
+def _draw_set(settings: Drawing, index: ModelIndex, given: dict[str, Any], classifier: ClassifierFiles | None) -> Path:
     prior_folder = find_component(settings.model, "prior")
     names = ("temperature", "guidance_scale", "top_k", "top_p", "min_p")
     asked = {name: getattr(settings, name) for name in names}
     sampling = resolve_sampling(index, asked, unconditional=settings.unconditional)
     check_request(index, num_images=settings.num_images, seed=settings.seed, batch_size=settings.batch_size, **sampling)
-    given = None if settings.labels is None else [part.strip() for part in settings.labels.split(",")]
-    cycle = class_of_each(given, len(index.label_names), index.label_names, unconditional=settings.unconditional)
+    labels = None if settings.labels is None else [part.strip() for part in settings.labels.split(",")]
+    cycle = class_of_each(labels, len(index.label_names), index.label_names, unconditional=settings.unconditional)
     if settings.unconditional:
         require_null_prompt(read_prior_config(settings.model / "prior").unconditional)
     named = [index.label_names[c] for c in cycle] if index.label_names and not settings.unconditional else None
@@ -71,16 +112,20 @@ def _generate(settings: Generate) -> Path:
         "labels": named,
         "unconditional": settings.unconditional,
         "sampling": sampling,
+        **given,
     }
-    if _finished(settings.out, request, overwrite=settings.overwrite):
+    if already_done(settings.out, REQUEST, request, kind="samples", overwrite=settings.overwrite) and all(
+        (settings.out / picture_name(i)).is_file() for i in range(settings.num_images)
+    ):
         print(f"{settings.out} already holds these {settings.num_images} images")
         return settings.out
     pipeline = VQPriorPipeline.from_pretrained(settings.model)
     runtime = start_runtime()
     runtime.say(runtime.describe())
     pipeline.to(runtime.device)
+    draw = _drawing(pipeline, runtime, settings, cycle, sampling, classifier)
     staging = _open_staging(settings.out, request, runtime)
-    _draw_missing(pipeline, runtime, staging, settings, cycle, sampling)
+    _draw_missing(draw, runtime, staging, settings)
     runtime.barrier()
     if runtime.is_main:
         _publish(staging, settings)
@@ -89,21 +134,60 @@ def _generate(settings: Generate) -> Path:
     return settings.out
 
 
-def _finished(out: Path, request: dict[str, Any], *, overwrite: bool) -> bool:
-    """Return whether `out` holds the images of this request; refuse to touch anything else."""
+def _drawing(
+    pipeline: VQPriorPipeline,
+    runtime: Runtime,
+    settings: Drawing,
+    cycle: list[int],
+    sampling: dict[str, Any],
+    files: ClassifierFiles | None,
+) -> DrawImages:
+    """Return what draws the images of some indices: as they come, as completions, or the best of candidates."""
+    prefix = pipeline.prefix_of(settings.image, settings.keep) if isinstance(settings, Complete) else None
+
+    def samples(indices: list[int], classes: list[int]) -> Tensor:
+        begun = None if prefix is None else prefix.expand(len(indices), -1)
+        return pipeline.draw(classes, seed=settings.seed, indices=indices, prefix=begun, **sampling)[0]
+
+    def of_class(indices: list[int]) -> list[int]:
+        return [cycle[i % len(cycle)] for i in indices]
+
+    if files is None or not isinstance(settings, Generate) or settings.keep is None:
+        return lambda indices: (samples(indices, of_class(indices)), None)
+    spec = pipeline.index.spec
+    judge = Classifier(files, (spec.channels, *spec.shape), runtime.device)
+    runtime.say(files.note)
+    at_once = settings.batch_size or default_batch_size(runtime.device)
+    choose = partial(best_of, samples, judge, candidates=candidates_of(settings.keep), at_once=at_once)
+    return lambda indices: choose(indices, of_class(indices))
+
+
+def already_done(out: Path, marker: str, request: dict[str, Any], *, kind: str, overwrite: bool) -> bool:
+    """Return whether `out` holds what was asked for, by the request in its file `marker`.
+
+    Args:
+        out: Folder to write.
+        marker: JSON file in it that begins with the request it answers.
+        request: What is asked for.
+        kind: What to call the contents in a message.
+        overwrite: Whether other contents of this kind may be replaced.
+
+    Raises:
+        UsageError: If `out` holds anything else.
+    """
     if out.exists() and not out.is_dir():
         raise UsageError(f"--out must be a folder to write, {out} is a file")
-    require_replaceable(out, REQUEST, "samples of vq-prior")
-    if overwrite or not (out / REQUEST).is_file():
+    require_replaceable(out, marker, f"{kind} of vq-prior")
+    if overwrite or not (out / marker).is_file():
         return False
     try:
-        done = read_json(out / REQUEST)
+        done = read_json(out / marker, max_bytes=MAX_REQUEST_BYTES)
     except ArtifactError:
         done = {}
     changed = [f"{key} {done.get(key)} -> {value}" for key, value in request.items() if done.get(key) != value]
     if changed:
-        raise UsageError(f"{out} holds other samples ({'; '.join(changed)}); choose another --out or pass --overwrite")
-    return all((out / _name(i)).is_file() for i in range(request["num_images"]))
+        raise UsageError(f"{out} holds other {kind} ({'; '.join(changed)}); choose another --out or pass --overwrite")
+    return True
 
 
 def _open_staging(out: Path, request: dict[str, Any], runtime: Runtime) -> Path:
@@ -119,26 +203,22 @@ def _open_staging(out: Path, request: dict[str, Any], runtime: Runtime) -> Path:
     return staging
 
 
-def _draw_missing(
-    pipeline: VQPriorPipeline,
-    runtime: Runtime,
-    staging: Path,
-    settings: Generate,
-    cycle: list[int],
-    sampling: dict[str, Any],
-) -> None:
-    missing = [i for i in range(settings.num_images) if not _is_drawn(staging / _name(i))]
+def _draw_missing(draw: DrawImages, runtime: Runtime, staging: Path, settings: Drawing) -> None:
+    candidates = candidates_of(settings.keep) if isinstance(settings, Generate) and settings.keep else None
+    files = [picture_name, *([_note] if candidates else [])]
+    missing = [i for i in range(settings.num_images) if not all(_is_there(staging / name(i)) for name in files)]
     runtime.barrier()
-    size = settings.batch_size or default_batch_size(runtime.device)
+    size = max(1, (settings.batch_size or default_batch_size(runtime.device)) // (candidates or 1))
     mine = missing[runtime.share(len(missing))]
     started = time.monotonic()
     bar = tqdm(total=len(mine), unit="image", disable=None if runtime.is_main else True, file=sys.stderr, leave=False)
     for first in range(0, len(mine), size):
         indices = mine[first : first + size]
-        classes = [cycle[i % len(cycle)] for i in indices]
-        images, _ = pipeline.draw(classes, seed=settings.seed, indices=indices, **sampling)
+        images, kept = draw(indices)
         for i, pixels in zip(indices, to_pixels(images), strict=True):
-            save_png(staging / _name(i), to_picture(pixels), durable=False)
+            save_png(staging / picture_name(i), to_picture(pixels), durable=False)
+        for i, note in zip(indices, kept or (), strict=False):
+            write_atomic(staging / _note(i), pretty_json(note), durable=False)
         bar.update(len(indices))
     bar.close()
     seconds = time.monotonic() - started
@@ -146,9 +226,9 @@ def _draw_missing(
         runtime.say(f"drew {len(mine)} images in {seconds:.1f} s ({len(mine) / seconds:.1f} images/s a process)")
 
 
-def _publish(staging: Path, settings: Generate) -> None:
-    names = [_name(i) for i in range(settings.num_images)]
-    lost = [name for name in names if not _is_drawn(staging / name)]
+def _publish(staging: Path, settings: Drawing) -> None:
+    names = [picture_name(i) for i in range(settings.num_images)]
+    lost = [name for name in names if not _is_there(staging / name)]
     if lost:
         raise EnvironmentFault(f"{len(lost)} images are missing, {lost[0]} first; run the same command to continue")
     shown = []
@@ -157,15 +237,24 @@ def _publish(staging: Path, settings: Generate) -> None:
             pixels = np.asarray(picture)
         shown.append(pixels if pixels.ndim == 3 else pixels[..., None])
     save_png(staging / "grid.png", picture_grid(np.stack(shown)))
+    if all(_is_there(staging / _note(i)) for i in range(settings.num_images)):
+        kept = [read_json(staging / _note(i)) for i in range(settings.num_images)]
+        write_atomic(staging / REQUEST, pretty_json({**read_json(staging / REQUEST), "kept": kept}))
     for leftover in staging.glob(".*"):
         remove(leftover)
     publish(staging, settings.out)
 
 
-def _is_drawn(path: Path) -> bool:
-    """Return whether a picture is there; a power cut may leave an empty file behind."""
+def _is_there(path: Path) -> bool:
+    """Return whether a file is there; a power cut may leave an empty one behind."""
     return path.is_file() and path.stat().st_size > 0
 
 
-def _name(index: int) -> str:
+def _note(index: int) -> str:
+    """Return the file that tells, until all is drawn, which candidate an image is."""
+    return f".{index:06d}.json"
+
+
+def picture_name(index: int) -> str:
+    """Return the file name of image `index` of a folder."""
     return f"{index:06d}.png"

@@ -34,8 +34,8 @@ class Assemble:
 
 
 @dataclass
-class Generate:
-    """Draw new images. What is drawn depends on the model, the seed and the settings, never on batch or processes."""
+class Drawing:
+    """What every command that draws images takes."""
 
     model: Path
     """MODEL folder, or Hub id owner/name[@revision]."""
@@ -63,6 +63,49 @@ class Generate:
     """Classifier-free guidance; 1 is off. Left out: the value measured when the prior was trained."""
     overwrite: bool = False
     """Replace the samples that are at OUT."""
+
+
+@dataclass
+class Generate(Drawing):
+    """Draw new images. What is drawn depends on the model, the seed and the settings, never on batch or processes."""
+
+    reject_with: str | None = None
+    """Image classifier of transformers, a folder or Hub id: of 1/KEEP candidates for each image, the one it gives the
+    highest probability of its class is kept."""
+    keep: float | None = None
+    """With --reject-with: the share of candidates that is kept, 1/m for a whole number m (0.5, 0.25, ...)."""
+
+
+@dataclass(kw_only=True)
+class Complete(Drawing):
+    """Draw images that begin as a given picture does: the codes of its upper part are kept, the rest is drawn."""
+
+    image: Path
+    """The picture."""
+    keep: float = 0.5
+    """Share of the picture that is kept, from the top; whole rows of codes within it."""
+
+
+@dataclass
+class Score:
+    """Tell how likely a MODEL finds the codes of each image: nats per token, bits per dimension, and where."""
+
+    model: Path
+    """MODEL folder, or Hub id owner/name[@revision]."""
+    data: str
+    """Images: folder, parquet file, Hub id, or the word digits. Labels match the model's classes."""
+    out: Path
+    """Folder for scores.json, 000000.png ... (image left, map right) and maps.png (the least likely)."""
+    unconditional: bool = False
+    """Score every image without a class, whatever its label."""
+    num_workers: int | None = None
+    """Threads that read images; left out: one a core."""
+    image_column: str | None = None
+    """Column of the images in tables; left out: found by type."""
+    label_column: str | None = None
+    """Column of the labels in tables; left out: `label` if there is one."""
+    overwrite: bool = False
+    """Replace the scores that are at OUT."""
 
 
 @dataclass

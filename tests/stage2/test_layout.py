@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stage2_prior.layout import SequenceLayout
-from vq_prior.core.errors import ArtifactError
+from vq_prior.core.errors import ArtifactError, UsageError
 from vq_prior.core.spec import CodeSpec, LevelSpec
 
 
@@ -98,3 +98,15 @@ def test_the_drawing_shows_positions() -> None:
     text = SequenceLayout((LevelSpec((2, 3), 12),), 3).describe()
     assert "vocabulary 16 (12 codes, 3 classes, 1 null)" in text
     assert "  0 1 2\n  3 4 5" in text
+
+
+def test_the_first_rows_are_the_beginning_of_the_sequence() -> None:
+    layout = SequenceLayout((LevelSpec((3, 2), 9),), 2, ((0, 2, 5, 8),))
+    codes = torch.tensor([[[0, 2], [5, 8], [7, 7]], [[8, 8], [2, 0], [5, 0]]])
+    assert layout.first_rows(codes, 2).tolist() == [[0, 1, 2, 3], [3, 3, 1, 0]]
+    assert layout.first_rows(codes, 0).shape == (2, 0)
+    assert torch.equal(layout.first_rows(codes[1:], 3), layout.to_tokens((codes[1:],)))
+    with pytest.raises(UsageError, match="the kept part holds code 7"):
+        layout.first_rows(codes, 3)
+    with pytest.raises(UsageError, match="one code grid, this one has 2"):
+        SequenceLayout((LevelSpec((1,), 4), LevelSpec((2,), 4)), 0).first_rows(codes, 1)

@@ -131,6 +131,38 @@ def test_guidance_leaves_unconditional_rows_alone(make_prior: Callable[..., Caus
     assert torch.equal(plain, sample_tokens(prior, labels, seed=0, indices=range(8), guidance_scale=0.0))
 
 
+@pytest.mark.parametrize("guidance_scale", [1.0, 1.5])
+def test_a_prefix_is_kept_and_the_rest_is_drawn_after_it(
+    make_prior: Callable[..., CausalPrior], guidance_scale: float
+) -> None:
+    prior = make_prior()
+    plain = drawn(prior, list(range(20)), guidance_scale=guidance_scale)
+    own = drawn(prior, list(range(20)), guidance_scale=guidance_scale, prefix=plain[:, :4])
+    assert torch.equal(own, plain)
+    prefix = (plain[:, :4] + 1) % 12
+    whole = drawn(prior, list(range(20)), guidance_scale=guidance_scale, prefix=prefix)
+    assert torch.equal(whole[:, :4], prefix)
+    assert not torch.equal(whole[:, 4:], plain[:, 4:])
+    part = drawn(prior, [19, 3], guidance_scale=guidance_scale, prefix=prefix[[19, 3]])
+    assert torch.equal(part, whole[[19, 3]])
+    assert torch.equal(drawn(prior, [5], prefix=plain[5:6]), plain[5:6])
+
+
+@pytest.mark.parametrize(
+    ("prefix", "message"),
+    [
+        (torch.zeros((1, 2)).long(), r"prefix must be \[2, at most 6\] tokens, got \[1, 2\]"),
+        (torch.zeros((2, 7)).long(), r"got \[2, 7\]"),
+        (torch.tensor([[0, 1], [2, 12]]), r"ids in \[0, 12\) at positions 0 to 5, got 12"),
+    ],
+)
+def test_a_prefix_that_does_not_fit_is_refused(
+    make_prior: Callable[..., CausalPrior], prefix: torch.Tensor, message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        drawn(make_prior(), [0, 1], prefix=prefix)
+
+
 def test_no_samples_are_an_empty_tensor(make_prior: Callable[..., CausalPrior]) -> None:
     assert drawn(make_prior(), []).shape == (0, 6)
 

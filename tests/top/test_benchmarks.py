@@ -97,7 +97,7 @@ def test_every_cell_is_a_setting_that_train_vqvae_takes(benchmark_module: Benchm
 
     quantisers = benchmark_module("quantisers")
     cells = quantisers.cells()
-    assert len(cells) == 28
+    assert len(cells) == 25
     for name, values in cells.items():
         settings = quantisers.codec_settings({**values})
         settings.data, settings.out = "digits", Path("somewhere")
