@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -61,6 +61,11 @@ class Drawing:
     """Then drop codes less likely than this share of the likeliest."""
     guidance_scale: float | None = None
     """Classifier-free guidance; 1 is off. Left out: the value measured when the prior was trained."""
+    guidance_power: float | None = None
+    """Let guidance rise along the tokens of an image, from 1 to guidance-scale: the power of a power-cosine schedule.
+    Left out: it is constant."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of the prior's matrix products; bf16 is faster on machines that compute in it, and gives other images."""
     overwrite: bool = False
     """Replace the samples that are at OUT."""
 

@@ -1,5 +1,6 @@
 """Filters against numpy, the inverse CDF against frequencies, and samples that do not depend on the batch."""
 
+import math
 import time
 from collections.abc import Callable
 
@@ -76,7 +77,14 @@ def drawn(prior: CausalPrior, indices: list[int], **settings: object) -> torch.T
     return sample_tokens(prior, labels, seed=5, indices=indices, **settings)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("settings", [{}, {"guidance_scale": 1.5, "top_k": 6, "top_p": 0.9, "min_p": 0.01}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"guidance_scale": 1.5, "top_k": 6, "top_p": 0.9, "min_p": 0.01},
+        {"guidance_scale": 2.0, "guidance_power": 1.5, "precision": "bf16"},
+    ],
+)
 @pytest.mark.parametrize("kind", ["qwen3", "llama"])
 def test_a_sample_does_not_depend_on_its_batch(
     make_prior: Callable[..., CausalPrior], kind: str, settings: dict[str, object]
@@ -129,6 +137,19 @@ def test_guidance_leaves_unconditional_rows_alone(make_prior: Callable[..., Caus
     assert torch.equal(plain, sample_tokens(prior, null, seed=0, indices=range(8), guidance_scale=3.0))
     labels = torch.zeros(8, dtype=torch.int64)
     assert torch.equal(plain, sample_tokens(prior, labels, seed=0, indices=range(8), guidance_scale=0.0))
+
+
+def test_rising_guidance_begins_as_a_plain_draw_and_is_the_constant_one_of_its_position(
+    make_prior: Callable[..., CausalPrior],
+) -> None:
+    prior, T = make_prior(), 6
+    rising = drawn(prior, list(range(64)), guidance_scale=9.0, guidance_power=1.0)
+    assert torch.equal(rising[:, 0], drawn(prior, list(range(64)))[:, 0])
+    for position in range(T):
+        scale = 1 + 8 * (1 - math.cos(math.pi * position / T)) / 2
+        constant = drawn(prior, list(range(64)), guidance_scale=scale, prefix=rising[:, :position])
+        assert torch.equal(rising[:, position], constant[:, position])
+    assert not torch.equal(rising, drawn(prior, list(range(64)), guidance_scale=9.0))
 
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 1.5])
