@@ -12,6 +12,8 @@ BENCHMARKS = {
     "lookup": ("lookup", "nearest-code lookup and the EMA step against other libraries"),
     "dump": ("dump", "images to codes on disk, against the encoder alone and a dump as people write it"),
     "train-vqvae": ("train_step", "a training step of stage one against plain PyTorch"),
+    "train-prior": ("train_prior", "a training step of stage two against a stock Llama"),
+    "sample": ("sample", "drawing token sequences against generate() of transformers"),
     "quantisers": ("quantisers", "quantisers by codebook size and code dimension: errors, use, and nats of a prior"),
     "protocol": ("protocol", "one recipe of train-vqvae over several seeds, by the same measures"),
 }
@@ -19,7 +21,7 @@ BENCHMARKS = {
 
 def main() -> None:
     """Run the benchmark that the command line names."""
-    parser = argparse.ArgumentParser(prog="scripts/benchmark", description="Measures stage one.")
+    parser = argparse.ArgumentParser(prog="scripts/benchmark", description="Measures both stages.")
     commands = parser.add_subparsers(dest="benchmark", required=True)
     chosen = next((word for word in sys.argv[1:] if not word.startswith("-")), None)
     for name, (module, about) in BENCHMARKS.items():

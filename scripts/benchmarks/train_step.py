@@ -57,7 +57,7 @@ class OurTraining:
         self.model = new_codec(s).train()
         self.wrapped = self.runtime.wrap(self.model)
         self.optimizer = adamw(
-            self.model, learning_rate=s.learning_rate, weight_decay=s.weight_decay, betas=s.adam_betas
+            self.model.parameters(), learning_rate=s.learning_rate, weight_decay=s.weight_decay, betas=s.adam_betas
         )
         self.average = WeightAverage(self.model, decay=s.average_decay, copied=("quantizer.",))
         self.counts = CodeCounts((s.quantizer.num_codes,), self.runtime.device)

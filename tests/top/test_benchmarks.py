@@ -45,6 +45,47 @@ def test_lookup_ends_with_one_line_of_json(
     assert 0 <= told["limits"]["extra_mb"] < 100
 
 
+@pytest.mark.parametrize(
+    ("name", "flags", "ratios"),
+    [
+        ("sample", ["--tokens", "4", "--batch-sizes", "1", "16"], {"fp32_b1", "fp32_b16", "fast_b16", "guided_b16"}),
+        ("train-prior", ["--tokens", "4", "--batch-tokens", "16"], {"fp32_vs_llama", "default_vs_llama"}),
+    ],
+)
+def test_stage_two_ends_with_one_line_of_json(
+    benchmark_module: Benchmark,
+    repository: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    flags: list[str],
+    ratios: set[str],
+) -> None:
+    reference = benchmark_module("reference_prior")
+    for key, value in {"LAYERS": 1, "WIDTH": 16, "HEADS": 2, "FEED_FORWARD": 32, "K": 12}.items():
+        monkeypatch.setattr(reference, key, value)
+    folder = repository / "scripts" / "benchmarks"
+    monkeypatch.setattr(sys, "argv", [str(folder), name, *flags, "--rounds", "2", "--json"])
+    runpy.run_path(str(folder), run_name="__main__")
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert told["benchmark"] == name
+    assert ratios <= told["ratios"].keys()
+    seconds = {row["name"]: row["seconds"] for row in told["rows"]}
+    if name == "sample":
+        assert told["ratios"]["guided_b16"] == pytest.approx(seconds["stock_guided_b16"] / seconds["guided_b16"])
+        assert told["limits"].keys() == {"of_limit_b1", "of_limit_b16"}
+    else:
+        assert told["ratios"]["fp32_vs_llama"] == pytest.approx(seconds["llama_fp32"] / seconds["ours_fp32"])
+
+
+def test_stock_sampling_is_of_the_same_prior(benchmark_module: Benchmark) -> None:
+    sample = benchmark_module("sample")
+    prior = sample.random_prior(4)
+    for drawn in (sample.stock(prior, 3), sample.stock(prior, 3, guidance_scale=2.0), sample.ours(prior, 3)):
+        assert drawn.shape == (3, 4)
+        assert int(drawn.max()) < 512
+
+
 def test_a_library_that_is_missing_is_named_in_one_line(
     benchmark_module: Benchmark, capsys: pytest.CaptureFixture[str]
 ) -> None:

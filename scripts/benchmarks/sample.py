@@ -1,0 +1,138 @@
+"""Drawing token sequences, ours against `generate` of transformers on the same weights, in one run.
+
+`stock_...`: `generate` with a static cache, full sampling, ids of classes suppressed. `ours_...`: `sample_tokens`.
+`fp32` and `fast` (bfloat16 products) are measured against the stock model in float32; `guided` against `generate` with
+`guidance_scale` and the null prompt as negative prompt, in float32 both.
+
+The limit of a batch of R rows and T tokens, from two rates measured in the same run (a float32 product of
+2048 x 2048 x 2048, and reading 400 MB):
+    products  2 R T (matrices + 2 L W (T + 1) / 2)        floating-point operations; L blocks of width W
+    bytes     4 T (matrices + 2 R L W (T + 1) / 2)        weights, and keys and values so far, once a step
+and the limit is the sum of the larger of the two for each step; `of_limit` is its share of our seconds.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from functools import partial
+from statistics import median
+from typing import Any
+
+import reference_prior as reference
+from timing import faster_by, interleaved, row, tell
+
+BATCHES = (1, 16, 64)
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of this benchmark."""
+    parser.add_argument("--tokens", type=int, default=64, help="of a sequence: 64 or 256")
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=list(BATCHES))
+    parser.add_argument("--rounds", type=int, default=5)
+
+
+def random_prior(num_tokens: int) -> Any:
+    """Return a prior with weights of usual sizes, the ones that start at zero included."""
+    import torch
+
+    from stage2_prior.prior import build_prior
+
+    names = tuple(f"class {n}" for n in range(reference.CLASSES))
+    prior = build_prior(reference.architecture(), reference.spec(num_tokens), codec_id="c" * 64, label_names=names)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in prior.model.named_parameters():
+            if name.endswith(("o_proj.weight", "down_proj.weight")):
+                parameter.copy_(0.5 * torch.randn(parameter.shape, generator=generator) * parameter.shape[1] ** -0.5)
+    return prior
+
+
+def stock(prior: Any, batch_size: int, *, guidance_scale: float | None = None) -> Any:
+    """Return tokens [B, T] drawn by `generate`."""
+    import torch
+    from transformers import GenerationConfig
+
+    layout = prior.layout
+    prompts = layout.prompt(torch.arange(batch_size) % reference.CLASSES)[:, None]
+    more: dict[str, Any] = {}
+    if guidance_scale is not None:
+        null = torch.full_like(prompts, layout.null_token)
+        more = {"negative_prompt_ids": null, "negative_prompt_attention_mask": torch.ones_like(null)}
+    config = GenerationConfig(
+        do_sample=True,
+        top_k=0,
+        max_new_tokens=layout.num_tokens,
+        suppress_tokens=list(range(layout.num_codes, layout.vocab_size)),
+        guidance_scale=guidance_scale,
+        cache_implementation="static",
+        eos_token_id=None,
+        bos_token_id=None,
+        pad_token_id=None,
+    )
+    with torch.inference_mode():
+        drawn = prior.model.generate(prompts, attention_mask=torch.ones_like(prompts), generation_config=config, **more)
+    return drawn[:, 1:]
+
+
+def ours(prior: Any, batch_size: int, **settings: Any) -> Any:
+    """Return tokens [B, T] drawn by our sampler."""
+    import torch
+
+    from stage2_prior.sampling import sample_tokens
+
+    labels = torch.arange(batch_size) % reference.CLASSES
+    return sample_tokens(prior, labels, seed=0, indices=range(batch_size), **settings)
+
+
+def measured_rates() -> tuple[float, float]:
+    """Return floating-point operations and bytes a second, the best of some tries."""
+    import torch
+
+    a, large = torch.randn(2048, 2048), torch.ones(100_000_000)
+
+    def best(function: Callable[[], object]) -> float:
+        seconds = []
+        for _ in range(5):
+            started = time.perf_counter()
+            function()
+            seconds.append(time.perf_counter() - started)
+        return min(seconds)
+
+    return 2 * 2048**3 / best(lambda: a @ a), large.nbytes / best(large.sum)
+
+
+def limit(batch_size: int, num_tokens: int, rates: tuple[float, float]) -> float:
+    """Return the least seconds of a batch in float32; see the head of this file."""
+    matrices, per_position = reference.matrices_per_token(), 2 * reference.LAYERS * reference.WIDTH
+    seconds = 0.0
+    for length in range(1, num_tokens + 1):
+        operations = 2 * batch_size * (matrices + per_position * length)
+        read = 4 * (matrices + batch_size * per_position * length)
+        seconds += max(operations / rates[0], read / rates[1])
+    return seconds
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Measure and tell."""
+    prior, T = random_prior(arguments.tokens), arguments.tokens
+    rows, ratios, limits = [], {}, {}
+    rates = measured_rates()
+    for B in arguments.batch_sizes:
+        contenders: dict[str, Callable[[], object]] = {
+            f"stock_b{B}": partial(stock, prior, B),
+            f"fp32_b{B}": partial(ours, prior, B),
+            f"fast_b{B}": partial(ours, prior, B, precision="bf16"),
+        }
+        if B == 16:
+            contenders["stock_guided_b16"] = partial(stock, prior, B, guidance_scale=2.0)
+            contenders["guided_b16"] = partial(ours, prior, B, guidance_scale=2.0)
+        seconds = interleaved(contenders, rounds=arguments.rounds)
+        rows += [row(name, s, images_per_second=B / median(s)) for name, s in seconds.items()]
+        ratios |= {name: faster_by(name, f"stock_b{B}", seconds) for name in (f"fp32_b{B}", f"fast_b{B}")}
+        if B == 16:
+            ratios["guided_b16"] = faster_by("guided_b16", "stock_guided_b16", seconds)
+        limits[f"of_limit_b{B}"] = limit(B, T, rates) / median(seconds[f"fp32_b{B}"])
+    more = {"tokens": T, "operations_per_second": rates[0], "bytes_per_second": rates[1]}
+    for name, share in limits.items():
+        print(f"{share:10.3f}    {name}")
+    tell("sample", rows, ratios, arguments, limits=limits, **more)
