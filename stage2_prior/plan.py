@@ -11,6 +11,16 @@ from vq_prior.core.runs import flatten
 
 def plan_lines(t: Training, seconds_per_step: float) -> list[str]:
     """Return the lines of a dry run: resolved settings, layout, parameters, memory and time."""
+    return [
+        *(f"{name.replace('_', '-')}: {value}" for name, value in sorted(flatten(to_json(t.settings)).items())),
+        t.prior.layout.describe(),
+        f"{len(t.train)} training rows, {len(t.held_out)} held-out rows measured",
+        *size_lines(t, seconds_per_step),
+    ]
+
+
+def size_lines(t: Training, seconds_per_step: float) -> list[str]:
+    """Return parameters and memory in one line, and the time of the whole training in another."""
     s, m, layout = t.settings, architecture_of(t.prior), t.prior.layout
     parameters = sum(p.numel() for p in t.prior.model.parameters())
     trained = sum(p.numel() for p in t.prior.model.parameters() if p.requires_grad)
@@ -20,9 +30,6 @@ def plan_lines(t: Training, seconds_per_step: float) -> list[str]:
     resident = sum(prod(grid.shape) * grid.itemsize for grid in t.train.grids)
     memory = 24 * parameters + activations + resident
     return [
-        *(f"{name.replace('_', '-')}: {value}" for name, value in sorted(flatten(to_json(s)).items())),
-        layout.describe(),
-        f"{len(t.train)} training rows, {len(t.held_out)} held-out rows measured",
         f"{parameters} parameters, {trained} of them trained, about {memory >> 20} MiB of memory a process",
         f"estimated time {seconds_per_step * given(s.steps):.0f} s ({s.steps} x {1000 * seconds_per_step:.0f} ms)",
     ]

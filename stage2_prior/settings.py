@@ -13,6 +13,13 @@ from vq_prior.core.errors import UsageError
 T = TypeVar("T")
 
 TINY_ROWS = 5000
+SIZES = {  # layers, width, heads, key-value heads
+    "tiny": (4, 96, 3, 3),
+    "small": (5, 128, 4, 4),
+    "base": (8, 320, 5, 5),
+    "large": (12, 768, 12, 4),
+}
+ON_GPU = (12, 512, 8, 8)
 MAX_LORA_RANK = 1024
 
 
@@ -79,6 +86,9 @@ class TrainPrior:
     on; fp32 elsewhere."""
     checkpoint_every: int = 500
     """Steps between two checkpoints."""
+    size: Literal["tiny", "small", "base", "large"] | None = None
+    """Size of the model, for what --model leaves open: 4 blocks of width 96, 5 of 128, 8 of 320, or 12 of 768 with
+    grouped-query attention. Left out: tiny for few rows, small without a GPU, else 12 of 512."""
     model: PriorModel = field(default_factory=PriorModel)
     """Architecture."""
     label_dropout: float | None = None
@@ -170,11 +180,12 @@ def _check_sources(settings: TrainPrior) -> None:
     if s.lora_rank is not None and not s.lora:
         raise UsageError(f"--lora-rank goes with --lora, got {s.lora_rank} without it; add --lora or leave it out")
     if s.from_model is not None:
+        given_sizes = {"size": s.size} if s.size is not None else {}
         for setting in dataclasses.fields(PriorModel):
-            value = getattr(s.model, setting.name)
-            if value != setting.default:
-                flag = f"--model.{setting.name.replace('_', '-')}"
-                raise UsageError(f"{flag} {value} cannot go with --from, whose architecture is kept; leave it out")
+            if getattr(s.model, setting.name) != setting.default:
+                given_sizes[f"model.{setting.name.replace('_', '-')}"] = getattr(s.model, setting.name)
+        for flag, value in given_sizes.items():
+            raise UsageError(f"--{flag} {value} cannot go with --from, whose architecture is kept; leave it out")
 
 
 def check(settings: TrainPrior) -> None:
@@ -237,24 +248,28 @@ def _check_heads(model: PriorModel) -> None:
         )
 
 
-def resolve_model(model: PriorModel, facts: CodeFacts, device_type: str) -> PriorModel:
+def resolve_model(model: PriorModel, facts: CodeFacts, device_type: str, size: str | None = None) -> PriorModel:
     """Return the architecture with every size filled in: about one million parameters without a GPU.
 
-    Of few rows a larger model only learns the rows, so they get half a million on any machine.
+    Of few rows a larger model only learns the rows, so they get half a million on any machine. Where the width or the
+    heads are given, heads are as wide as in the size they replace.
 
     Raises:
         UsageError: If the sizes do not fit each other.
     """
-    small = device_type == "cpu"
-    tiny = facts.num_rows < TINY_ROWS
-    hidden = model.hidden_size or (96 if tiny else 128 if small else 512)
-    heads = model.num_heads or max(1, hidden // (32 if small else 64))
+    chosen = "tiny" if facts.num_rows < TINY_ROWS else "small"
+    layers, width, heads, groups = SIZES[size or chosen]
+    if size is None and chosen == "small" and device_type != "cpu":
+        layers, width, heads, groups = ON_GPU
+    hidden = model.hidden_size or width
+    num_heads = model.num_heads or max(1, hidden // (width // heads))
+    repeats = heads // groups if num_heads % (heads // groups) == 0 else 1
     resolved = PriorModel(
         kind=model.kind,
-        num_layers=model.num_layers or (4 if tiny else 5 if small else 12),
+        num_layers=model.num_layers or layers,
         hidden_size=hidden,
-        num_heads=heads,
-        num_key_value_heads=model.num_key_value_heads or heads,
+        num_heads=num_heads,
+        num_key_value_heads=model.num_key_value_heads or num_heads // repeats,
         intermediate_size=model.intermediate_size or -(-hidden * 8 // 3 // 32) * 32,
         rope_theta=model.rope_theta or (1000.0 if facts.num_tokens <= 512 else 10000.0),
     )
@@ -307,7 +322,7 @@ def resolve(settings: TrainPrior, facts: CodeFacts, device_type: str) -> TrainPr
     if facts.base is not None:
         return _resolve_fine_tuning(settings, facts, device_type)
     small, tiny = device_type == "cpu", facts.num_rows < TINY_ROWS
-    model = resolve_model(settings.model, facts, device_type)
+    model = resolve_model(settings.model, facts, device_type, settings.size)
     batch_size = settings.batch_size or (32 if small or tiny else 256)
     eval_every = settings.eval_every or (100 if small or tiny else 1000)
     default_steps = max(700, min(13 * facts.num_rows // batch_size, 3000 if small else 100_000))

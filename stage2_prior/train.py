@@ -16,7 +16,7 @@ from stage2_prior.baselines import bits_per_dimension
 from stage2_prior.calibrate import calibrate
 from stage2_prior.fine_tuning import architecture_of, merged, open_base, prior_id
 from stage2_prior.layout import SequenceLayout
-from stage2_prior.plan import plan_lines
+from stage2_prior.plan import plan_lines, size_lines
 from stage2_prior.prior import CausalPrior, save_prior, shifted, token_nats
 from stage2_prior.run import Progress, Training, prepare, resume, save, written_steps
 from stage2_prior.sampling import sample_tokens
@@ -98,6 +98,9 @@ def train_prior(settings: TrainPrior, codec: Codec | None = None, base: CausalPr
         if runtime.is_main:
             print(f"{training.final} is finished ({training.ending()}); pass --overwrite to train anew")
         return training.final
+    seconds = min(_timed(_without_update, training) for _ in range(2))
+    for line in size_lines(training, seconds) if runtime.is_main and not training.step else ():
+        print(line, flush=True)
     run_steps(training)
     finish(training, TrainingRecord(1, command, store.index.data.source, store.index.data.id, len(store), 0, {}))
     return training.final
@@ -295,6 +298,14 @@ def finish(t: Training, record: TrainingRecord) -> None:
                 f"next: vq-prior assemble --codec CODEC --prior {t.final} --out {t.settings.out / 'model'}", flush=True
             )
     t.runtime.barrier()
+
+
+def _without_update(t: Training) -> Tensor:
+    """Do the passes of a step and return the loss; nothing of them is kept."""
+    loss = batch_loss(t, t.step)
+    loss.backward()
+    t.prior.model.zero_grad(set_to_none=True)
+    return loss.detach()
 
 
 def _timed(function: Callable[[Training], Tensor], t: Training) -> float:

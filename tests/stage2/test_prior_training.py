@@ -253,6 +253,7 @@ def test_a_damaged_store_a_stranger_and_a_missing_one_are_refused(code_store: Pa
     [
         ({"steps": -5}, r"--steps must be at least 1, got -5; change it or leave it out"),
         ({"batch_size": 0}, "--batch-size must be at least 1, got 0"),
+        ({"from_model": "runs/a", "size": "base", "model": PriorModel()}, "--size base cannot go with --from"),
         ({"learning_rate": float("nan")}, "--learning-rate must be finite, above 0.*got nan"),
         ({"learning_rate": 0.0}, "--learning-rate .* got 0"),
         ({"label_dropout": 1.5}, "--label-dropout .* got 1.5"),
@@ -288,6 +289,31 @@ def test_defaults_without_a_gpu_are_a_model_of_about_a_million_parameters(tmp_pa
     assert 0.7e6 < size < 1.4e6
     longer = resolve(dataclasses.replace(settings, steps=9), CodeFacts(64, 512, 50_000), "cpu")
     assert dataclasses.replace(longer, steps=resolved.steps) == resolved  # a run may grow
+
+
+@pytest.mark.parametrize(
+    ("size", "sizes"),
+    [("tiny", (4, 96, 3, 3)), ("small", (5, 128, 4, 4)), ("base", (8, 320, 5, 5)), ("large", (12, 768, 12, 4))],
+)
+def test_a_size_fills_in_what_the_model_leaves_open(
+    tmp_path: Path, size: Any, sizes: tuple[int, int, int, int]
+) -> None:
+    for device in ("cpu", "cuda"):
+        m = resolve(TrainPrior(tmp_path, tmp_path, size=size), CodeFacts(64, 512, 50_000), device).model
+        assert (m.num_layers, m.hidden_size, m.num_heads, m.num_key_value_heads) == sizes
+    own = TrainPrior(tmp_path, tmp_path, size=size, model=PriorModel(num_layers=3, num_heads=2))
+    m = resolve(own, CodeFacts(64, 512, 50_000), "cpu").model
+    assert (m.num_layers, m.hidden_size, m.num_heads) == (3, sizes[1], 2)
+
+
+def test_sizes_are_told_before_the_first_step(
+    code_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train_prior(tiny(code_store, tmp_path))
+    lines = capsys.readouterr().out.splitlines()
+    (told,) = (n for n, line in enumerate(lines) if "parameters" in line and "MiB of memory" in line)
+    (time,) = (n for n, line in enumerate(lines) if line.startswith("estimated time"))
+    assert told < time < next(n for n, line in enumerate(lines) if "step 3/12" in line)
 
 
 def test_calibration_measures_the_distribution_that_is_sampled(make_prior: Callable[..., CausalPrior]) -> None:
