@@ -11,9 +11,9 @@ COLLAPSED = 0.1  # share of the codes below which a codebook is called collapsed
 def remedy(settings: TrainVQVAE) -> str:
     """Return what to do about a codebook of which little is used."""
     q = settings.quantizer
-    if q.name in ("ema", "nearest") and q.revive_below is None:
+    if q.name in ("ema", "nearest", "gumbel") and q.revive_below is None:
         return "revive dead codes: --quantizer.revive-below 0.05"
-    if q.name in ("ema", "nearest", "simvq") and q.start is None:
+    if q.name in ("ema", "nearest", "simvq", "gumbel") and q.start is None:
         return "start the codes on the data: --quantizer.start kmeans"
     if q.name == "lfq":
         return "raise --loss.entropy-weight, or take --quantizer.name ema"

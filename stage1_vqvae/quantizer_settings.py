@@ -51,7 +51,7 @@ SUITS: dict[str, frozenset[str]] = {
     "simvq": frozenset({"distance", "gradient", "entropy_temperature", "start"}),
     "fsq": frozenset(),
     "lfq": frozenset({"entropy_temperature"}),
-    "gumbel": frozenset({"start", "temperatures"}),
+    "gumbel": frozenset({"decay", "revive_below", "start", "temperatures"}),
 }
 MOST_LEVELS = 8
 

@@ -14,13 +14,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stage1_vqvae.quantizer_settings import QuantizerSettings
-from stage1_vqvae.quantizers.codebook import CodebookQuantizer
 from stage1_vqvae.quantizers.contract import Quantized
 from stage1_vqvae.quantizers.lookup import nearest_codes
+from stage1_vqvae.quantizers.nearest import NearestQuantizer
 
 
-class GumbelQuantizer(CodebookQuantizer):
+class GumbelQuantizer(NearestQuantizer):
     """q(k | z) = softmax over k of -s |z - e_k|^2 with a trained precision s.
+
+    Codes are parameters, and dead ones are revived, as with `nearest`: a code far from all latents has a share of q so
+    small that no gradient brings it back.
 
     In training the vectors are a soft draw from q: softmax((log q + Gumbel noise) / temperature)
     times the codebook, so gradients reach everything without an estimator. The N x K table of q is
@@ -30,14 +33,9 @@ class GumbelQuantizer(CodebookQuantizer):
 
     def __init__(self, settings: QuantizerSettings) -> None:
         super().__init__(settings)
-        self.codebook = nn.Parameter(torch.randn(self.num_codes, self.code_dim))
         self.log_precision = nn.Parameter(torch.zeros(()))
         self._progress = 0.0
         self._noise: Callable[[int], np.random.Generator] | None = None
-
-    def table(self) -> Tensor:
-        """Return the codebook, [K, D]."""
-        return self.codebook
 
     def begin_step(self, *, progress: float, noise: Callable[[int], np.random.Generator]) -> None:
         """Take over how far training is and where the noise of each row comes from."""
@@ -68,6 +66,7 @@ class GumbelQuantizer(CodebookQuantizer):
             }
             vectors = (soft @ self.codebook).view_as(z)
             codes = nearest_codes(flat, self.codebook)
+            self.observe(flat.detach(), codes)
         return Quantized(vectors, codes.view(z.shape[:-1]), loss)
 
     @property
