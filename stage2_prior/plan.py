@@ -20,7 +20,7 @@ def plan_lines(t: Training, seconds_per_step: float) -> list[str]:
 
 
 def size_lines(t: Training, seconds_per_step: float) -> list[str]:
-    """Return parameters and memory in one line, and the time of the whole training in another."""
+    """Return the vocabulary if it is compacted, parameters and memory in one line, and the time of the training."""
     s, m, layout = t.settings, architecture_of(t.prior), t.prior.layout
     parameters = sum(p.numel() for p in t.prior.model.parameters())
     trained = sum(p.numel() for p in t.prior.model.parameters() if p.requires_grad)
@@ -29,7 +29,9 @@ def size_lines(t: Training, seconds_per_step: float) -> list[str]:
     activations = 4 * rows * layout.num_tokens * (given(m.num_layers) * width + 3 * layout.vocab_size)
     resident = sum(prod(grid.shape) * grid.itemsize for grid in t.train.grids)
     memory = 24 * parameters + activations + resident
+    all_codes = sum(level.num_codes for level in layout.levels)
     return [
+        *([f"{layout.num_codes} of {all_codes} codes occur; the others have no token"] if layout.kept else []),
         f"{parameters} parameters, {trained} of them trained, about {memory >> 20} MiB of memory a process",
         f"estimated time {seconds_per_step * given(s.steps):.0f} s ({s.steps} x {1000 * seconds_per_step:.0f} ms)",
     ]

@@ -11,7 +11,7 @@ from stage2_prior.baselines import Baselines, measure_baselines
 from stage2_prior.fine_tuning import add_adapters, with_classes
 from stage2_prior.forward import SequenceModel
 from stage2_prior.prior import PRIOR_CONFIG, CausalPrior, build_prior, read_prior_config
-from stage2_prior.sequences import Sequences
+from stage2_prior.sequences import Sequences, used_codes
 from stage2_prior.settings import TrainPrior, given
 from vq_prior.core.averaging import WeightAverage
 from vq_prior.core.checkpoints import Checkpoint, latest_checkpoint, save_checkpoint
@@ -100,7 +100,7 @@ def prepare(
     base: CausalPrior | None = None,
 ) -> Training:
     """Return a run at step 0 from resolved settings, starting from `base` if there is one; writes nothing."""
-    prior = _starting_prior(settings, store, base)
+    prior = _starting_prior(settings, store, validation, base)
     dtype = torch.bfloat16 if runtime.precision == "bf16" else torch.float32
     model = runtime.wrap(SequenceModel(prior.model.train(), dtype, checkpointing=settings.gradient_checkpointing))
     train = Sequences.read(store, prior.layout)
@@ -134,11 +134,18 @@ def _optimizers(settings: TrainPrior, model: nn.Module) -> dict[str, torch.optim
     return optimizers | ({"muon": muon(matrices, learning_rate=rate, weight_decay=decay)} if matrices else {})
 
 
-def _starting_prior(settings: TrainPrior, store: CodeStore, base: CausalPrior | None) -> CausalPrior:
+def _starting_prior(
+    settings: TrainPrior, store: CodeStore, validation: CodeStore, base: CausalPrior | None
+) -> CausalPrior:
     names = store.index.label_names if store.labelled else ()
     if base is None:
         prior = build_prior(
-            settings.model, store.spec, codec_id=store.index.codec.id, label_names=names, seed=settings.seed
+            settings.model,
+            store.spec,
+            codec_id=store.index.codec.id,
+            label_names=names,
+            kept=used_codes((store, validation)),
+            seed=settings.seed,
         )
     else:
         prior = with_classes(base, names)

@@ -3,6 +3,7 @@
 Letters: n rows, T tokens of a sequence.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,8 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stage2_prior.layout import SequenceLayout
-from vq_prior.core.code_store import CodeStore
+from vq_prior.core.code_store import CodeStore, shard_ranges
 from vq_prior.core.randomness import keyed_generator
+
+COMPACT_BELOW = 0.9
 
 
 @dataclass
@@ -46,6 +49,23 @@ class Sequences:
         """Return tokens [n, T] and labels [n], int64 on the host, of some rows."""
         codes = tuple(torch.from_numpy(grid[rows].astype(np.int64)) for grid in self.grids)
         return self.layout.to_tokens(codes), torch.from_numpy(self.labels[rows].astype(np.int64))
+
+
+def used_codes(stores: Sequence[CodeStore]) -> tuple[tuple[int, ...] | None, ...] | None:
+    """Return, for each level, the codes that occur if they are few, else None; None altogether if no level has few.
+
+    Few is less than `COMPACT_BELOW` of all. A prior then has no tokens for the others: it would only learn to avoid
+    them.
+    """
+    kept: list[tuple[int, ...] | None] = []
+    for number, level in enumerate(stores[0].spec.levels):
+        used = np.zeros(level.num_codes, dtype=bool)
+        for store in stores:
+            for rows in shard_ranges(len(store)):
+                used[store.rows(np.arange(rows.start, rows.stop))[f"codes.{number}"]] = True
+        few = used.sum() < COMPACT_BELOW * level.num_codes
+        kept.append(tuple(map(int, np.flatnonzero(used))) if few else None)
+    return tuple(kept) if any(kept) else None
 
 
 def drop_labels(labels: Tensor, layout: SequenceLayout, *, rate: float, seed: int, step: int) -> Tensor:

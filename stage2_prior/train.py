@@ -5,7 +5,7 @@ Letters: B global batch, T tokens of a sequence, W processes.
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import isfinite
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from stage2_prior.plan import plan_lines, size_lines
 from stage2_prior.prior import CausalPrior, save_prior, shifted, token_nats
 from stage2_prior.run import Progress, Training, prepare, resume, save, written_steps
 from stage2_prior.sampling import sample_tokens
-from stage2_prior.sequences import drop_labels, drop_tokens
+from stage2_prior.sequences import Sequences, drop_labels, drop_tokens
 from stage2_prior.settings import TINY_ROWS, CodeFacts, TrainPrior, check, given, resolve
 from vq_prior.core.artifacts import new_folder, remove
 from vq_prior.core.code_store import CodeStore
@@ -68,7 +68,7 @@ def train_prior(settings: TrainPrior, codec: Codec | None = None, base: CausalPr
     if codec is not None:
         require_same_codec(str(settings.codes), store.index.codec.id, "--codec", codec.codec_id)
     if base is not None:
-        _require_same_codes(base, store, settings.codes)
+        _require_same_codes(base, (store, validation), settings.codes)
     layout = SequenceLayout.from_spec(store.spec, len(store.index.label_names) if store.labelled else 0)
     facts = CodeFacts(layout.num_tokens, layout.num_codes, len(store), None if base is None else architecture_of(base))
     command = command_line("train-prior", settings)
@@ -115,11 +115,15 @@ def at_default_precision(runtime: Runtime, settings: TrainPrior, num_rows: int) 
     return dataclasses.replace(runtime, precision="bf16") if settings.precision is None and faster else runtime
 
 
-def _require_same_codes(base: CausalPrior, store: CodeStore, codes: Path) -> None:
-    """Raise `ArtifactError` unless the codes are those that the base is a distribution of."""
+def _require_same_codes(base: CausalPrior, stores: Sequence[CodeStore], codes: Path) -> None:
+    """Raise `ArtifactError` unless the codes are those that the base is a distribution of, each with a token."""
+    store = stores[0]
     require_same_codec(str(codes), store.index.codec.id, "the prior of --from", base.codec_id)
     if base.spec != store.spec:
         raise ArtifactError(f"{codes} holds codes of {store.spec}, the prior of --from is for {base.spec}")
+    if base.layout.kept is not None:
+        for store in stores:
+            Sequences.read(store, base.layout).batch(slice(None))
 
 
 def batch_loss(t: Training, step: int) -> Tensor:

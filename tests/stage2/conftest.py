@@ -13,11 +13,17 @@ from vq_prior.core.spec import CodeSpec
 
 
 def tiny_prior(
-    kind: str = "qwen3", *, key_value_heads: int = 2, spec: CodeSpec = SPEC, classes: int = 3
+    kind: str = "qwen3",
+    *,
+    key_value_heads: int = 2,
+    spec: CodeSpec = SPEC,
+    classes: int = 3,
+    kept: tuple[tuple[int, ...] | None, ...] | None = None,
 ) -> CausalPrior:
     """Return a prior of two layers whose every weight is random, norms and zero-initialised matrices among them."""
     model = PriorModel(kind, 2, 32, 4, key_value_heads, 48, 100.0)  # type: ignore[arg-type]
-    prior = build_prior(model, spec, codec_id=CODEC_ID, label_names=[f"class {n}" for n in range(classes)])
+    names = [f"class {n}" for n in range(classes)]
+    prior = build_prior(model, spec, codec_id=CODEC_ID, label_names=names, kept=kept)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in prior.model.parameters():

@@ -241,6 +241,15 @@ def test_settings_that_do_not_fit_are_refused(tmp_path: Path, changes: dict[str,
         check(dataclasses.replace(tuning(tmp_path, tmp_path, tmp_path), **changes))
 
 
+def test_a_code_without_a_token_in_the_base_is_found_before_anything_is_written(
+    make_prior: Callable[..., CausalPrior], code_store: Path, tmp_path: Path
+) -> None:
+    base = make_prior(kept=(tuple(range(11)),))
+    with pytest.raises(ArtifactError, match="holds code 11, which this vocabulary left out"):
+        train_prior(tuning(code_store, tmp_path / "run", tmp_path, lora=False, lora_rank=None), base=base)
+    assert not (tmp_path / "run").exists()
+
+
 def test_without_peft_one_line_says_what_to_install(
     code_store: Path, tmp_path: Path, base_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,6 +20,7 @@ from stage2_prior.prior import CausalPrior, SamplingDefaults, load_prior
 from stage2_prior.settings import CodeFacts, PriorModel, TrainPrior, check, resolve
 from stage2_prior.train import train_prior
 from vq_prior.core.checkpoints import load_checkpoint
+from vq_prior.core.code_store import CodeStore
 from vq_prior.core.errors import ArtifactError, NumericError, Stopped, UsageError
 from vq_prior.core.spec import CodeSpec, LevelSpec
 
@@ -227,7 +228,10 @@ def test_several_levels_and_no_labels(tmp_path: Path, labelled: bool) -> None:
     train_prior(tiny(tmp_path / "codes", tmp_path / "run"))
     prior = load_prior(tmp_path / "run")
     assert prior.layout.num_classes == (3 if labelled else 0)
-    assert prior.layout.vocab_size == 304 + prior.layout.num_classes + 1
+    whole = [CodeStore.open(tmp_path / "codes", split) for split in ("train", "validation")]
+    occur = {int(code) for store in whole for code in store.rows(np.arange(len(store)))["codes.1"].flatten()}
+    assert prior.layout.kept == (None, tuple(sorted(occur)))  # of 300 codes fewer than 9 in 10 occur
+    assert prior.layout.vocab_size == 4 + len(occur) + prior.layout.num_classes + 1
     assert prior.sampling.guidance_scale == 1.0 or labelled
 
 
