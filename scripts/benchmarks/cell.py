@@ -31,7 +31,6 @@ COLUMNS = {
     "train_perplexity": "perplexity",
     "perplexity": "of held-out rows",
     "nats_per_image": "nats an image",
-    "codec_seconds": "codec (s)",
 }
 
 
