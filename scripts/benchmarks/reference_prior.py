@@ -50,6 +50,11 @@ def write_noise(folder: Path, num_tokens: int, num_rows: int = 1024) -> Path:
     return folder
 
 
+def ending(num_tokens: int) -> str:
+    """Return what the names of rows and ratios end in: the length, except for 64 tokens."""
+    return "" if num_tokens == 64 else f"_t{num_tokens}"
+
+
 def matrices_per_token() -> int:
     """Return the multiply-adds of one token in the matrices: projections, feed-forward layers, output layer."""
     return LAYERS * (4 * WIDTH * WIDTH + 3 * WIDTH * FEED_FORWARD) + WIDTH * K

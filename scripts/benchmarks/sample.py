@@ -1,8 +1,11 @@
 """Drawing token sequences, ours against `generate` of transformers on the same weights, in one run.
 
-`stock_...`: `generate` with a static cache, full sampling, ids of classes suppressed. `ours_...`: `sample_tokens`.
-`fp32` and `fast` (bfloat16 products) are measured against the stock model in float32; `guided` against `generate` with
-`guidance_scale` and the null prompt as negative prompt, in float32 both.
+`stock_...`: `generate` with a static cache, full sampling, ids of classes suppressed; `stock_dynamic_...`: with its
+default cache; `stock_compiled_...`: static, its step compiled (on request, which takes minutes). `fp32_...`, `fast_...`
+(bfloat16 products) and `guided_...` are `sample_tokens`, each against the stock model in float32 with a static cache;
+`guided` against `generate` with `guidance_scale` and the null prompt as negative prompt, whose own pass has a dynamic
+cache because transformers offers no other there, in float32 both. Names of other lengths than 64 tokens end in the
+length: `fp32_b64_t256`.
 
 The limit of a batch of R rows and T tokens, from two rates measured in the same run (a float32 product of
 2048 x 2048 x 2048, and reading 400 MB):
@@ -15,6 +18,7 @@ import argparse
 import time
 from collections.abc import Callable
 from functools import partial
+from itertools import product
 from statistics import median
 from typing import Any
 
@@ -26,8 +30,9 @@ BATCHES = (1, 16, 64)
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags of this benchmark."""
-    parser.add_argument("--tokens", type=int, default=64, help="of a sequence: 64 or 256")
+    parser.add_argument("--tokens", type=int, nargs="+", default=[64], help="of a sequence, such as 64 and 256")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=list(BATCHES))
+    parser.add_argument("--compiled", action="store_true", help="against compiled generate too, which takes minutes")
     parser.add_argument("--rounds", type=int, default=5)
 
 
@@ -47,10 +52,12 @@ def random_prior(num_tokens: int) -> Any:
     return prior
 
 
-def stock(prior: Any, batch_size: int, *, guidance_scale: float | None = None) -> Any:
+def stock(
+    prior: Any, batch_size: int, *, cache: str = "static", compiled: bool = False, guidance_scale: float | None = None
+) -> Any:
     """Return tokens [B, T] drawn by `generate`."""
     import torch
-    from transformers import GenerationConfig
+    from transformers import CompileConfig, GenerationConfig
 
     layout = prior.layout
     prompts = layout.prompt(torch.arange(batch_size) % reference.CLASSES)[:, None]
@@ -64,11 +71,14 @@ def stock(prior: Any, batch_size: int, *, guidance_scale: float | None = None) -
         max_new_tokens=layout.num_tokens,
         suppress_tokens=list(range(layout.num_codes, layout.vocab_size)),
         guidance_scale=guidance_scale,
-        cache_implementation="static",
+        cache_implementation=cache,
         eos_token_id=None,
         bos_token_id=None,
         pad_token_id=None,
     )
+    if compiled:
+        config.compile_config = CompileConfig()
+        config.compile_config._compile_all_devices = True  # else on accelerators only
     with torch.inference_mode():
         drawn = prior.model.generate(prompts, attention_mask=torch.ones_like(prompts), generation_config=config, **more)
     return drawn[:, 1:]
@@ -112,27 +122,39 @@ def limit(batch_size: int, num_tokens: int, rates: tuple[float, float]) -> float
     return seconds
 
 
+def contenders(prior: Any, batch_size: int, *, compiled: bool) -> dict[str, Callable[[], object]]:
+    """Return what draws a batch, by name."""
+    B = batch_size
+    made: dict[str, Callable[[], object]] = {
+        f"stock_b{B}": partial(stock, prior, B),
+        f"fp32_b{B}": partial(ours, prior, B),
+        f"fast_b{B}": partial(ours, prior, B, precision="bf16"),
+        f"stock_dynamic_b{B}": partial(stock, prior, B, cache="dynamic"),
+    }
+    if compiled:
+        made[f"stock_compiled_b{B}"] = partial(stock, prior, B, compiled=True)
+    if B == 16:
+        made["stock_guided_b16"] = partial(stock, prior, B, guidance_scale=2.0)
+        made["guided_b16"] = partial(ours, prior, B, guidance_scale=2.0)
+    return made
+
+
 def run(arguments: argparse.Namespace) -> None:
     """Measure and tell."""
-    prior, T = random_prior(arguments.tokens), arguments.tokens
     rows, ratios, limits = [], {}, {}
     rates = measured_rates()
-    for B in arguments.batch_sizes:
-        contenders: dict[str, Callable[[], object]] = {
-            f"stock_b{B}": partial(stock, prior, B),
-            f"fp32_b{B}": partial(ours, prior, B),
-            f"fast_b{B}": partial(ours, prior, B, precision="bf16"),
-        }
-        if B == 16:
-            contenders["stock_guided_b16"] = partial(stock, prior, B, guidance_scale=2.0)
-            contenders["guided_b16"] = partial(ours, prior, B, guidance_scale=2.0)
-        seconds = interleaved(contenders, rounds=arguments.rounds)
-        rows += [row(name, s, images_per_second=B / median(s)) for name, s in seconds.items()]
-        ratios |= {name: faster_by(name, f"stock_b{B}", seconds) for name in (f"fp32_b{B}", f"fast_b{B}")}
-        if B == 16:
-            ratios["guided_b16"] = faster_by("guided_b16", "stock_guided_b16", seconds)
-        limits[f"of_limit_b{B}"] = limit(B, T, rates) / median(seconds[f"fp32_b{B}"])
-    more = {"tokens": T, "operations_per_second": rates[0], "bytes_per_second": rates[1]}
+    priors = {T: random_prior(T) for T in arguments.tokens}
+    for T, B in product(arguments.tokens, arguments.batch_sizes):
+        seconds = interleaved(contenders(priors[T], B, compiled=arguments.compiled), rounds=arguments.rounds)
+        end = reference.ending(T)
+        rows += [row(name + end, s, images_per_second=B / median(s)) for name, s in seconds.items()]
+        against = {f"fp32_b{B}": f"stock_b{B}", f"fast_b{B}": f"stock_b{B}", "guided_b16": "stock_guided_b16"}
+        ratios |= {f"{a}{end}": faster_by(a, b, seconds) for a, b in against.items() if a in seconds}
+        for other in ("dynamic", "compiled"):
+            if f"stock_{other}_b{B}" in seconds:
+                ratios[f"fp32_vs_{other}_b{B}{end}"] = faster_by(f"fp32_b{B}", f"stock_{other}_b{B}", seconds)
+        limits[f"of_limit_b{B}{end}"] = limit(B, T, rates) / median(seconds[f"fp32_b{B}"])
+    more = {"tokens": arguments.tokens, "operations_per_second": rates[0], "bytes_per_second": rates[1]}
     for name, share in limits.items():
         print(f"{share:10.3f}    {name}")
     tell("sample", rows, ratios, arguments, limits=limits, **more)

@@ -4,7 +4,7 @@ A step is all that happens between two measurements: rows from codes in memory, 
 optimiser, averaged weights. `llama_fp32` is `LlamaForCausalLM` of transformers with its fused attention and the fused
 AdamW of torch, on tokens that are there already; `ours_fp32` is `stage2_prior.train.update` in float32, with norms of
 queries and keys that the Llama lacks; `ours_default` takes the precision that the command chooses on this machine.
-Codes are noise: a step costs the same.
+Codes are noise: a step costs the same. Names of other lengths than 64 tokens end in the length: `fp32_vs_llama_t256`.
 """
 
 import argparse
@@ -16,20 +16,20 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import reference_prior as reference
-from timing import faster_by, interleaved, row, tell
+from timing import RoundSeconds, faster_by, interleaved, row, tell
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags of this benchmark."""
-    parser.add_argument("--tokens", type=int, default=64, help="of a sequence: 64 or 256")
+    parser.add_argument("--tokens", type=int, nargs="+", default=[64], help="of a sequence, such as 64 and 256")
     parser.add_argument("--batch-tokens", type=int, default=2048, help="tokens of one optimiser step")
     parser.add_argument("--steps", type=int, default=2, help="steps of one contender in one round")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--optimizer", choices=("adamw", "muon"), default="adamw", help="of ours")
 
 
-def our_training(store: Path, out: Path, precision: Any, arguments: argparse.Namespace) -> Any:
-    """Return a run of `train-prior` at step 0."""
+def our_training(store: Path, out: Path, precision: Any, *, tokens: int, arguments: argparse.Namespace) -> Any:
+    """Return a run of `train-prior` at step 0, on sequences of `tokens`."""
     from stage2_prior.run import prepare
     from stage2_prior.settings import CodeFacts, TrainPrior, resolve
     from stage2_prior.train import at_default_precision
@@ -40,14 +40,14 @@ def our_training(store: Path, out: Path, precision: Any, arguments: argparse.Nam
     settings = TrainPrior(
         codes=store,
         out=out,
-        batch_size=arguments.batch_tokens // arguments.tokens,
+        batch_size=arguments.batch_tokens // tokens,
         precision=precision,
         optimizer=arguments.optimizer,
         model=reference.architecture(),
     )
     many = 50_000  # rows, as the default precision is chosen for
     runtime = at_default_precision(start_runtime(precision), settings, many)
-    facts = CodeFacts(arguments.tokens, reference.K, many)
+    facts = CodeFacts(tokens, reference.K, many)
     settings = replace(resolve(settings, facts, runtime.device.type), precision=runtime.precision)
     return prepare(settings, runtime, train, held_out, None)
 
@@ -87,16 +87,15 @@ class StockLlama:
         self.optimizer.step()
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Measure and tell."""
+def measured(num_tokens: int, arguments: argparse.Namespace) -> tuple[RoundSeconds, str]:
+    """Return the seconds of `arguments.steps` steps of each contender in each round, and our default precision."""
     from stage2_prior.train import update
 
-    batch_size = arguments.batch_tokens // arguments.tokens
     with TemporaryDirectory(prefix="vq-prior-") as temporary:
-        store = reference.write_noise(Path(temporary) / "codes", arguments.tokens)
-        llama = StockLlama(arguments.tokens, batch_size)
+        store = reference.write_noise(Path(temporary) / "codes", num_tokens)
+        llama = StockLlama(num_tokens, arguments.batch_tokens // num_tokens)
         ours = {
-            name: our_training(store, Path(temporary) / name, precision, arguments)
+            name: our_training(store, Path(temporary) / name, precision, tokens=num_tokens, arguments=arguments)
             for name, precision in (("ours_fp32", "fp32"), ("ours_default", None))
         }
         steps = {"llama_fp32": llama.step} | {name: partial(update, training) for name, training in ours.items()}
@@ -106,15 +105,21 @@ def run(arguments: argparse.Namespace) -> None:
                 step()
 
         seconds = interleaved({name: partial(several, step) for name, step in steps.items()}, rounds=arguments.rounds)
-    tokens = arguments.steps * batch_size * arguments.tokens
-    flops = 6 * reference.matrices_per_token() * tokens
-    rows = [
-        row(name, s, tokens_per_second=tokens / median(s), gflops_of_matrices=flops / median(s) / 1e9)
-        for name, s in seconds.items()
-    ]
-    ratios = {
-        "fp32_vs_llama": faster_by("ours_fp32", "llama_fp32", seconds),
-        "default_vs_llama": faster_by("ours_default", "llama_fp32", seconds),
-    }
-    precision = ours["ours_default"].runtime.precision
+    return seconds, ours["ours_default"].runtime.precision
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Measure and tell."""
+    rows, ratios, precision = [], {}, ""
+    for T in arguments.tokens:
+        seconds, precision = measured(T, arguments)
+        end = reference.ending(T)
+        tokens = arguments.steps * (arguments.batch_tokens // T) * T
+        flops = 6 * reference.matrices_per_token() * tokens
+        rows += [
+            row(name + end, s, tokens_per_second=tokens / median(s), gflops_of_matrices=flops / median(s) / 1e9)
+            for name, s in seconds.items()
+        ]
+        ratios[f"fp32_vs_llama{end}"] = faster_by("ours_fp32", "llama_fp32", seconds)
+        ratios[f"default_vs_llama{end}"] = faster_by("ours_default", "llama_fp32", seconds)
     tell("train-prior", rows, ratios, arguments, tokens=arguments.tokens, default_precision=precision)

@@ -48,8 +48,16 @@ def test_lookup_ends_with_one_line_of_json(
 @pytest.mark.parametrize(
     ("name", "flags", "ratios"),
     [
-        ("sample", ["--tokens", "4", "--batch-sizes", "1", "16"], {"fp32_b1", "fp32_b16", "fast_b16", "guided_b16"}),
-        ("train-prior", ["--tokens", "4", "--batch-tokens", "16"], {"fp32_vs_llama", "default_vs_llama"}),
+        (
+            "sample",
+            ["--tokens", "4", "1", "--batch-sizes", "1", "16"],
+            {"fp32_b1", "fp32_b16", "fast_b16", "guided_b16", "fp32_vs_dynamic_b16"},
+        ),
+        (
+            "train-prior",
+            ["--tokens", "4", "1", "--batch-tokens", "16"],
+            {"fp32_vs_llama", "default_vs_llama"},
+        ),
     ],
 )
 def test_stage_two_ends_with_one_line_of_json(
@@ -69,19 +77,25 @@ def test_stage_two_ends_with_one_line_of_json(
     runpy.run_path(str(folder), run_name="__main__")
     told = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert told["benchmark"] == name
-    assert ratios <= told["ratios"].keys()
+    # Sequences of 64 tokens have the plain names.
+    assert reference.ending(64) == ""
+    assert {f"{ratio}_t{tokens}" for ratio in ratios for tokens in (4, 1)} <= told["ratios"].keys()
     seconds = {row["name"]: row["seconds"] for row in told["rows"]}
     if name == "sample":
-        assert told["ratios"]["guided_b16"] == pytest.approx(seconds["stock_guided_b16"] / seconds["guided_b16"])
-        assert told["limits"].keys() == {"of_limit_b1", "of_limit_b16"}
+        guided = seconds["stock_guided_b16_t4"] / seconds["guided_b16_t4"]
+        assert told["ratios"]["guided_b16_t4"] == pytest.approx(guided)
+        assert told["ratios"]["fp32_b16_t4"] == pytest.approx(seconds["stock_b16_t4"] / seconds["fp32_b16_t4"])
+        assert told["limits"].keys() == {f"of_limit_b{rows}_t{tokens}" for rows in (1, 16) for tokens in (4, 1)}
     else:
-        assert told["ratios"]["fp32_vs_llama"] == pytest.approx(seconds["llama_fp32"] / seconds["ours_fp32"])
+        llama = seconds["llama_fp32_t4"] / seconds["ours_fp32_t4"]
+        assert told["ratios"]["fp32_vs_llama_t4"] == pytest.approx(llama)
 
 
 def test_stock_sampling_is_of_the_same_prior(benchmark_module: Benchmark) -> None:
     sample = benchmark_module("sample")
     prior = sample.random_prior(4)
-    for drawn in (sample.stock(prior, 3), sample.stock(prior, 3, guidance_scale=2.0), sample.ours(prior, 3)):
+    stock = [sample.stock(prior, 3, **how) for how in ({}, {"cache": "dynamic"}, {"guidance_scale": 2.0})]
+    for drawn in (*stock, sample.ours(prior, 3)):
         assert drawn.shape == (3, 4)
         assert int(drawn.max()) < 512
 
