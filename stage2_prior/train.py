@@ -98,9 +98,9 @@ def train_prior(settings: TrainPrior, codec: Codec | None = None, base: CausalPr
         if runtime.is_main:
             print(f"{training.final} is finished ({training.ending()}); pass --overwrite to train anew")
         return training.final
-    seconds = min(_timed(_without_update, training) for _ in range(2))
-    for line in size_lines(training, seconds) if runtime.is_main and not training.step else ():
-        print(line, flush=True)
+    if not training.step:
+        seconds = min(_timed(_without_update, training) for _ in range(2))
+        runtime.say("\n".join(size_lines(training, seconds)))
     run_steps(training)
     finish(training, TrainingRecord(1, command, store.index.data.source, store.index.data.id, len(store), 0, {}))
     return training.final

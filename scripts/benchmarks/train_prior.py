@@ -2,8 +2,9 @@
 
 A step is all that happens between two measurements: rows from codes in memory, dropouts, forward, backward, clip,
 optimiser, averaged weights. `llama_fp32` is `LlamaForCausalLM` of transformers with its fused attention and the fused
-AdamW of torch, on tokens that are there already; `ours_fp32` is `stage2_prior.train.update` in float32, with norms of
-queries and keys that the Llama lacks; `ours_default` takes the precision that the command chooses on this machine.
+AdamW of torch (the faster one, also on a CPU), on tokens that are there already; `ours_fp32` is
+`stage2_prior.train.update` in float32, with norms of queries and keys that the Llama lacks; `ours_default` takes the
+precision that the command chooses on this machine.
 Codes are noise: a step costs the same. Names of other lengths than 64 tokens end in the length: `fp32_vs_llama_t256`.
 """
 
