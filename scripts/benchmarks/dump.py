@@ -6,7 +6,8 @@ float32. Nothing is cached: every round decodes every picture.
 `ours_...`: what `extract-codes` does between "the data are checked" and "the store is there": decode, encode, look up,
 write the shards. `command_...`: the whole function behind the command, which also reads the file, hashes every picture
 and checks every header. `encoder_alone`: the encoder's forward pass without gradients on the same images in memory, at
-the batch size that a trial finds best; no lookup. `encode_in_memory`: `codec.encode` of them. `lmdb`: see baselines.py.
+the batch size that a trial finds best; no lookup. `encoder_in_our_calls`: the same in calls of as many rows as the dump
+makes. `encode_in_memory`: `codec.encode` of them. `lmdb`: see baselines.py.
 """
 
 import argparse
@@ -142,6 +143,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Measure and tell."""
     require(lmdb="lmdb")
     from stage1_vqvae import jpeg
+    from vq_prior.core.rows import rows_per_call
 
     if not arguments.data.is_file():
         raise SystemExit(f"error: {arguments.data} does not exist; name a parquet file of 32x32 JPEGs with --data")
@@ -152,7 +154,9 @@ def run(arguments: argparse.Namespace) -> None:
         for name, fast in decoders.items():
             contenders[f"ours_{name}"] = lambda fast=fast: dumps.shards(fast=fast)
             contenders[f"command_{name}"] = lambda fast=fast: dumps.command(fast=fast)
+        calls = rows_per_call(dumps.codec.device, 32 * 32)
         contenders |= {"encoder_alone": dumps.encoder_alone, "encode_in_memory": dumps.encode_in_memory}
+        contenders["encoder_in_our_calls"] = lambda: dumps.encoder_alone(calls)
         contenders["lmdb"] = dumps.lmdb
         seconds = interleaved(contenders, rounds=arguments.rounds)
     n = len(dumps.encoded)
@@ -161,6 +165,7 @@ def run(arguments: argparse.Namespace) -> None:
     best = min(ours, key=lambda name: median(seconds[name]))
     ratios = {"of_encoder": faster_by(best, "encoder_alone", seconds)}
     ratios |= {name.replace("ours", "of_encoder"): faster_by(name, "encoder_alone", seconds) for name in ours}
+    ratios["of_encoder_in_our_calls"] = faster_by(best, "encoder_in_our_calls", seconds)
     ratios |= {name.replace("ours", "of_encode"): faster_by(name, "encode_in_memory", seconds) for name in ours}
     ratios["vs_lmdb"] = faster_by(best, "lmdb", seconds)
     ratios["command_vs_lmdb"] = faster_by(best.replace("ours", "command"), "lmdb", seconds)
