@@ -183,7 +183,7 @@ class SonnetStack(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the stack's output, [B, C, *shape]."""
         for conv_in, conv_out in zip(self.conv_in, self.conv_out, strict=True):
-            x = x + conv_out(F.relu(conv_in(F.relu(x))))
+            x = x + conv_out(F.relu(conv_in(F.relu(x)), inplace=True))
         return F.relu(x)
 
 
@@ -218,8 +218,8 @@ class SonnetEncoder(nn.Module):
         """Return latents, [B, D, *grid]."""
         x = images
         for layer in self.down:
-            x = F.relu(layer(x))
-        return self.out(self.stack(F.relu(self.mix(x))))
+            x = F.relu(layer(x), inplace=True)  # a convolution's backward pass does not read what it gave
+        return self.out(self.stack(F.relu(self.mix(x), inplace=True)))
 
 
 class SonnetDecoder(nn.Module):
