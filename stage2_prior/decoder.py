@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from stage2_prior.forward import pack, rotate
 
 LAID_OUT_FOR = 64  # rows; what suits them suits 8 to 128
+ATTENDED_ROWS = 32  # at a time on a CPU, so that what is between two operations stays near the cores
 
 
 class Product:
@@ -40,6 +41,21 @@ class Product:
             result: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, None, "none", [], "")
             return result
         return F.linear(x, self.weight)
+
+
+def _attend_in_order(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Return attention [R, G, H / G, d] of q of this shape and keys and values [positions, R, G, d].
+
+    One query a row makes attention a matter of reading: products and sums that go through keys and values in their
+    order in memory take 0.6 to 0.8 of the time of batched products, which jump from head to head.
+    """
+    parts = []
+    for rows in (slice(first, first + ATTENDED_ROWS) for first in range(0, len(q), ATTENDED_ROWS)):
+        scores = (keys[:, rows, :, None] * q[rows]).sum(-1, keepdim=True)
+        # Along any other axis than the last, the bits of a softmax depend on how many columns stand side by side.
+        weights = scores.movedim(0, -1).softmax(-1).movedim(-1, 0)
+        parts.append((values[:, rows, :, None] * weights).sum(0))
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 @dataclass(frozen=True)
@@ -91,8 +107,8 @@ class Decoder:
         return self._heads[low, high]
 
     def new_cache(self, rows: int) -> Tensor:
-        """Return an empty key-value cache, [layers, 2, rows, G, positions, d]."""
-        shape = (len(self.blocks), 2, rows, self.num_groups, self.max_length, self.head_dim)
+        """Return an empty key-value cache, [layers, 2, positions, rows, G, d]."""
+        shape = (len(self.blocks), 2, self.max_length, rows, self.num_groups, self.head_dim)
         # On a CPU, products as small as those of attention take longer in bfloat16.
         dtype = torch.float32 if self.device.type == "cpu" else self.dtype
         return torch.zeros(shape, dtype=dtype, device=self.device)
@@ -100,24 +116,26 @@ class Decoder:
     def attend(self, q: Tensor, k: Tensor, v: Tensor, cache: Tensor, position: int) -> Tensor:
         """Return attention of one new position, [R, H * d]; q [R, H, d], k and v [R, G, d].
 
-        Plain batched products: the fused kernel cuts the keys by the number of rows and threads, and a row's bits
-        would depend on its neighbours.
+        Not by the fused kernel, which cuts the keys by the number of rows and threads: a row's bits would depend on
+        its neighbours.
 
         Args:
             q: Queries.
             k: Keys of the new position.
             v: Values of the new position.
-            cache: Keys and values of one layer, [2, R, G, positions, d]; written in place.
+            cache: Keys and values of one layer, [2, positions, R, G, d]; written in place.
             position: Place in the sequence.
         """
         R, H, d = q.shape
         G = k.shape[1]
-        cache[0, :, :, position] = k
-        cache[1, :, :, position] = v
-        keys, values = cache[:, :, :, : position + 1].reshape(2, R * G, position + 1, d)
-        # The queries that share a key-value head stand where a sequence would: no head is copied.
-        scores = torch.bmm(q.reshape(R * G, H // G, d).to(keys.dtype), keys.transpose(1, 2)).mul_(d**-0.5)
-        return torch.bmm(scores.softmax(dim=-1), values).view(R, H * d)
+        cache[0, position] = k
+        cache[1, position] = v
+        keys, values = cache[:, : position + 1]
+        q = q.view(R, G, H // G, d).to(keys.dtype) * d**-0.5  # queries that share a key-value head stand together
+        if q.device.type == "cpu":
+            return _attend_in_order(q, keys, values).view(R, H * d)
+        scores = torch.einsum("rghd,prgd->rghp", q, keys)
+        return torch.einsum("rghp,prgd->rghd", scores.softmax(-1), values).reshape(R, H * d)
 
     def _block(self, x: Tensor, block: _Block, rotation: Tensor, cache: Tensor, position: int) -> Tensor:
         R, shape = x.shape[0], x.shape[1:]

@@ -321,7 +321,7 @@ def rows_are_invariant(decoder: Decoder, reference: int, rows: int) -> bool:
     few, many = decoder.new_cache(reference), decoder.new_cache(rows)
     pick = torch.arange(rows) % reference
     few.copy_(torch.randn(few.shape, generator=generator))
-    many.copy_(few[:, :, pick.to(few.device)])
+    many.copy_(few[:, :, :, pick.to(few.device)])
     if not _attention_is_invariant(decoder, few[0].clone(), many[0].clone(), pick.to(few.device)):
         return False
     for position in sorted({0, 1, T // 2, T - 1}):
@@ -335,8 +335,8 @@ def rows_are_invariant(decoder: Decoder, reference: int, rows: int) -> bool:
 
 
 def _attention_is_invariant(decoder: Decoder, few: Tensor, many: Tensor, pick: Tensor) -> bool:
-    q = torch.cat([few[0, :, :, 0]] * (decoder.num_heads // decoder.num_groups), dim=1)
-    k, v = few[0, :, :, -1], few[1, :, :, -1]
+    q = torch.cat([few[1, 0]] * (decoder.num_heads // decoder.num_groups), dim=1)
+    k, v = few[0, -1], few[1, -1]
     for position in range(decoder.max_length - 1):
         first = decoder.attend(q, k, v, few, position)
         if not torch.equal(first[pick], decoder.attend(q[pick], k[pick], v[pick], many, position)):
