@@ -14,33 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stage2_prior.forward import pack, rotate
+from stage2_prior.products import Product
 
-LAID_OUT_FOR = 64  # rows; what suits them suits 8 to 128
 ATTENDED_ROWS = 32  # at a time on a CPU, so that what is between two operations stays near the cores
-
-
-class Product:
-    """x [R, n] -> x @ weight.T, [R, m].
-
-    On a CPU, oneDNN can be given a weight in the layout that its kernels read. With one as torch keeps it, each product
-    of a few rows first brings the weight into such a layout, which takes longer than the product.
-    """
-
-    def __init__(self, weight: Tensor) -> None:
-        self.weight, self.laid_out = weight.contiguous(), False
-        if weight.device.type == "cpu" and torch.backends.mkldnn.is_available():
-            try:
-                self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight, LAID_OUT_FOR)
-                self.laid_out = True
-            except (AttributeError, RuntimeError):  # another torch, or a CPU without kernels for this type
-                pass
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Return the product."""
-        if self.laid_out:
-            result: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, None, "none", [], "")
-            return result
-        return F.linear(x, self.weight)
 
 
 def _attend_in_order(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:

@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from stage2_prior.products import linear
+
 
 @dataclass(frozen=True)
 class Block:
@@ -181,7 +183,7 @@ class _Gated(torch.autograd.Function):
 def _block_output(x: Tensor, block: Block, w: Packed) -> Tensor:
     R, S, _ = x.shape
     H, G, d = w.num_heads, w.num_groups, w.head_dim
-    qkv = F.linear(_RMSNorm.apply(x, w.eps).to(block.qkv.dtype), block.qkv).view(R, S, H + 2 * G, d)
+    qkv = linear(_RMSNorm.apply(x, w.eps).to(block.qkv.dtype), block.qkv).view(R, S, H + 2 * G, d)
     qk, v = qkv.split([H + G, G], dim=2)
     qk, rotation = qk.float(), w.rotation[:S, None]
     qk = rotate(qk, rotation) if block.qk_norm is None else _NormAndRotate.apply(qk, block.qk_norm, rotation, w.eps)
@@ -189,9 +191,9 @@ def _block_output(x: Tensor, block: Block, w: Packed) -> Tensor:
     dtype = torch.float32 if x.device.type == "cpu" else block.qkv.dtype
     q, k, v = (part.transpose(1, 2).to(dtype) for part in (*qk.split([H, G], dim=2), v))
     attended = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=H != G)
-    x = x + F.linear(attended.transpose(1, 2).reshape(R, S, H * d).to(block.out.dtype), block.out)
-    gated = _Gated.apply(F.linear(_RMSNorm.apply(x, w.eps).to(block.gate_up.dtype), block.gate_up))
-    return x + F.linear(gated, block.down)
+    x = x + linear(attended.transpose(1, 2).reshape(R, S, H * d).to(block.out.dtype), block.out)
+    gated = _Gated.apply(linear(_RMSNorm.apply(x, w.eps).to(block.gate_up.dtype), block.gate_up))
+    return x + linear(gated, block.down)
 
 
 class SequenceModel(nn.Module):
@@ -219,4 +221,4 @@ def logits(w: Packed, tokens: Tensor, *, checkpointing: bool = False) -> Tensor:
     x = F.embedding(tokens, w.embedding)
     for block in w.blocks:
         x = checkpoint(_block_output, x, block, w, use_reentrant=False) if checkpointing else _block_output(x, block, w)
-    return F.linear(_RMSNorm.apply(x, w.eps).to(w.head.dtype), w.head)
+    return linear(_RMSNorm.apply(x, w.eps).to(w.head.dtype), w.head)
