@@ -9,6 +9,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from stage2_prior.decoder import Decoder
@@ -19,6 +20,8 @@ from vq_prior.core.randomness import MAX_SEED, sample_uniforms
 from vq_prior.core.runtime import Precision
 
 PRECISIONS = ("fp32", "bf16")
+SMALLEST_TEMPERATURE = 1e-30  # what is smaller takes the likeliest all the same; float32 holds 1e-38
+BLOCK = 128
 ROW_MULTIPLE = 8
 FIXED_ROWS = 64
 
@@ -68,7 +71,7 @@ def filtered_probabilities(
     top_p: float | None = None,
     min_p: float | None = None,
 ) -> Tensor:
-    """Return the distribution that tokens are drawn from, [R, K] float64; rows need not sum to 1.
+    """Return the distribution that tokens are drawn from, [R, K] float32; rows need not sum to 1.
 
     In this order: divide by the temperature; keep the `top_k` likeliest (and what ties
     with the last of them); then the smallest set of the likeliest whose renormalised
@@ -82,16 +85,15 @@ def filtered_probabilities(
         top_p: In (0, 1]; None is off.
         min_p: In [0, 1); None is off.
     """
-    scaled = logits.double()
-    scaled = (scaled - scaled.amax(dim=-1, keepdim=True)).div_(temperature)
+    scaled = (logits - logits.amax(dim=-1, keepdim=True)).div_(max(temperature, SMALLEST_TEMPERATURE))
     weights = scaled.exp()
-    if top_k is not None and top_k < weights.shape[-1]:
+    if top_k is not None and top_k < logits.shape[-1]:
         threshold = scaled.topk(top_k, dim=-1).values[:, -1:]
         weights = weights.masked_fill(scaled < threshold, 0.0)
     if top_p is not None and top_p < 1:
         ordered, order = weights.sort(dim=-1, descending=True, stable=True)
-        before = ordered.cumsum(dim=-1) - ordered
-        dropped = before >= top_p * ordered.sum(dim=-1, keepdim=True)
+        reached = ordered.cumsum(dim=-1, dtype=torch.float64)
+        dropped = reached - ordered >= top_p * reached[:, -1:]
         dropped[:, 0] = False
         weights = weights.masked_fill(torch.zeros_like(dropped).scatter(-1, order, dropped), 0.0)
     if min_p is not None and min_p > 0:
@@ -118,15 +120,29 @@ def guidance_at(num_tokens: int, *, guidance_scale: float, guidance_power: float
 def inverse_cdf(weights: Tensor, uniforms: Tensor) -> Tensor:
     """Return the first id whose cumulative weight exceeds u times the total, [R] int64.
 
-    An id of weight 0 is never returned, since its cumulative weight is that of the id before it.
+    In two steps, first among blocks of ids, then within one: running sums over all ids would take longer than
+    everything else about a draw. An id of weight 0 is never returned, since its cumulative weight is that of the id
+    before it.
 
     Args:
-        weights: [R, K] float64, at least 0, not all 0 in a row.
+        weights: [R, K], at least 0, not all 0 in a row.
         uniforms: [R] in [0, 1).
     """
-    cumulative = weights.cumsum(dim=-1)
-    threshold = uniforms.double()[:, None] * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, threshold, right=True)[:, 0]
+    blocks, ends = _blocks(weights)
+    wanted = uniforms.double()[:, None] * ends[:, -1:]
+    # A row that is not finite would search beyond the end.
+    block = torch.searchsorted(ends, wanted, right=True).clamp_(max=blocks.shape[1] - 1)
+    before = torch.where(block > 0, ends.gather(1, (block - 1).clamp_(min=0)), 0.0)
+    inside = blocks.gather(1, block[..., None].expand(-1, 1, BLOCK))[:, 0].double().cumsum(-1)
+    # The block's sum above and this one are rounded differently.
+    rest = torch.minimum(wanted - before, inside[:, -1:].nextafter(torch.zeros_like(before)))
+    return (block * BLOCK + torch.searchsorted(inside, rest, right=True))[:, 0]
+
+
+def _blocks(weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the weights in blocks of ids, [R, blocks, BLOCK], and the running sum at the end of each, [R, blocks]."""
+    blocks = F.pad(weights, (0, -weights.shape[1] % BLOCK)).unflatten(1, (-1, BLOCK))
+    return blocks, blocks.sum(-1).double().cumsum(-1)
 
 
 @torch.inference_mode()
@@ -263,12 +279,12 @@ def _draw(
             if passes == 2:
                 null = logits[R:]
                 logits = null + guidance[position] * (logits[:R] - null)
-            finite &= logits.isfinite().all()
+            finite &= logits.sum().isfinite()  # which takes less time than to look at each
             if position < forced.shape[1]:
                 drawn = forced[:, position]
             else:
                 weights = filtered_probabilities(logits, **filters)  # type: ignore[arg-type]
-                # A row that is not finite would search beyond the end; it is refused below.
+                # What a row that is not finite gives is refused below.
                 drawn = inverse_cdf(weights, uniforms[:, position]).clamp_(max=high - low - 1) + low
             tokens[:, position] = drawn
             current = drawn.repeat(passes) if passes > 1 else drawn
@@ -313,8 +329,8 @@ def rows_are_invariant(decoder: Decoder, reference: int, rows: int) -> bool:
     """Return whether `rows` rows (a multiple of `reference`) give the bits of `reference` rows.
 
     Runs the attention of one layer at every position, then the whole decoder at the first, second, middle
-    and last position, on equal rows with keys and values in the cache, and compares the cumulative
-    weights that tokens are drawn from.
+    and last position, on equal rows with keys and values in the cache, and compares what tokens are drawn
+    from.
     """
     T, vocabulary = decoder.max_length - 1, decoder.vocab_size
     generator = torch.Generator().manual_seed(0)
@@ -328,8 +344,8 @@ def rows_are_invariant(decoder: Decoder, reference: int, rows: int) -> bool:
         tokens = torch.randint(vocabulary, (reference,), generator=generator)
         first = decoder.step(tokens.to(few.device), position, few, 0, vocabulary)
         second = decoder.step(tokens[pick].to(few.device), position, many, 0, vocabulary)
-        first, second = (filtered_probabilities(logits).cumsum(-1) for logits in (first, second))
-        if not torch.equal(first[pick.to(first.device)], second):
+        of_few, of_many = (_blocks(filtered_probabilities(logits)) for logits in (first, second))
+        if not all(torch.equal(a[pick.to(a.device)], b) for a, b in zip(of_few, of_many, strict=True)):
             return False
     return True
 
