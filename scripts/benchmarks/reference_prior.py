@@ -8,12 +8,12 @@ K, CLASSES = 512, 10
 LAYERS, WIDTH, HEADS, FEED_FORWARD = 8, 320, 5, 864
 
 
-def spec(num_tokens: int) -> Any:
+def spec(num_tokens: int, num_codes: int = K) -> Any:
     """Return the shapes of images of one square grid of codes."""
     from vq_prior.core.spec import CodeSpec, LevelSpec
 
     side = int(num_tokens**0.5)
-    return CodeSpec(3, (4 * side, 4 * side), (LevelSpec((side, side), K),))
+    return CodeSpec(3, (4 * side, 4 * side), (LevelSpec((side, side), num_codes),))
 
 
 def architecture(kind: Any = "qwen3") -> Any:

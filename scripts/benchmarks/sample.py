@@ -12,6 +12,7 @@ The limit of a batch of R rows and T tokens, from two rates measured in the same
     products  2 R T (matrices + 2 L W (T + 1) / 2)        floating-point operations; L blocks of width W
     bytes     4 T (matrices + 2 R L W (T + 1) / 2)        weights, and keys and values so far, once a step
 and the limit is the sum of the larger of the two for each step; `of_limit` is its share of our seconds.
+`draw_of_step` is the share of the draw, among 16,384 codes, in one step of model and draw.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from itertools import product
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -34,16 +36,20 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=list(BATCHES))
     parser.add_argument("--compiled", action="store_true", help="against compiled generate too, which takes minutes")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--prior", type=Path, help="a trained prior: what the fast precision does to it is told, too")
+    parser.add_argument("--codes", type=Path, help="with --prior: the code store it was trained on")
 
 
-def random_prior(num_tokens: int) -> Any:
+def random_prior(num_tokens: int, num_codes: int = reference.K) -> Any:
     """Return a prior with weights of usual sizes, the ones that start at zero included."""
     import torch
 
     from stage2_prior.prior import build_prior
 
     names = tuple(f"class {n}" for n in range(reference.CLASSES))
-    prior = build_prior(reference.architecture(), reference.spec(num_tokens), codec_id="c" * 64, label_names=names)
+    prior = build_prior(
+        reference.architecture(), reference.spec(num_tokens, num_codes), codec_id="c" * 64, label_names=names
+    )
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in prior.model.named_parameters():
@@ -139,9 +145,61 @@ def contenders(prior: Any, batch_size: int, *, compiled: bool) -> dict[str, Call
     return made
 
 
+def draw_shares(*, rounds: int, num_codes: int = 16_384, batch_size: int = 64) -> dict[str, float]:
+    """Return which share of a step, of the model and the draw, the draw takes, by precision."""
+    import torch
+
+    from stage2_prior.sampling import filtered_probabilities, inverse_cdf
+
+    prior, uniforms = random_prior(64, num_codes), torch.rand(batch_size)
+    tokens = torch.zeros(batch_size, dtype=torch.int64)
+    shares = {}
+    for precision in ("fp32", "bf16"):
+        decoder = prior.decoder(precision)
+        cache = decoder.new_cache(batch_size)
+        step = partial(decoder.step, tokens, 32, cache, 0, num_codes)  # in the middle of the sequence
+        with torch.inference_mode():
+            logits = step()
+            draw = lambda logits=logits: inverse_cdf(filtered_probabilities(logits), uniforms)  # noqa: E731
+            seconds = interleaved({"step": step, "draw": draw}, rounds=10 * rounds)
+        share = median(seconds["draw"]) / (median(seconds["draw"]) + median(seconds["step"]))
+        shares[f"draw_of_step_k{num_codes}_b{batch_size}_{precision}"] = share
+    return shares
+
+
+def precision_effect(prior_folder: Path, store: Path, num_rows: int = 512) -> dict[str, float]:
+    """Return what the fast precision does on held-out rows: how often another token is likeliest, and nats of both."""
+    import torch
+    import torch.nn.functional as F
+
+    from stage2_prior.prior import load_prior, shifted
+    from stage2_prior.sequences import Sequences
+    from vq_prior.core.code_store import CodeStore
+
+    prior = load_prior(prior_folder)
+    layout = prior.layout
+    tokens, labels = Sequences.read(CodeStore.open(store, "validation"), layout, max_rows=num_rows).batch(slice(None))
+    inputs = shifted(layout, tokens, labels)
+    decoders = {precision: prior.decoder(precision) for precision in ("fp32", "bf16")}
+    caches = {precision: decoder.new_cache(len(tokens)) for precision, decoder in decoders.items()}
+    nats, other = dict.fromkeys(decoders, 0.0), 0
+    with torch.inference_mode():
+        for first, end, low, high in layout.segments:
+            for position in range(first, end):
+                likeliest = []
+                for name, decoder in decoders.items():
+                    logits = decoder.step(inputs[:, position], position, caches[name], low, high)
+                    nats[name] += float(F.cross_entropy(logits, tokens[:, position] - low)) / layout.num_tokens
+                    likeliest.append(logits.argmax(-1))
+                other += int((likeliest[0] != likeliest[1]).sum())
+    told = {f"held_out_nats_{name}": value for name, value in nats.items()}
+    return {"other_likeliest": other / tokens.numel()} | told
+
+
 def run(arguments: argparse.Namespace) -> None:
     """Measure and tell."""
-    rows, ratios, limits = [], {}, {}
+    effect = precision_effect(arguments.prior, arguments.codes) if arguments.prior and arguments.codes else {}
+    rows, ratios, limits = [], {}, draw_shares(rounds=arguments.rounds)
     rates = measured_rates()
     priors = {T: random_prior(T) for T in arguments.tokens}
     for T, B in product(arguments.tokens, arguments.batch_sizes):
@@ -155,6 +213,6 @@ def run(arguments: argparse.Namespace) -> None:
                 ratios[f"fp32_vs_{other}_b{B}{end}"] = faster_by(f"fp32_b{B}", f"stock_{other}_b{B}", seconds)
         limits[f"of_limit_b{B}{end}"] = limit(B, T, rates) / median(seconds[f"fp32_b{B}"])
     more = {"tokens": arguments.tokens, "operations_per_second": rates[0], "bytes_per_second": rates[1]}
-    for name, share in limits.items():
-        print(f"{share:10.3f}    {name}")
-    tell("sample", rows, ratios, arguments, limits=limits, **more)
+    for name, share in (limits | effect).items():
+        print(f"{share:10.4f}    {name}")
+    tell("sample", rows, ratios, arguments, limits=limits, effect=effect, **more)
