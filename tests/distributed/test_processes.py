@@ -82,7 +82,7 @@ from vq_prior import commands
 from vq_prior.cli import parse
 from vq_prior.core.runtime import leave_runtime
 for words in json.loads(sys.argv[1]):
-    getattr(commands, words[0])(parse(words).settings)
+    getattr(commands, words[0])(parse([*words, "--num-processes", "2"]).settings)
 leave_runtime(0)
 """
 
