@@ -176,19 +176,25 @@ def test_the_command_writes_a_row_and_a_picture_for_each_image(
     assert contents(tmp_path / "out") == before
 
 
-def test_a_rerun_continues_and_the_batch_and_the_interruption_leave_no_trace(folder, tiny_model, tmp_path, monkeypatch):
+def interrupt(words, monkeypatch):
+    """Run a command of twelve images and stop it at the eighth picture."""
+
     def stop_at_the_eighth(path, picture, **how):
         if path.name == "000007.png":
             raise KeyboardInterrupt
         save_png(path, picture, **how)
 
+    with monkeypatch.context() as patch:
+        patch.setattr(score, "save_png", stop_at_the_eighth)
+        assert main(words) == 75
+
+
+def test_a_rerun_continues_and_the_batch_and_the_interruption_leave_no_trace(folder, tiny_model, tmp_path, monkeypatch):
     words = ["score", "--model", str(tiny_model), "--data", str(folder), "--out"]
     out, begun = tmp_path / "out", tmp_path / ".out.partial"
     assert main([*words, str(tmp_path / "whole")]) == 0
     monkeypatch.setattr(score, "ROWS_AT_ONCE", 3)
-    with monkeypatch.context() as patch:
-        patch.setattr(score, "save_png", stop_at_the_eighth)
-        assert main([*words, str(out)]) == 75
+    interrupt([*words, str(out)], monkeypatch)
     assert not out.exists()
     kept = {path.name: path.stat().st_ino for path in begun.glob("0*.png")}
     assert len(kept) == 7
@@ -200,12 +206,11 @@ def test_a_rerun_continues_and_the_batch_and_the_interruption_leave_no_trace(fol
     assert not begun.exists()
 
 
-def test_what_another_request_began_is_not_continued(folder, tiny_model, tmp_path):
-    words = ["score", "--model", str(tiny_model), "--data", str(folder), "--unconditional", "--out"]
-    assert main([*words, str(tmp_path / "whole")]) == 0
-    assert main([*words[:-2], "--out", str(tmp_path / "other")]) == 0
-    (tmp_path / "other").rename(tmp_path / ".out.partial")
-    assert main([*words, str(tmp_path / "out")]) == 0
+def test_what_another_request_began_is_not_continued(folder, tiny_model, tmp_path, monkeypatch):
+    words = ["score", "--model", str(tiny_model), "--data", str(folder), "--out"]
+    assert main([*words, str(tmp_path / "whole"), "--unconditional"]) == 0
+    interrupt([*words, str(tmp_path / "out")], monkeypatch)
+    assert main([*words, str(tmp_path / "out"), "--unconditional"]) == 0
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
