@@ -50,7 +50,7 @@ def held_out_nats(
         labels: [B] int64.
         settings: What to measure.
     """
-    layout, device = prior.layout, prior.device
+    prior, layout, device = prior.packed(), prior.layout, prior.device
     totals = torch.zeros(len(settings), dtype=torch.float64)
     guided = any(setting.guidance_scale != 1 for setting in settings)
     for first in range(0, len(tokens), ROWS_PER_CALL):

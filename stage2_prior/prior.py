@@ -4,7 +4,7 @@ Letters: B batch, T tokens of a sequence, V vocabulary.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal, Protocol
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from stage2_prior.architecture import initialise, model_config, model_of
 from stage2_prior.decoder import Decoder
-from stage2_prior.forward import logits, pack
+from stage2_prior.forward import Packed, logits, pack
 from stage2_prior.layout import SequenceLayout
 from stage2_prior.settings import PriorModel
 from vq_prior.core.artifacts import new_folder, require_replaceable, write_atomic
@@ -121,6 +121,7 @@ class CausalPrior:
     notes: tuple[str, ...] = ()
     loaded_from: Path | None = None
     _decoders: tuple[Any, dict[str, Decoder]] | None = field(default=None, repr=False)
+    _packed: Packed | None = field(default=None, repr=False)
 
     @classmethod
     def from_pretrained(
@@ -194,6 +195,7 @@ class CausalPrior:
     def to(self, device: torch.device | str) -> "CausalPrior":
         """Move the weights and return the prior itself."""
         self.model.to(device)
+        self._packed = None
         return self
 
     def decoder(self, precision: Precision = "fp32") -> Decoder:
@@ -224,7 +226,12 @@ class CausalPrior:
     @torch.no_grad()
     def logits(self, inputs: Tensor) -> Tensor:
         """Return the logits, [B, S, V] float32, of whole sequences [B, S], prompt first."""
-        return logits(pack(self.model), inputs)
+        return logits(self._packed or pack(self.model), inputs)
+
+    @torch.no_grad()
+    def packed(self) -> "CausalPrior":
+        """Return this prior for many calls of `logits` and `log_probs` while no weight changes: it packs them once."""
+        return replace(self, _packed=self._packed or pack(self.model))
 
 
 def shifted(layout: SequenceLayout, tokens: Tensor, labels: Tensor) -> Tensor:

@@ -56,7 +56,9 @@ COMMANDS = {
     "complete": Command(
         "vq_prior.settings:Complete", "vq_prior.commands:complete", "MODEL and a picture's top -> images", True
     ),
-    "score": Command("vq_prior.settings:Score", "vq_prior.commands:score", "MODEL and images -> likelihood of each"),
+    "score": Command(
+        "vq_prior.settings:Score", "vq_prior.commands:score", "MODEL and images -> likelihood of each", True
+    ),
     "reconstruct": Command(
         "stage1_vqvae.settings:Reconstruct", "vq_prior.commands:reconstruct", "images -> codec -> images"
     ),

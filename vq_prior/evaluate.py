@@ -86,6 +86,7 @@ def _evaluate_prior(prior: "CausalPrior", codec: "AnyCodec", data: "ImageData", 
             f"the data has the classes {', '.join(data.label_names) or 'none'}, "
             f"the prior {', '.join(prior.label_names)}; evaluate on data of the same classes"
         )
+    prior = prior.packed()
     total, count = 0.0, 0
     for first in range(0, len(pixels), ROWS_AT_ONCE):
         rows = np.arange(first, min(first + ROWS_AT_ONCE, len(pixels)))

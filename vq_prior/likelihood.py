@@ -52,7 +52,7 @@ def score_codes(prior: CausalPrior, codes: tuple[Tensor, ...], labels: Tensor) -
         codes: Of each level, [B, *grid] integers.
         labels: Class of each image, [B] int64; the null label for unconditional.
     """
-    layout = prior.layout
+    prior, layout = prior.packed(), prior.layout
     parts, lows = [], []
     for number, (level, (first, end, low, _)) in enumerate(zip(codes, layout.segments, strict=True)):
         parts.append(layout.level_tokens(number, level) - low)

@@ -1,10 +1,9 @@
 """Images to a folder, drawn by one or many processes: `DIR/000000.png` ..., `grid.png`, `samples.json`.
 
 Image i is a function of (model, labels, seed, i, sampling settings), and of the picture it completes or the classifier
-that chose it, where there is one. The work happens in a hidden sibling that a rerun continues and one rename publishes.
+that chose it, where there is one. See `picture_folder` for how a rerun continues.
 """
 
-import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -19,16 +18,27 @@ from torch import Tensor
 from tqdm import tqdm
 
 from stage2_prior.prior import read_prior_config
-from vq_prior.core.artifacts import publish, remove, require_replaceable, staging_path, write_atomic
+from vq_prior.core.artifacts import write_atomic
 from vq_prior.core.components import WEIGHTS, find_component
 from vq_prior.core.config import pretty_json, read_json
-from vq_prior.core.errors import ArtifactError, EnvironmentFault, UsageError
+from vq_prior.core.errors import ArtifactError, UsageError
 from vq_prior.core.identity import file_sha256
 from vq_prior.core.media import picture_grid, save_png, to_picture, to_pixels
 from vq_prior.core.repository import local
 from vq_prior.core.runtime import Runtime, start_runtime
 from vq_prior.given_images import kept_rows
 from vq_prior.model_folder import ModelIndex, read_index
+from vq_prior.picture_folder import (
+    already_done,
+    holds_pictures,
+    open_staging,
+    picture_name,
+    publish_without_notes,
+    read_notes,
+    require_whole,
+    share_of_missing,
+    write_note,
+)
 from vq_prior.pipeline import (
     VQPriorPipeline,
     check_request,
@@ -41,7 +51,6 @@ from vq_prior.rejection import Classifier, ClassifierFiles, Kept, best_of, candi
 from vq_prior.settings import Complete, Drawing, Generate
 
 REQUEST = "samples.json"
-MAX_REQUEST_BYTES = 1 << 30
 MAX_GRID_IMAGES = 256
 
 DrawImages = Callable[[list[int]], tuple[Tensor, list[Kept] | None]]
@@ -114,17 +123,16 @@ def _draw_set(settings: Drawing, index: ModelIndex, given: dict[str, Any], class
         "sampling": sampling,
         **given,
     }
-    if already_done(settings.out, REQUEST, request, kind="samples", overwrite=settings.overwrite) and all(
-        (settings.out / picture_name(i)).is_file() for i in range(settings.num_images)
-    ):
-        print(f"{settings.out} already holds these {settings.num_images} images")
+    done = already_done(settings.out, REQUEST, request, kind="samples", overwrite=settings.overwrite)
+    if done and holds_pictures(settings.out, settings.num_images):
+        start_runtime().say(f"{settings.out} already holds these {settings.num_images} images")
         return settings.out
     pipeline = VQPriorPipeline.from_pretrained(settings.model)
     runtime = start_runtime()
     runtime.say(runtime.describe())
     pipeline.to(runtime.device)
     draw = _drawing(pipeline, runtime, settings, cycle, sampling, classifier)
-    staging = _open_staging(settings.out, request, runtime)
+    staging = open_staging(settings.out, REQUEST, request, runtime)
     _draw_missing(draw, runtime, staging, settings)
     runtime.barrier()
     if runtime.is_main:
@@ -162,54 +170,10 @@ def _drawing(
     return lambda indices: choose(indices, of_class(indices))
 
 
-def already_done(out: Path, marker: str, request: dict[str, Any], *, kind: str, overwrite: bool) -> bool:
-    """Return whether `out` holds what was asked for, by the request in its file `marker`.
-
-    Args:
-        out: Folder to write.
-        marker: JSON file in it that begins with the request it answers.
-        request: What is asked for.
-        kind: What to call the contents in a message.
-        overwrite: Whether other contents of this kind may be replaced.
-
-    Raises:
-        UsageError: If `out` holds anything else.
-    """
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"--out must be a folder to write, {out} is a file")
-    require_replaceable(out, marker, f"{kind} of vq-prior")
-    if overwrite or not (out / marker).is_file():
-        return False
-    try:
-        done = read_json(out / marker, max_bytes=MAX_REQUEST_BYTES)
-    except ArtifactError:
-        done = {}
-    changed = [f"{key} {done.get(key)} -> {value}" for key, value in request.items() if done.get(key) != value]
-    if changed:
-        raise UsageError(f"{out} holds other {kind} ({'; '.join(changed)}); choose another --out or pass --overwrite")
-    return True
-
-
-def _open_staging(out: Path, request: dict[str, Any], runtime: Runtime) -> Path:
-    """Return the folder of the work in progress: that of a run with the same request, or a new one."""
-    staging = staging_path(out)
-    if runtime.is_main:
-        path = staging / REQUEST
-        if not (path.is_file() and path.read_bytes() == pretty_json(request)):
-            shutil.rmtree(staging, ignore_errors=True)
-            staging.mkdir(parents=True)
-            write_atomic(path, pretty_json(request))
-    runtime.barrier()
-    return staging
-
-
 def _draw_missing(draw: DrawImages, runtime: Runtime, staging: Path, settings: Drawing) -> None:
-    candidates = candidates_of(settings.keep) if isinstance(settings, Generate) and settings.keep else None
-    files = [picture_name, *([_note] if candidates else [])]
-    missing = [i for i in range(settings.num_images) if not all(_is_there(staging / name(i)) for name in files)]
-    runtime.barrier()
+    candidates = _candidates(settings)
+    mine = share_of_missing(staging, settings.num_images, runtime, noted=candidates is not None)
     size = max(1, (settings.batch_size or default_batch_size(runtime.device)) // (candidates or 1))
-    mine = missing[runtime.share(len(missing))]
     started = time.monotonic()
     bar = tqdm(total=len(mine), unit="image", disable=None if runtime.is_main else True, file=sys.stderr, leave=False)
     for first in range(0, len(mine), size):
@@ -218,7 +182,7 @@ def _draw_missing(draw: DrawImages, runtime: Runtime, staging: Path, settings: D
         for i, pixels in zip(indices, to_pixels(images), strict=True):
             save_png(staging / picture_name(i), to_picture(pixels), durable=False)
         for i, note in zip(indices, kept or (), strict=False):
-            write_atomic(staging / _note(i), pretty_json(note), durable=False)
+            write_note(staging, i, note)
         bar.update(len(indices))
     bar.close()
     seconds = time.monotonic() - started
@@ -227,34 +191,20 @@ def _draw_missing(draw: DrawImages, runtime: Runtime, staging: Path, settings: D
 
 
 def _publish(staging: Path, settings: Drawing) -> None:
-    names = [picture_name(i) for i in range(settings.num_images)]
-    lost = [name for name in names if not _is_there(staging / name)]
-    if lost:
-        raise EnvironmentFault(f"{len(lost)} images are missing, {lost[0]} first; run the same command to continue")
+    noted = _candidates(settings) is not None
+    require_whole(staging, settings.num_images, noted=noted)
     shown = []
-    for name in names[:MAX_GRID_IMAGES]:
-        with Image.open(staging / name) as picture:
+    for i in range(min(settings.num_images, MAX_GRID_IMAGES)):
+        with Image.open(staging / picture_name(i)) as picture:
             pixels = np.asarray(picture)
         shown.append(pixels if pixels.ndim == 3 else pixels[..., None])
     save_png(staging / "grid.png", picture_grid(np.stack(shown)))
-    if all(_is_there(staging / _note(i)) for i in range(settings.num_images)):
-        kept = [read_json(staging / _note(i)) for i in range(settings.num_images)]
-        write_atomic(staging / REQUEST, pretty_json({**read_json(staging / REQUEST), "kept": kept}))
-    for leftover in staging.glob(".*"):
-        remove(leftover)
-    publish(staging, settings.out)
+    if noted:
+        told = {**read_json(staging / REQUEST), "kept": read_notes(staging, settings.num_images)}
+        write_atomic(staging / REQUEST, pretty_json(told))
+    publish_without_notes(staging, settings.out)
 
 
-def _is_there(path: Path) -> bool:
-    """Return whether a file is there; a power cut may leave an empty one behind."""
-    return path.is_file() and path.stat().st_size > 0
-
-
-def _note(index: int) -> str:
-    """Return the file that tells, until all is drawn, which candidate an image is."""
-    return f".{index:06d}.json"
-
-
-def picture_name(index: int) -> str:
-    """Return the file name of image `index` of a folder."""
-    return f"{index:06d}.png"
+def _candidates(settings: Drawing) -> int | None:
+    """Return how many candidates a classifier chooses each image from; None without one."""
+    return candidates_of(settings.keep) if isinstance(settings, Generate) and settings.keep else None

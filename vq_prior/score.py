@@ -1,4 +1,8 @@
-"""`vq-prior score`: how likely a MODEL finds the codes of given images, in numbers and as pictures."""
+"""`vq-prior score`: how likely a MODEL finds the codes of given images, in numbers and as pictures.
+
+What is said of an image is a function of it, its label and the model: any number of processes share the images, and a
+rerun continues; see `picture_folder`.
+"""
 
 import math
 import sys
@@ -16,18 +20,28 @@ from stage1_vqvae.pixels import decoded_ahead
 from stage1_vqvae.rows import ImageRows
 from stage1_vqvae.sources import ImageData, open_data_of
 from stage2_prior.layout import SequenceLayout
-from vq_prior.core.artifacts import new_folder, write_atomic
+from vq_prior.core.artifacts import write_atomic
 from vq_prior.core.components import WEIGHTS, find_component, label_index
 from vq_prior.core.config import pretty_json
 from vq_prior.core.errors import UsageError
 from vq_prior.core.identity import file_sha256
 from vq_prior.core.media import picture_grid, save_png, to_picture, to_unit_range
 from vq_prior.core.repository import local
-from vq_prior.core.runtime import start_runtime
+from vq_prior.core.runtime import Runtime, start_runtime
 from vq_prior.likelihood import Scores, chance_nats, heat, score_codes
 from vq_prior.model_folder import read_index
+from vq_prior.picture_folder import (
+    already_done,
+    holds_pictures,
+    open_staging,
+    picture_name,
+    publish_without_notes,
+    read_notes,
+    require_whole,
+    share_of_missing,
+    write_note,
+)
 from vq_prior.pipeline import VQPriorPipeline, require_null_prompt
-from vq_prior.sampler import already_done, picture_name
 from vq_prior.settings import Score
 
 SCORES = "scores.json"
@@ -52,31 +66,24 @@ def _score(settings: Score, model: Path) -> Path:
     known = {"format_version": 1, "codec_id": index.codec_id, "prior_id": prior_id}
     known |= {"unconditional": settings.unconditional}
     already_done(settings.out, SCORES, known, kind="scores", overwrite=settings.overwrite)  # before the data is read
-    data = open_data_of(settings, say=print)
+    runtime = start_runtime("fp32")
+    runtime.say(runtime.describe())
+    data = open_data_of(settings, say=runtime.say)
     request = {**known, "data_id": data.data_id}
-    if already_done(settings.out, SCORES, request, kind="scores", overwrite=settings.overwrite):
-        print(f"{settings.out} already holds these scores")
+    done = already_done(settings.out, SCORES, request, kind="scores", overwrite=settings.overwrite)
+    if done and holds_pictures(settings.out, len(data.train) + len(data.validation)):
+        runtime.say(f"{settings.out} already holds these scores")
         return settings.out
     pipeline = VQPriorPipeline.from_pretrained(model)
     classes = _classes(pipeline, data, unconditional=settings.unconditional)
     transform_of(pipeline.codec)
-    runtime = start_runtime("fp32")
-    print(runtime.describe(), flush=True)
     pipeline.to(runtime.device)
-    with new_folder(settings.out, manifest=False) as staging:
-        rows = _score_rows(pipeline, data, classes, staging, settings.num_workers)
-        _save_least_likely(rows, staging)
-        scale = [{"blue": 0.0, "white": nats, "red": 2 * nats} for nats in chance_nats(pipeline.prior.layout)]
-        means = {split: _mean(rows, split) for split in ("train", "validation")}
-        result = {**request, "map_nats": scale, "mean_nats_per_token": means}
-        write_atomic(staging / SCORES, pretty_json({**result, "images": rows}))
-    for split, mean in means.items():
-        if mean is not None:
-            print(f"{split} nats per token {mean:.4f}")
-    unseen = sum(row["nats_per_token"] is None for row in rows)
-    if unseen:
-        print(f"{unseen} images hold codes that this prior has no token for: infinitely unlikely, null in {SCORES}")
-    print(f"wrote {len(rows)} images beside their maps, maps.png and {SCORES} to {settings.out}")
+    staging = open_staging(settings.out, SCORES, request, runtime)
+    _score_missing(pipeline, data, classes, runtime, staging, settings.num_workers)
+    runtime.barrier()
+    if runtime.is_main:
+        _publish(staging, settings.out, request, data, pipeline.prior.layout)
+    runtime.barrier()
     return settings.out
 
 
@@ -97,48 +104,90 @@ def _classes(pipeline: VQPriorPipeline, data: ImageData, *, unconditional: bool)
     return []
 
 
-def _score_rows(
-    pipeline: VQPriorPipeline, data: ImageData, classes: list[int], staging: Path, num_workers: int | None
-) -> list[dict[str, Any]]:
-    """Write the picture of each image and return what `scores.json` says of it."""
-    results: list[dict[str, Any]] = []
-    bar = tqdm(total=len(data.train) + len(data.validation), unit="image", disable=None, file=sys.stderr, leave=False)
-    for split, rows in (("train", data.train), ("validation", data.validation)):
+def _score_missing(
+    pipeline: VQPriorPipeline,
+    data: ImageData,
+    classes: list[int],
+    runtime: Runtime,
+    staging: Path,
+    num_workers: int | None,
+) -> None:
+    """Write the picture and the note of this process's images, those of training first."""
+    prior = pipeline.prior.packed()
+    mine = share_of_missing(staging, len(data.train) + len(data.validation), runtime, noted=True)
+    bar = tqdm(total=len(mine), unit="image", disable=None if runtime.is_main else True, file=sys.stderr, leave=False)
+    for _, rows, numbers in _splits(data):
+        todo = [number for number in mine if number in numbers]
+        left = rows.subset(np.array(todo, dtype=np.int64) - numbers.start)
         first = 0
-        for pixels in decoded_ahead(rows, transform_of(pipeline.codec), ROWS_AT_ONCE, num_workers=num_workers):
-            here = rows.subset(range(first, first + len(pixels)))
-            labels = torch.full((len(pixels),), pipeline.prior.null_label)
-            if classes and here.labels is not None:
-                labels = torch.tensor([classes[label] for label in here.labels])
+        for pixels in decoded_ahead(left, transform_of(pipeline.codec), ROWS_AT_ONCE, num_workers=num_workers):
+            here = slice(first, first + len(pixels))
+            labels = torch.full((len(pixels),), prior.null_label)
+            if classes and left.labels is not None:
+                labels = torch.tensor([classes[label] for label in left.labels[here]])
             codes = pipeline.codec.encode(to_unit_range(torch.from_numpy(pixels)).to(pipeline.device))
-            scores = score_codes(pipeline.prior, codes, labels)
-            pictures = _beside(pixels, scores, pipeline.prior.layout)
-            for picture, entry in zip(pictures, _entries(here, data, scores, pipeline.prior.layout), strict=True):
-                file = picture_name(len(results))
-                save_png(staging / file, to_picture(picture), durable=False)
-                results.append({"file": file, "split": split, **entry})
+            scores = score_codes(prior, codes, labels)
+            pictures = _beside(pixels, scores, prior.layout)
+            for number, picture, note in zip(todo[here], pictures, _notes(scores, prior.layout), strict=True):
+                save_png(staging / picture_name(number), to_picture(picture), durable=False)
+                write_note(staging, number, note)
             first += len(pixels)
             bar.update(len(pixels))
     bar.close()
-    return results
 
 
-def _entries(rows: ImageRows, data: ImageData, scores: Scores, layout: SequenceLayout) -> list[dict[str, Any]]:
+def _splits(data: ImageData) -> list[tuple[str, ImageRows, range]]:
+    """Return each split: its name, its rows, and their numbers among all images."""
+    count, total = len(data.train), len(data.train) + len(data.validation)
+    return [("train", data.train, range(count)), ("validation", data.validation, range(count, total))]
+
+
+def _notes(scores: Scores, layout: SequenceLayout) -> list[dict[str, Any]]:
+    """Return what `scores.json` says of the likelihood of each image."""
     limits = zip(scores.maps, chance_nats(layout), strict=True)
     beyond = torch.stack([(nats > 2 * chance).flatten(1).sum(dim=1) for nats, chance in limits]).sum(dim=0)
     return [
         {
-            "row": int(rows.source_index[number]),
-            "name": rows.name(number),
-            "label": None if rows.labels is None else data.label_names[rows.labels[number]],
             "nats_per_token": nats if math.isfinite(nats) else None,
             "bits_per_dimension": bits if math.isfinite(nats) else None,
-            "cells_beyond_red": int(beyond[number]),
+            "cells_beyond_red": cells,
         }
-        for number, (nats, bits) in enumerate(
-            zip(scores.nats_per_token.tolist(), scores.bits_per_dimension.tolist(), strict=True)
+        for nats, bits, cells in zip(
+            scores.nats_per_token.tolist(), scores.bits_per_dimension.tolist(), beyond.tolist(), strict=True
         )
     ]
+
+
+def _publish(staging: Path, out: Path, request: dict[str, Any], data: ImageData, layout: SequenceLayout) -> None:
+    """Write `maps.png` and `scores.json`, make the folder visible and say what it holds (main process)."""
+    count = len(data.train) + len(data.validation)
+    require_whole(staging, count, noted=True)
+    notes = read_notes(staging, count)
+    images = [
+        {
+            "file": picture_name(number),
+            "split": split,
+            "row": int(rows.source_index[row]),
+            "name": rows.name(row),
+            "label": None if rows.labels is None else data.label_names[rows.labels[row]],
+            **notes[number],
+        }
+        for split, rows, numbers in _splits(data)
+        for row, number in enumerate(numbers)
+    ]
+    _save_least_likely(images, staging)
+    scale = [{"blue": 0.0, "white": nats, "red": 2 * nats} for nats in chance_nats(layout)]
+    means = {split: _mean(images, split) for split in ("train", "validation")}
+    result = {**request, "map_nats": scale, "mean_nats_per_token": means, "images": images}
+    write_atomic(staging / SCORES, pretty_json(result))
+    publish_without_notes(staging, out)
+    for split, mean in means.items():
+        if mean is not None:
+            print(f"{split} nats per token {mean:.4f}")
+    unseen = sum(image["nats_per_token"] is None for image in images)
+    if unseen:
+        print(f"{unseen} images hold codes that this prior has no token for: infinitely unlikely, null in {SCORES}")
+    print(f"wrote {count} images beside their maps, maps.png and {SCORES} to {out}")
 
 
 def _beside(pixels: NDArray[np.uint8], scores: Scores, layout: SequenceLayout) -> NDArray[np.uint8]:

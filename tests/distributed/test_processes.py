@@ -1,10 +1,19 @@
-"""Two processes against one: the same codes, the same images, the same training up to rounding."""
+"""Two processes against one: the same codes, images and scores, the same training up to rounding."""
 
 import hashlib
+import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from classifiers import DIGITS, write_classifier
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from vq_prior import score
+from vq_prior.cli import main
+from vq_prior.core.media import save_png
 
 ACCELERATE_LAUNCH = "import runpy; runpy.run_module('accelerate.commands.launch', run_name='__main__')"
 
@@ -61,17 +70,69 @@ def test_the_images_are_the_same_for_processes_and_batch_sizes(tmp_path, run, ti
     for name, flags, how in (
         ("whole", ["--batch-size", 20], "ours"),
         ("single", ["--batch-size", 1], "two"),
-        ("sevens", ["--batch-size", 7], "accelerate"),
     ):
         done = run([*words, *flags, "--out", tmp_path / name], how)
         assert done.returncode == 0, done.stderr
     assert _digests(tmp_path / "single") == _digests(tmp_path / "whole")
-    assert _digests(tmp_path / "sevens") == _digests(tmp_path / "whole")
+
+
+COMMANDS = """
+import json, sys
+from vq_prior import commands
+from vq_prior.cli import parse
+from vq_prior.core.runtime import leave_runtime
+for words in json.loads(sys.argv[1]):
+    getattr(commands, words[0])(parse([*words, "--num-processes", "2"]).settings)
+leave_runtime(0)
+"""
+
+
+@pytest.fixture
+def given(tmp_path):
+    """What the commands below are given: seven real digits in a folder a class, one of them alone, a classifier."""
+    bunch = load_digits()
+    for number in range(7):
+        picture = Image.fromarray(np.floor(bunch.images[number] * (255 / 16) + 0.5).astype(np.uint8))
+        path = tmp_path / "data" / DIGITS[bunch.target[number]] / f"{number}.png"
+        path.parent.mkdir(parents=True)
+        picture.save(path)
+    return {"image": path, "data": tmp_path / "data", "classifier": write_classifier(tmp_path / "vit", DIGITS)}
+
+
+def test_all_that_draws_or_scores_writes_the_same(tmp_path, given, tiny_model, warm, child_environment, monkeypatch):
+    def stop_at_the_third(path, picture, **how):
+        if path.name == "000002.png":
+            raise KeyboardInterrupt
+        save_png(path, picture, **how)
+
+    def commands(where, *flags):
+        model, drawn = ["--model", tiny_model], ["--num-images", 5, *flags]
+        chosen = ["--reject-with", given["classifier"], "--keep", 0.5]
+        words = [
+            ["complete", *model, *drawn, "--image", given["image"], "--out", tmp_path / where / "completed"],
+            ["generate", *model, *drawn, *chosen, "--out", tmp_path / where / "chosen"],
+            ["generate", *model, *flags, "--num-images", 20, "--out", tmp_path / where / "drawn"],
+            ["score", *model, "--data", given["data"], "--out", tmp_path / where / "scored"],
+        ]
+        return [list(map(str, command)) for command in words]
+
+    for words in commands("one"):
+        assert main(words) == 0
+    *_, scores = commands("two")
+    with monkeypatch.context() as patch:
+        patch.setattr(score, "save_png", stop_at_the_third)
+        assert main(scores) == 75  # one process begins what two go on with
+    script = tmp_path / "commands.py"
+    script.write_text(COMMANDS)
+    launch = ["--multi_gpu", "--num_processes", "2", "--main_process_port", "0", script]
+    words = json.dumps(commands("two", "--batch-size", 3))
+    done = warm.run(ACCELERATE_LAUNCH, child_environment(ACCELERATE_USE_CPU="1"), arguments=[*launch, words])
+    assert done.returncode == 0, done.stderr
+    assert len(_digests(tmp_path / "one")) == 7 + 7 + 22 + 9
+    assert _digests(tmp_path / "two") == _digests(tmp_path / "one")
 
 
 def test_training_on_two_processes_follows_one(tmp_path, run):
-    import json
-
     words = ["train-vqvae", "--data", "digits", "--steps", 20, "--batch-size", 30, "--log-every", 5]
     words += ["--precision", "fp32", "--out"]
     losses = []

@@ -15,7 +15,8 @@ import torch
 from code_stores import CODEC_ID, SPEC, write_store
 
 from stage2_prior import run, train
-from stage2_prior.calibrate import calibrate, held_out_nats
+from stage2_prior.calibrate import ROWS_PER_CALL, calibrate, candidates, held_out_nats
+from stage2_prior.forward import Packed, pack
 from stage2_prior.prior import CausalPrior, SamplingDefaults, load_prior
 from stage2_prior.settings import CodeFacts, PriorModel, TrainPrior, check, resolve
 from stage2_prior.train import train_prior
@@ -332,6 +333,26 @@ def test_calibration_measures_the_distribution_that_is_sampled(make_prior: Calla
     scores = dict(measured.scores)
     assert scores[SamplingDefaults(1.0, 1.0)] < scores[SamplingDefaults(0.9, 1.0)] < scores[SamplingDefaults(0.8, 1.0)]
     assert scores[measured.best] <= 1.02 * min(scores.values())
+
+
+def test_calibration_packs_the_weights_once_and_no_bit_depends_on_it(
+    make_prior: Callable[..., CausalPrior], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packings = []
+
+    def counted(model: torch.nn.Module) -> Packed:
+        packings.append(model)
+        return pack(model)
+
+    prior = make_prior()
+    rows = torch.arange(2 * ROWS_PER_CALL + 3)
+    tokens = (rows[:, None] * torch.arange(1, prior.layout.num_tokens + 1)) % prior.layout.num_codes
+    monkeypatch.setattr("stage2_prior.prior.pack", counted)
+    once = held_out_nats(prior, tokens, rows % 3, candidates(prior))
+    assert len(packings) == 1
+    monkeypatch.setattr(CausalPrior, "packed", lambda self: self)
+    assert held_out_nats(prior, tokens, rows % 3, candidates(prior)) == once
+    assert len(packings) == 1 + 2 * 3  # with a class and without, three calls
 
 
 def test_calibration_takes_the_strongest_guidance_that_costs_little(make_prior: Callable[..., CausalPrior]) -> None:

@@ -5,30 +5,15 @@ import json
 import numpy as np
 import pytest
 import torch
+from classifiers import DIGITS, write_classifier
 from PIL import Image
-from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
+from transformers import ViTForImageClassification, ViTImageProcessor
 
 from vq_prior import VQPriorPipeline, sampler
 from vq_prior.cli import main
 from vq_prior.core.errors import UsageError
 from vq_prior.core.media import save_png
 from vq_prior.rejection import Classifier, candidates_of, find_classifier
-
-DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-
-
-def write_classifier(folder, names, *, seed=0, **changes):
-    """Write a tiny ViT of random weights that are large enough to prefer some images."""
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    labels = {"id2label": dict(enumerate(names)), "label2id": {name: n for n, name in enumerate(names)}}
-    config = ViTConfig(**{**sizes, "image_size": 8, "patch_size": 4, "num_channels": 1, **labels, **changes})
-    torch.manual_seed(seed)
-    model = ViTForImageClassification(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.5 * torch.randn(parameter.shape))
-    model.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -9,12 +9,27 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from stage2_prior import prior
+from stage2_prior.forward import pack
 from stage2_prior.layout import SequenceLayout
 from stage2_prior.prior import CausalPrior
-from vq_prior import VQPriorPipeline
+from vq_prior import VQPriorPipeline, score
 from vq_prior.cli import main
 from vq_prior.core.errors import UsageError
+from vq_prior.core.media import save_png
 from vq_prior.likelihood import heat, score_codes
+
+
+def count_packings(monkeypatch):
+    """Return a list that grows with each packing of a prior's weights from here on."""
+    packings = []
+
+    def counted(model):
+        packings.append(model)
+        return pack(model)
+
+    monkeypatch.setattr(prior, "pack", counted)
+    return packings
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +69,19 @@ def test_a_row_does_not_depend_on_the_others(pipeline, digits):
         alone = pipeline.score(pixels[row], labels=classes[row])
         assert torch.equal(alone.maps[0][0], whole.maps[0][row])
     assert not torch.equal(pipeline.score(pixels).maps[0], whole.maps[0])  # without a class: the null prompt
+
+
+def test_the_weights_are_packed_once_and_no_bit_depends_on_it(pipeline, digits, monkeypatch):
+    codes = pipeline.codec.encode(torch.from_numpy(digits[0]).movedim(-1, 1).float().div(127.5).sub(1))[0]
+    twice, labels = torch.cat([codes, codes.flip(0)]), torch.tensor(digits[1] * 2)
+    packings = count_packings(monkeypatch)
+    once = score_codes(pipeline.prior, (twice,), labels)
+    assert len(packings) == 1
+    monkeypatch.setattr(CausalPrior, "packed", lambda self: self)
+    anew = score_codes(pipeline.prior, (twice,), labels)
+    assert len(packings) == 3  # 80 rows are two calls
+    assert torch.equal(anew.maps[0], once.maps[0])
+    assert torch.equal(anew.nats_per_token, once.nats_per_token)
 
 
 def test_what_was_not_learnt_is_less_likely(pipeline, digits):
@@ -100,6 +128,10 @@ def test_labels_that_do_not_fit_are_refused(pipeline, digits):
         pipeline.score(digits[0][:3], labels="cat")
 
 
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
 @pytest.fixture
 def folder(tmp_path, digits):
     """Twelve digits in a sub-folder a class, named as the model names them."""
@@ -132,13 +164,54 @@ def test_the_command_writes_a_row_and_a_picture_for_each_image(
         assert (picture[:, :8, 0] == np.asarray(Image.open(row["name"]))).all()
         assert row["file"] == f"{number:06d}.png"
     assert (tmp_path / "out" / "maps.png").is_file()
-    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    before = contents(tmp_path / "out")
     capsys.readouterr()
     assert main(words) == 0
     assert "already holds these scores" in capsys.readouterr().out
     assert main([*words, "--unconditional"]) == 2
     assert "unconditional False -> True" in capsys.readouterr().err
-    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+    assert contents(tmp_path / "out") == before
+    (tmp_path / "out" / "000003.png").unlink()
+    assert main(words) == 0
+    assert contents(tmp_path / "out") == before
+
+
+def interrupt(words, monkeypatch):
+    """Run a command of twelve images and stop it at the eighth picture."""
+
+    def stop_at_the_eighth(path, picture, **how):
+        if path.name == "000007.png":
+            raise KeyboardInterrupt
+        save_png(path, picture, **how)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(score, "save_png", stop_at_the_eighth)
+        assert main(words) == 75
+
+
+def test_a_rerun_continues_and_the_batch_and_the_interruption_leave_no_trace(folder, tiny_model, tmp_path, monkeypatch):
+    words = ["score", "--model", str(tiny_model), "--data", str(folder), "--out"]
+    out, begun = tmp_path / "out", tmp_path / ".out.partial"
+    assert main([*words, str(tmp_path / "whole")]) == 0
+    monkeypatch.setattr(score, "ROWS_AT_ONCE", 3)
+    interrupt([*words, str(out)], monkeypatch)
+    assert not out.exists()
+    kept = {path.name: path.stat().st_ino for path in begun.glob("0*.png")}
+    assert len(kept) == 7
+    packings = count_packings(monkeypatch)
+    assert main([*words, str(out)]) == 0
+    assert len(packings) == 1
+    assert contents(out) == contents(tmp_path / "whole")
+    assert {name: (out / name).stat().st_ino for name in kept} == kept
+    assert not begun.exists()
+
+
+def test_what_another_request_began_is_not_continued(folder, tiny_model, tmp_path, monkeypatch):
+    words = ["score", "--model", str(tiny_model), "--data", str(folder), "--out"]
+    assert main([*words, str(tmp_path / "whole"), "--unconditional"]) == 0
+    interrupt([*words, str(tmp_path / "out")], monkeypatch)
+    assert main([*words, str(tmp_path / "out"), "--unconditional"]) == 0
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
 def test_a_failing_command_leaves_nothing(folder, tiny_model, tmp_path, capsys):
