@@ -20,7 +20,7 @@ from tqdm import tqdm
 from stage1_vqvae.codecs import AnyCodec, open_codec
 from stage1_vqvae.evaluate import transform_of
 from stage1_vqvae.foreign import ForeignCodec
-from stage1_vqvae.pixels import Transform, ahead, batched, decoded_ahead, to_array
+from stage1_vqvae.pixels import VIEWS, Transform, ahead, batched, decoded_ahead, views_of
 from stage1_vqvae.rows import ImageRows
 from stage1_vqvae.settings import ExtractCodes, check, parse_size
 from stage1_vqvae.sources import ImageData, open_data_of
@@ -71,17 +71,18 @@ def extract_codes(settings: ExtractCodes) -> Path:
     for note in codec.notes:
         say(note)
     data = open_data_of(settings, say=say)
-    request = _request(codec, data, transform)
+    request = _request(codec, data, transform, settings.views)
     if (settings.out / INDEX).exists() and not settings.overwrite:
         if _answers(settings.out, request):
-            say(f"{settings.out} is finished ({len(data.train)} + {len(data.validation)} rows); nothing to do")
+            say(f"{settings.out} is finished ({' + '.join(map(str, request['num_rows']))} rows); nothing to do")
             return settings.out
         raise UsageError(
-            f"{settings.out} holds the codes of another codec or other data; choose another --out or pass --overwrite"
+            f"{settings.out} holds the codes of another codec, other data or other views; "
+            "choose another --out or pass --overwrite"
         )
     spec = codec.spec
-    num_bytes = (len(data.train) + len(data.validation)) * (spec.num_tokens * 4 + 32)
-    say(f"codec {request['codec_id'][:12]}: {spec.num_tokens} tokens an image, at most {num_bytes / 2**20:.1f} MiB")
+    num_bytes = sum(request["num_rows"]) * (spec.num_tokens * 4 + 32)
+    say(f"codec {request['codec_id'][:12]}: {spec.num_tokens} tokens a row, at most {num_bytes / 2**20:.1f} MiB")
     if settings.dry_run:
         say("nothing was written (--dry-run)")
         return settings.out
@@ -98,15 +99,19 @@ def extract_codes(settings: ExtractCodes) -> Path:
     return settings.out
 
 
-def _request(codec: AnyCodec, data: ImageData, transform: Transform) -> dict[str, Any]:
+def _request(codec: AnyCodec, data: ImageData, transform: Transform, views: str) -> dict[str, Any]:
     """Return what the store is a function of."""
     return {
         "format_version": 1,
         "codec_id": codec.codec_id,
         "data_id": data.data_id,
-        "transform": transform.describe(),
-        "num_rows": [len(data.train), len(data.validation)],
+        "transform": _described(transform, views),
+        "num_rows": [VIEWS[views] * len(data.train), len(data.validation)],
     }
+
+
+def _described(transform: Transform, views: str) -> dict[str, Any]:
+    return transform.describe() | ({} if views == "none" else {"views": views})
 
 
 def _answers(out: Path, request: dict[str, Any]) -> bool:
@@ -134,13 +139,18 @@ def _open_partial(folder: Path, request: dict[str, Any]) -> None:
     write_atomic(folder / "request.json", pretty_json(request))
 
 
-def _shards(data: ImageData) -> list[tuple[str, ImageRows, int, range]]:
-    """Return every shard of both splits: split, its rows, number, range of rows."""
-    splits = {"train": data.train, "validation": data.validation}
+def _rows_per_shard(views: str) -> int:
+    """Return the code rows of a shard, so that the views of an image stand in one."""
+    return ROWS_PER_SHARD // VIEWS[views] * VIEWS[views]
+
+
+def _shards(data: ImageData, views: str) -> list[tuple[str, ImageRows, int, range]]:
+    """Return every shard of both splits: split, its images, number, range of code rows; only training has views."""
+    splits = (("train", data.train, VIEWS[views]), ("validation", data.validation, 1))
     return [
-        (split, splits[split], number, rows)
-        for split in SPLITS
-        for number, rows in enumerate(shard_ranges(len(splits[split]), ROWS_PER_SHARD))
+        (split, images.subset(range(rows.start // each, rows.stop // each)), number, rows)
+        for split, images, each in splits
+        for number, rows in enumerate(shard_ranges(each * len(images), _rows_per_shard(views)))
     ]
 
 
@@ -150,11 +160,10 @@ def _write_shards(
     """Write this process's shards that are not there yet: r, r + W, ..."""
     codec.to(runtime.device)  # type: ignore[arg-type]
     columns = store_columns(codec.spec, labelled=data.train.labels is not None)
-    mine = _shards(data)[runtime.process_index :: runtime.num_processes]
-    todo = [(split, rows.subset(part), number) for split, rows, number, part in mine]
-    todo = [shard for shard in todo if not (store / shard_file(shard[0], shard[2])).exists()]
-    num_rows = sum(len(part) for *_, part in mine)
-    num_todo = sum(len(rows) for _, rows, _ in todo)
+    mine = _shards(data, settings.views)[runtime.process_index :: runtime.num_processes]
+    todo = [shard for shard in mine if not (store / shard_file(shard[0], shard[2])).exists()]
+    num_rows = sum(len(rows) for *_, rows in mine)
+    num_todo = sum(len(rows) for *_, rows in todo)
     started = monotonic()
     bar = tqdm(
         total=num_rows,
@@ -163,19 +172,20 @@ def _write_shards(
         disable=None if runtime.is_main else True,
         leave=False,
     )
-    encoded = _encoded(codec, [rows for _, rows, _ in todo], transform, runtime.device, settings)
-    with closing(encoded) as batches:
-        for split, rows, number in todo:
+    shards = [(images, settings.views if split == "train" else "none") for split, images, *_ in todo]
+    with closing(_encoded(codec, shards, transform, runtime.device, settings)) as batches:
+        for split, images, number, rows in todo:
             codes: list[list[Any]] = [[] for _ in codec.spec.levels]
             while sum(map(len, codes[0])) < len(rows):
                 for level, part in zip(codes, next(batches), strict=True):
                     level.append(part)
                 bar.update(len(codes[0][-1]))
             values = {f"codes.{n}": np.concatenate(level) for n, level in enumerate(codes)}
-            if rows.labels is not None:
-                values["label"] = rows.labels
-            values["source_index"] = rows.source_index
-            values["view"] = np.zeros(len(rows), dtype=np.uint8)
+            each = len(rows) // len(images)
+            if images.labels is not None:
+                values["label"] = images.labels.repeat(each)
+            values["source_index"] = images.source_index.repeat(each)
+            values["view"] = np.tile(np.arange(each, dtype=np.uint8), len(images))
             write_atomic(store / shard_file(split, number), shard_bytes(columns, values))
     bar.close()
     if runtime.is_main and num_todo:
@@ -183,9 +193,13 @@ def _write_shards(
 
 
 def _encoded(
-    codec: AnyCodec, shards: Sequence[ImageRows], transform: Transform, device: torch.device, settings: ExtractCodes
+    codec: AnyCodec,
+    shards: Sequence[tuple[ImageRows, str]],
+    transform: Transform,
+    device: torch.device,
+    settings: ExtractCodes,
 ) -> Generator[tuple[Codes, ...], None, None]:
-    """Yield the codes of batches of rows, shard after shard; pictures are decoded ahead, and nothing is kept.
+    """Yield the codes of batches of rows, shard after shard, each with its views; pictures are decoded ahead.
 
     On the host, small pictures are decoded and encoded by threads side by side, each with its share of the cores: calls
     as short as theirs, and the Python between them, leave cores idle when all work on one call. A batch holds rows of
@@ -199,16 +213,22 @@ def _encoded(
     def encode(pixels: NDArray[np.uint8]) -> tuple[Codes, ...]:
         return tuple(level.cpu().numpy() for level in codec.encode(to_unit_range(torch.from_numpy(pixels))))
 
-    def decode_and_encode(batch: tuple[ImageRows, Sequence[int]]) -> tuple[Codes, ...]:
-        rows, numbers = batch
-        return encode(np.stack([to_array(rows.encoded(row), transform, rows.name(row)) for row in numbers]))
+    def images_a_batch(views: str) -> int:
+        return max(1, size // VIEWS[views])
+
+    def decode_and_encode(batch: tuple[ImageRows, str, Sequence[int]]) -> tuple[Codes, ...]:
+        images, views, rows = batch
+        return encode(np.concatenate([views_of(images.encoded(r), transform, images.name(r), views) for r in rows]))
 
     if lanes == 1:
-        for rows in shards:
-            for pixels in decoded_ahead(rows, transform, size, num_workers=settings.num_workers):
+        for images, views in shards:
+            of_shard = images_a_batch(views)
+            for pixels in decoded_ahead(images, transform, of_shard, num_workers=settings.num_workers, views=views):
                 yield encode(pixels)
         return
-    batches = ((rows, numbers) for rows in shards for numbers in batched(range(len(rows)), size))
+    batches = (
+        (images, views, rows) for images, views in shards for rows in batched(range(len(images)), images_a_batch(views))
+    )
     try:
         yield from ahead(decode_and_encode, batches, lanes, prepare=lambda: torch.set_num_threads(threads // lanes))
     finally:
@@ -221,7 +241,7 @@ def _publish(
     """Write the index, make the store visible, and say what was written (main process)."""
     store = partial_folder / "store"
     shards = []
-    for split, _, number, rows in _shards(data):
+    for split, _, number, rows in _shards(data, settings.views):
         name = shard_file(split, number)
         shards.append(Shard(split, name, rows.start, len(rows), file_sha256(store / name)))
     index = CodeIndex(
@@ -229,10 +249,10 @@ def _publish(
         codec=Source(public_name(settings.codec), codec.codec_id),
         spec=codec.spec,
         data=Source(public_name(settings.data), data.data_id),
-        transform=transform.describe(),
+        transform=_described(transform, settings.views),
         label_names=data.label_names,
         columns=store_columns(codec.spec, labelled=data.train.labels is not None),
-        rows_per_shard=ROWS_PER_SHARD,
+        rows_per_shard=_rows_per_shard(settings.views),
         shards=tuple(shards),
     )
     write_index(store, index)

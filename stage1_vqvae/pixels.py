@@ -15,7 +15,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from os import cpu_count
 from typing import Any, Protocol, TypeVar
@@ -32,6 +32,8 @@ MAX_SIDE = 16_384
 MAX_PIXELS = 64 << 20
 MAX_CACHE_BYTES = 4 << 30
 ROWS_PER_TASK, BYTES_PER_TASK = 64, 4 << 20
+VIEWS = {"none": 1, "flip": 2, "ten-crop": 10}
+ENLARGED = 1.1  # sides of the picture that crops are taken from
 RULE = "exif, 16-bit to 8, alpha on white, bicubic cover, centre crop; 1"
 
 Encoded = bytes | NDArray[np.uint8]
@@ -146,6 +148,28 @@ def to_array(encoded: Encoded, transform: Transform, name: str) -> NDArray[np.ui
     return picture_array(open_picture(encoded if pixels is None else pixels, name), transform, name)
 
 
+def views_of(encoded: Encoded, transform: Transform, name: str, views: str) -> NDArray[np.uint8]:
+    """Return the views of a picture, [V, height, width, C] uint8: first what `to_array` returns, then its mirror image.
+
+    "ten-crop" adds the four corners of the picture brought to 1.1 times the size, each followed by its mirror image
+    (Sun et al. 2024, "LlamaGen", who extract the codes of ten crops of each image before they train).
+
+    Raises:
+        ArtifactError: If the picture is damaged or truncated.
+    """
+    pixels = to_array(encoded, transform, name)
+    if VIEWS[views] == 1:
+        return pixels[None]
+    crops = [pixels]
+    if views == "ten-crop":
+        height, width = (round(ENLARGED * side) for side in pixels.shape[:2])
+        large = to_array(encoded, replace(transform, height=height, width=width), name)
+        down, across = height - transform.height, width - transform.width
+        corners = ((y, x) for y in (0, down) for x in (0, across))
+        crops += [large[y : y + transform.height, x : x + transform.width] for y, x in corners]
+    return np.stack([view for crop in crops for view in (crop, crop[:, ::-1])])
+
+
 def picture_array(picture: Image.Image, transform: Transform, name: str) -> NDArray[np.uint8]:
     """Return what `to_array` does, of an open picture."""
     try:
@@ -257,16 +281,24 @@ def batched(items: Iterable[S], size: int) -> Iterator[list[S]]:
 
 
 def decoded_ahead(
-    rows: Pictures, transform: Transform, batch_size: int, *, num_workers: int | None
+    rows: Pictures, transform: Transform, batch_size: int, *, num_workers: int | None, views: str = "none"
 ) -> Iterator[NDArray[np.uint8]]:
-    """Yield the pixels of all rows in batches [n, height, width, C] uint8; threads decode some of what follows."""
+    """Yield the pixels of all rows in batches [n, height, width, C] uint8; threads decode some of what follows.
+
+    Args:
+        rows: Encoded pictures.
+        transform: Size and channels.
+        batch_size: Rows of a batch.
+        num_workers: Threads; None is one a core.
+        views: Of each picture, which follow each other: n is batch_size times as many.
+    """
 
     def decode(row: int) -> NDArray[np.uint8]:
-        return to_array(rows.encoded(row), transform, rows.name(row))
+        return views_of(rows.encoded(row), transform, rows.name(row), views)
 
     task = max(1, min(ROWS_PER_TASK, BYTES_PER_TASK // (transform.height * transform.width * transform.channels)))
     for pictures in batched(in_threads(decode, range(len(rows)), num_workers, rows_per_task=task), batch_size):
-        yield np.stack(pictures)
+        yield np.concatenate(pictures)
 
 
 class PixelRows:

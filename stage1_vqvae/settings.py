@@ -137,6 +137,9 @@ class ExtractCodes:
     image_size: str | None = None
     """Side in pixels ("256"), or height x width ("48x40"), for a codec of transformers or diffusers; left out: the size
     its folder names. That of our own codecs is fixed."""
+    views: Literal["none", "flip", "ten-crop"] = "none"
+    """Further code rows of each training image: its mirror image (flip), or beside that four overlapping crops of 10/11
+    of each side and their mirror images (ten-crop)."""
     batch_size: int | None = None
     """Images handed to the encoder at once by each process."""
     num_workers: int | None = None
