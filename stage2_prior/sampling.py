@@ -192,7 +192,7 @@ def sample_tokens(
     check_sampling(layout, precision=precision, **guidance, **filters)  # type: ignore[arg-type]
     _check_rows(layout, labels, seed, indices)
     _check_guidance(prior, guidance_scale)
-    prefix = _checked_prefix(layout, prefix, len(indices))
+    prefix = checked_prefix(layout, prefix, len(indices))
     decoder = prior.decoder(precision)
     B, passes = len(indices), 1 if guidance_scale == 1 else 2
     rows = call_rows(decoder, B, passes)
@@ -232,8 +232,12 @@ def _padded(part: Tensor, rows: int) -> Tensor:
     return torch.cat([part, part[:1].expand(rows - part.shape[0], *part.shape[1:])])
 
 
-def _checked_prefix(layout: SequenceLayout, prefix: Tensor | None, num_samples: int) -> Tensor:
-    """Return the prefix on the host, [B, P]; of no tokens if there is none."""
+def checked_prefix(layout: SequenceLayout, prefix: Tensor | None, num_samples: int) -> Tensor:
+    """Return the prefix on the host, [B, P]; of no tokens if there is none.
+
+    Raises:
+        UsageError: If it has another number of rows, more tokens than a sequence, or an illegal id.
+    """
     if prefix is None:
         return torch.empty((num_samples, 0), dtype=torch.int64)
     if prefix.ndim != 2 or prefix.shape[0] != num_samples or prefix.shape[1] > layout.num_tokens:

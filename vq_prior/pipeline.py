@@ -1,7 +1,8 @@
 """`VQPriorPipeline`: a trained codec and prior as one object that draws images."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal, TypedDict, Unpack
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from stage1_vqvae.codecs import AnyCodec, open_codec, write_codec
 from stage2_prior.prior import CausalPrior, load_prior, save_prior
-from stage2_prior.sampling import check_sampling, sample_tokens
+from stage2_prior.sampling import check_sampling, checked_prefix, sample_tokens
 from vq_prior.core.artifacts import new_folder, write_manifest
 from vq_prior.core.components import label_index
 from vq_prior.core.errors import ArtifactError, UsageError
@@ -222,7 +223,6 @@ class VQPriorPipeline:
         self.prior.to(device)
         return self
 
-    @torch.inference_mode()
     def __call__(
         self,
         num_images: int = 1,
@@ -264,11 +264,56 @@ class VQPriorPipeline:
         Raises:
             UsageError: If a setting is out of range, a label unknown, or the prior knows no null prompt.
         """
+        batches = self.stream(
+            num_images,
+            labels=labels,
+            unconditional=unconditional,
+            seed=seed,
+            first_index=first_index,
+            batch_size=batch_size,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            guidance_scale=guidance_scale,
+            guidance_power=guidance_power,
+            precision=precision,
+            prefix=prefix,
+            output_type=output_type,
+        )
+        return _joined(list(batches))
+
+    def stream(
+        self, num_images: int = 1, *, prefix: Tensor | None = None, **settings: Unpack[DrawSettings]
+    ) -> Iterator[PipelineOutput]:
+        """Yield the images of a call in batches of `batch_size`, each as soon as it is drawn.
+
+        Args:
+            num_images: How many in all.
+            prefix: As of a call.
+            settings: Those of a call.
+
+        Raises:
+            UsageError: At once, before anything is drawn, if a call would raise it.
+        """
+        return self._stream(num_images, prefix=prefix, **settings)
+
+    def _stream(
+        self,
+        num_images: int,
+        *,
+        prefix: Tensor | None,
+        labels: Sequence[str | int] | str | int | None = None,
+        unconditional: bool = False,
+        seed: int = 0,
+        first_index: int = 0,
+        batch_size: int | None = None,
+        output_type: OutputType = "pil",
+        **given: Any,
+    ) -> Iterator[PipelineOutput]:
         if output_type not in OUTPUT_TYPES:
             raise UsageError(f"output_type must be one of {', '.join(OUTPUT_TYPES)}, got {output_type!r}")
-        given = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
-        guided = {"guidance_scale": guidance_scale, "guidance_power": guidance_power, "precision": precision}
-        sampling = resolve_sampling(self.index, {**given, **guided}, unconditional=unconditional)
+        sampling = resolve_sampling(self.index, given, unconditional=unconditional)
         check_request(self.index, num_images=num_images, seed=seed, batch_size=batch_size, **sampling)
         if unconditional:
             require_null_prompt(self.prior.unconditional)
@@ -276,13 +321,16 @@ class VQPriorPipeline:
         cycle = class_of_each(labels, len(names), names, unconditional=unconditional)
         indices = range(first_index, first_index + num_images)
         classes = [cycle[i % len(cycle)] for i in indices]
-        parts, size = [], batch_size or default_batch_size(self.device)
-        for n in (slice(n, n + size) for n in range(0, num_images, size)):
-            begun = None if prefix is None else prefix[n]
-            parts.append(self.draw(classes[n], seed=seed, indices=indices[n], prefix=begun, **sampling))
-        codes = tuple(torch.cat(level) for level in zip(*(codes for _, codes in parts), strict=True))
-        images = _as(torch.cat([images for images, _ in parts]), output_type)
-        return PipelineOutput(images, classes if names and not unconditional else None, codes)
+        size = batch_size or default_batch_size(self.device)
+
+        begun = checked_prefix(self.prior.layout, prefix, num_images)
+
+        def batch(n: slice) -> PipelineOutput:
+            images, codes = self.draw(classes[n], seed=seed, indices=indices[n], prefix=begun[n], **sampling)
+            shown = classes[n] if names and not unconditional else None
+            return PipelineOutput(_as(images, output_type), shown, codes)
+
+        return (batch(slice(n, n + size)) for n in range(0, num_images, size))
 
     def complete(
         self, image: GivenImage, keep: Keep = "top half", *, num_images: int = 1, **settings: Unpack[DrawSettings]
@@ -358,13 +406,11 @@ def resolve_sampling(index: ModelIndex, given: dict[str, Any], *, unconditional:
     """
     resolved = dict(given)
     if unconditional:
-        if given["guidance_scale"] not in (None, 1):
-            raise UsageError(
-                f"guidance_scale must be 1 with unconditional, got {given['guidance_scale']}; leave it out"
-            )
+        if (scale := given.get("guidance_scale")) not in (None, 1):
+            raise UsageError(f"guidance_scale must be 1 with unconditional, got {scale}; leave it out")
         resolved["guidance_scale"] = 1.0
     for name in ("temperature", "guidance_scale"):
-        if resolved[name] is None:
+        if resolved.get(name) is None:
             resolved[name] = getattr(index.sampling, name)
     return resolved
 
@@ -372,6 +418,16 @@ def resolve_sampling(index: ModelIndex, given: dict[str, Any], *, unconditional:
 def default_batch_size(device: torch.device) -> int:
     """Return how many images are drawn at once on this kind of device."""
     return 64 if device.type == "cpu" else 256
+
+
+def _joined(batches: Sequence[PipelineOutput]) -> PipelineOutput:
+    first, shown = batches[0], [batch.images for batch in batches]
+    if isinstance(first.images, list):
+        images: Any = list(chain.from_iterable(shown))
+    else:
+        images = torch.cat(shown) if isinstance(first.images, Tensor) else np.concatenate(shown)
+    labels = None if first.labels is None else [label for batch in batches for label in batch.labels or ()]
+    return PipelineOutput(images, labels, tuple(map(torch.cat, zip(*(batch.codes for batch in batches), strict=True))))
 
 
 def _as(images: Tensor, output_type: OutputType) -> Any:

@@ -54,6 +54,34 @@ def test_save_pretrained_gives_the_same_images(pipeline, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["copy"]
 
 
+@pytest.mark.parametrize("output_type", ["pil", "np", "pt"])
+def test_a_stream_gives_the_images_of_a_call_in_batches(pipeline, output_type):
+    settings = {"labels": ["one", "two"], "seed": 5, "first_index": 3, "guidance_scale": 2.0}
+    whole = pipeline(10, batch_size=64, output_type=output_type, **settings)
+    batches = list(pipeline.stream(10, batch_size=4, output_type=output_type, **settings))
+    assert [len(batch.images) for batch in batches] == [4, 4, 2]
+    assert [label for batch in batches for label in batch.labels] == whole.labels
+    assert torch.equal(torch.cat([batch.codes[0] for batch in batches]), whole.codes[0])
+    streamed = [np.asarray(image) for batch in batches for image in batch.images]
+    assert np.array_equal(streamed, [np.asarray(image) for image in whole.images])
+
+
+def test_a_stream_draws_as_it_is_asked_and_checks_before(pipeline, monkeypatch):
+    drawn = []
+    draw = pipeline.draw
+    monkeypatch.setattr(pipeline, "draw", lambda *args, **given: drawn.append(1) or draw(*args, **given))
+    stream = pipeline.stream(6, batch_size=2)
+    assert not drawn
+    next(stream)
+    assert len(drawn) == 1
+    tokens = pipeline.prior.layout.to_tokens(pipeline(2).codes)
+    for wrong in ({"num_images": 0}, {"num_images": 3, "prefix": tokens}, {"labels": "cat"}, {"temperature": -1.0}):
+        with pytest.raises(UsageError):
+            pipeline.stream(**wrong)
+    with pytest.raises(TypeError, match="warmth"):
+        pipeline.stream(1, warmth=1.0)
+
+
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
