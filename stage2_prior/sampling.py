@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stage2_prior.decoder import Decoder
+from stage2_prior.decoder import Cache, Decoder
 from stage2_prior.layout import SequenceLayout
 from stage2_prior.prior import Prior
 from vq_prior.core.errors import NumericError, UsageError
@@ -340,25 +340,26 @@ def rows_are_invariant(decoder: Decoder, reference: int, rows: int) -> bool:
     generator = torch.Generator().manual_seed(0)
     few, many = decoder.new_cache(reference), decoder.new_cache(rows)
     pick = torch.arange(rows) % reference
-    few.copy_(torch.randn(few.shape, generator=generator))
-    many.copy_(few[:, :, :, pick.to(few.device)])
-    if not _attention_is_invariant(decoder, few[0].clone(), many[0].clone(), pick.to(few.device)):
+    few.entries.copy_(torch.randn(few.entries.shape, generator=generator))
+    pick = pick.to(decoder.device)
+    many.entries.copy_(few.entries[:, :, :, pick])
+    if not _attention_is_invariant(decoder, few, many, pick):
         return False
     for position in sorted({0, 1, T // 2, T - 1}):
-        tokens = torch.randint(vocabulary, (reference,), generator=generator)
-        first = decoder.step(tokens.to(few.device), position, few, 0, vocabulary)
-        second = decoder.step(tokens[pick].to(few.device), position, many, 0, vocabulary)
+        tokens = torch.randint(vocabulary, (reference,), generator=generator).to(decoder.device)
+        first = decoder.step(tokens, position, few, 0, vocabulary)
+        second = decoder.step(tokens[pick], position, many, 0, vocabulary)
         of_few, of_many = (_blocks(filtered_probabilities(logits)) for logits in (first, second))
-        if not all(torch.equal(a[pick.to(a.device)], b) for a, b in zip(of_few, of_many, strict=True)):
+        if not all(torch.equal(a[pick], b) for a, b in zip(of_few, of_many, strict=True)):
             return False
     return True
 
 
-def _attention_is_invariant(decoder: Decoder, few: Tensor, many: Tensor, pick: Tensor) -> bool:
-    q = torch.cat([few[1, 0]] * (decoder.num_heads // decoder.num_groups), dim=1)
-    k, v = few[0, -1], few[1, -1]
+def _attention_is_invariant(decoder: Decoder, few: Cache, many: Cache, pick: Tensor) -> bool:
+    q = torch.cat([few.entries[-1, 0, 0].float()] * (decoder.num_heads // decoder.num_groups), dim=1)
     for position in range(decoder.max_length - 1):
-        first = decoder.attend(q, k, v, few, position)
-        if not torch.equal(first[pick], decoder.attend(q[pick], k[pick], v[pick], many, position)):
+        k, v = few.entries[0, :, position]  # which writing them there leaves as they are
+        first = decoder.attend(q, k, v, few, 0, position)
+        if not torch.equal(first[pick], decoder.attend(q[pick], k[pick], v[pick], many, 0, position)):
             return False
     return True
