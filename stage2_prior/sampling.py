@@ -85,11 +85,12 @@ def filtered_probabilities(
         top_p: In (0, 1]; None is off.
         min_p: In [0, 1); None is off.
     """
-    scaled = (logits - logits.amax(dim=-1, keepdim=True)).div_(max(temperature, SMALLEST_TEMPERATURE))
-    weights = scaled.exp()
+    scaled = logits - logits.amax(dim=-1, keepdim=True)
+    if temperature != 1:
+        scaled.div_(max(temperature, SMALLEST_TEMPERATURE))
     if top_k is not None and top_k < logits.shape[-1]:
-        threshold = scaled.topk(top_k, dim=-1).values[:, -1:]
-        weights = weights.masked_fill(scaled < threshold, 0.0)
+        scaled.masked_fill_(scaled < scaled.topk(top_k, dim=-1).values[:, -1:], -math.inf)
+    weights = scaled.exp_()
     if top_p is not None and top_p < 1:
         ordered, order = weights.sort(dim=-1, descending=True, stable=True)
         reached = ordered.cumsum(dim=-1, dtype=torch.float64)
@@ -141,7 +142,9 @@ def inverse_cdf(weights: Tensor, uniforms: Tensor) -> Tensor:
 
 def _blocks(weights: Tensor) -> tuple[Tensor, Tensor]:
     """Return the weights in blocks of ids, [R, blocks, BLOCK], and the running sum at the end of each, [R, blocks]."""
-    blocks = F.pad(weights, (0, -weights.shape[1] % BLOCK)).unflatten(1, (-1, BLOCK))
+    missing = -weights.shape[1] % BLOCK
+    padded = F.pad(weights, (0, missing)) if missing else weights  # padding by nothing copies
+    blocks = padded.unflatten(1, (-1, BLOCK))
     return blocks, blocks.sum(-1).double().cumsum(-1)
 
 
