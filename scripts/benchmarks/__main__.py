@@ -13,6 +13,7 @@ BENCHMARKS = {
     "dump": ("dump", "images to codes on disk, against the encoder alone and a dump as people write it"),
     "train-vqvae": ("train_step", "a training step of stage one against plain PyTorch"),
     "train-prior": ("train_prior", "a training step of stage two against a stock Llama"),
+    "recipe": ("recipe", "held-out nats of our default recipe of stage two and of a plain one, by seconds"),
     "sample": ("sample", "drawing token sequences against generate() of transformers"),
     "quantisers": ("quantisers", "quantisers by codebook size and code dimension: errors, use, and nats of a prior"),
     "protocol": ("protocol", "one recipe of train-vqvae over several seeds, by the same measures"),

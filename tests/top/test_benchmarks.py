@@ -93,6 +93,22 @@ def test_stage_two_ends_with_one_line_of_json(
         assert told["ratios"]["fp32_vs_llama_t4"] == pytest.approx(llama)
 
 
+def test_recipes_are_compared_on_real_codes(
+    tiny_run: Path, repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = repository / "scripts" / "benchmarks"
+    flags = ["--codes", str(tiny_run / "codes"), "--seconds", "2", "--layers", "1", "--width", "32", "--heads", "2"]
+    monkeypatch.setattr(sys, "argv", [str(folder), "recipe", *flags, "--same-size", "--json"])
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    runpy.run_path(str(folder), run_name="__main__")
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    plain, ours = told["rows"]
+    assert plain["seconds"] == pytest.approx(2, rel=0.2)
+    assert 1.5 < plain["nats"] < np.log(128)  # better than codes that are all alike
+    assert 1.5 < ours["nats"] < np.log(128)
+    assert told["ratios"]["nats_ratio"] == pytest.approx(ours["nats"] / plain["nats"])
+
+
 def test_stock_sampling_is_of_the_same_prior(benchmark_module: Benchmark) -> None:
     sample = benchmark_module("sample")
     prior = sample.random_prior(4)
