@@ -2,8 +2,9 @@
 
 The plain recipe trains a stock Llama on the same code store: batches of 64 sequences, AdamW as torch sets it at 1e-3,
 falling linearly to 0 with the seconds, label dropout 0.1, float32. Ours is `train-prior` with nothing set but its
-steps: as many as fit into the share, by the time of its first ones. One after the other on the same threads; the seconds
-in which held-out rows are measured do not count. Below 1, `nats_ratio` says that ours got further in less time.
+steps: as many as fit into the share, by the time of its first ones. One after the other on the same threads; the
+seconds in which held-out rows are measured do not count. A `nats_ratio` below 1 says that ours got further in less
+time.
 """
 
 import argparse
