@@ -12,6 +12,7 @@ from typing import Literal
 
 from stage1_vqvae.quantizer_settings import QuantizerSettings, check_quantizer, fixed_code_dim
 from vq_prior.core.errors import UsageError
+from vq_prior.core.tracking import TrackerName, require_tracker
 
 MAX_SIDE = 4096
 FEW_IMAGES = 5000
@@ -118,6 +119,8 @@ class TrainVQVAE:
     loss: LossSettings = field(default_factory=LossSettings)
     fail_on_collapse: bool = False
     """Stop with exit code 4 when, after the warm-up, fewer than 10% of the codes are used over a log interval."""
+    report_to: TrackerName = "none"
+    """Tracker that gets the numbers and pictures that RUN keeps, too; its package has to be installed."""
     overwrite: bool = False
     """Start anew instead of continuing what is in RUN."""
     dry_run: bool = False
@@ -249,6 +252,7 @@ def check(settings: TrainVQVAE | ExtractCodes | Reconstruct) -> None:
         return
     if settings.steps is not None and settings.steps < 1:
         raise UsageError(f"--steps must be at least 1, got {settings.steps}; leave it out for a value that fits")
+    require_tracker(settings.report_to)
     _at_least("--steps", settings.steps, 1)
     _at_least("--seed", settings.seed, 0, 2**63 - 1)
     _at_least("--checkpoint-every", settings.checkpoint_every, 1)

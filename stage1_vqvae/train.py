@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from stage1_vqvae.collapse import COLLAPSED, remedy, watch
@@ -24,7 +25,7 @@ from vq_prior.core.averaging import WeightAverage
 from vq_prior.core.checkpoints import Checkpoint, latest_checkpoint, save_checkpoint
 from vq_prior.core.components import WEIGHTS
 from vq_prior.core.errors import ArtifactError, NumericError, Stopped, UsageError
-from vq_prior.core.media import save_png, to_unit_range
+from vq_prior.core.media import to_unit_range
 from vq_prior.core.metrics import CodeCounts
 from vq_prior.core.optim import adamw, load_optimizer_tensors, lr_at, optimizer_tensors, set_learning_rate
 from vq_prior.core.randomness import batch_rows, keyed_generator
@@ -277,7 +278,7 @@ def _loop(
         first = checkpoint.step
         average = WeightAverage(model, decay=s.average_decay, copied=("quantizer.",))
         _restore(checkpoint, model, optimizer, average)
-    log = RunLog(folder, step=first, steps=s.steps, is_main=runtime.is_main)
+    log = RunLog(folder, step=first, steps=s.steps, is_main=runtime.is_main, report_to=s.report_to)
     if first:
         log.say(f"continuing from step {first}")
     counts = CodeCounts(tuple(level.num_codes for level in model.spec.levels), device)
@@ -293,7 +294,7 @@ def _loop(
                 averages={"vqvae": average.tensors},
             )
             save_checkpoint(folder / "checkpoints", state)
-            _write_pictures(model, average, validation, folder / "images" / f"step-{step:08d}.png", device)
+            log.show(step, "reconstructions", _pictures(model, average, validation, device))
         runtime.barrier()
 
     with stop_flag() as stop:
@@ -373,14 +374,10 @@ def pieces(rows: int, count: int) -> list[slice]:
     return [slice(rows * n // count, rows * (n + 1) // count) for n in range(count)]
 
 
-def _write_pictures(
-    model: VQVAE, average: WeightAverage, validation: PixelRows, path: Path, device: torch.device
-) -> None:
+def _pictures(model: VQVAE, average: WeightAverage, validation: PixelRows, device: torch.device) -> Image.Image:
     originals = validation.batch(range(min(NUM_PICTURES, len(validation))))
     with average.swapped_into(model):
-        copies = reconstruct_pixels(model, originals, device=device)
-    path.parent.mkdir(exist_ok=True)
-    save_png(path, comparison_grid(originals, copies))
+        return comparison_grid(originals, reconstruct_pixels(model, originals, device=device))
 
 
 def _finish(

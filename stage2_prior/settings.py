@@ -9,6 +9,7 @@ from typing import Annotated, Literal, TypeVar
 import tyro
 
 from vq_prior.core.errors import UsageError
+from vq_prior.core.tracking import TrackerName, require_tracker
 
 T = TypeVar("T")
 
@@ -121,6 +122,8 @@ class TrainPrior:
     """Stop after this many measurements without improvement; None trains to the end."""
     sample_every: int | None = None
     """Steps between two sample grids (with --codec); left out: at every fifth measurement."""
+    report_to: TrackerName = "none"
+    """Tracker that gets the numbers and pictures that RUN keeps, too; its package has to be installed."""
     overwrite: bool = False
     """Start anew instead of continuing what is in RUN."""
     dry_run: bool = False
@@ -195,6 +198,7 @@ def check(settings: TrainPrior) -> None:
         UsageError: Naming the flag, what was given and what is allowed.
     """
     _check_sources(settings)
+    require_tracker(settings.report_to)
     s, m = settings, settings.model
     leave_out = "change it or leave it out"
     for name, value in (

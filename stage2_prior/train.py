@@ -26,7 +26,7 @@ from vq_prior.core.artifacts import new_folder, remove
 from vq_prior.core.code_store import CodeStore
 from vq_prior.core.errors import ArtifactError, NumericError, Stopped, UsageError
 from vq_prior.core.identity import require_same_codec
-from vq_prior.core.media import picture_grid, save_png, to_pixels
+from vq_prior.core.media import picture_grid, to_pixels
 from vq_prior.core.optim import lr_at, set_learning_rate
 from vq_prior.core.randomness import batch_rows
 from vq_prior.core.records import TrainingRecord, command_line, write_record
@@ -179,7 +179,7 @@ def run_steps(t: Training) -> None:
     """Train from the present step to the last, measuring and saving on the way; raises `Stopped` on a signal."""
     s, steps = t.settings, given(t.settings.steps)
     eval_every, log_every, sample_every = given(s.eval_every), given(s.log_every), given(s.sample_every)
-    log = RunLog(t.folder, step=t.step, steps=steps, is_main=t.runtime.is_main)
+    log = RunLog(t.folder, step=t.step, steps=steps, is_main=t.runtime.is_main, report_to=s.report_to)
     window, since = torch.zeros((), device=t.runtime.device), 0
     with stop_flag() as stop:
         try:
@@ -199,7 +199,7 @@ def run_steps(t: Training) -> None:
                     values["learning_rate"] = t.optimizers["adamw"].param_groups[0]["lr"]
                     log.write(t.step, values)
                 if t.codec is not None and t.runtime.is_main and (t.step % sample_every == 0 or t.done()):
-                    save_samples(t, t.codec)
+                    save_samples(t, t.codec, log)
                 stopping = stop.agreed()
                 if t.step % s.checkpoint_every == 0 or t.done() or stopping:
                     save(t)
@@ -251,7 +251,7 @@ def evaluate(t: Training) -> dict[str, float]:
     }
 
 
-def save_samples(t: Training, codec: Codec) -> None:
+def save_samples(t: Training, codec: Codec, log: RunLog) -> None:
     """Write a grid of samples of the averaged weights to `images/`; images only, other ranks are left out."""
     if len(t.prior.spec.shape) != 2 or t.prior.spec.channels not in (1, 3):
         return
@@ -262,9 +262,7 @@ def save_samples(t: Training, codec: Codec) -> None:
     with t.average.swapped_into(t.prior.model):
         tokens = sample_tokens(t.prior, labels, seed=t.settings.seed, indices=range(NUM_PICTURES))
     images = codec.decode(layout.to_codes(tokens))
-    folder = t.folder / "images"
-    folder.mkdir(exist_ok=True)
-    save_png(folder / f"step-{t.step:08d}.png", picture_grid(to_pixels(images), columns=columns))
+    log.show(t.step, "samples", picture_grid(to_pixels(images), columns=columns))
 
 
 def finish(t: Training, record: TrainingRecord) -> None:

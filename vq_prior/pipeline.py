@@ -17,7 +17,7 @@ from stage2_prior.sampling import check_sampling, checked_prefix, sample_tokens
 from vq_prior.core.artifacts import new_folder, write_manifest
 from vq_prior.core.components import label_index
 from vq_prior.core.errors import ArtifactError, UsageError
-from vq_prior.core.media import to_picture, to_pixels
+from vq_prior.core.media import picture_grid, png_bytes, to_picture, to_pixels
 from vq_prior.core.randomness import MAX_SEED
 from vq_prior.core.records import keep_record
 from vq_prior.core.repository import local
@@ -29,6 +29,7 @@ from vq_prior.model_folder import ModelIndex, assemble, index_of, read_index
 OutputType = Literal["pil", "pt", "np"]
 OUTPUT_TYPES = ("pil", "pt", "np")
 MAX_IMAGES = 10**9
+MAX_SHOWN = 64
 
 
 @dataclass
@@ -44,6 +45,14 @@ class PipelineOutput:
     images: Any
     labels: list[int] | None
     codes: tuple[Tensor, ...]
+
+    def _repr_png_(self) -> bytes | None:
+        """Return the PNG by which a notebook shows the images: a grid of the first 64."""
+        shown = self.images[:MAX_SHOWN]
+        if isinstance(shown, Tensor):
+            shown = to_pixels(shown)
+        pixels = np.stack([np.atleast_3d(np.asarray(image)) for image in shown])
+        return png_bytes(picture_grid(pixels)) if pixels.ndim == 4 else None
 
 
 class DrawSettings(TypedDict, total=False):

@@ -1,11 +1,13 @@
 """The pipeline: what it draws depends on (model, labels, seed, index, settings) and nothing else."""
 
+import io
 import json
 import shutil
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from vq_prior import VQPriorPipeline
 from vq_prior.core.errors import ArtifactError, UsageError
@@ -64,6 +66,15 @@ def test_a_stream_gives_the_images_of_a_call_in_batches(pipeline, output_type):
     assert torch.equal(torch.cat([batch.codes[0] for batch in batches]), whole.codes[0])
     streamed = [np.asarray(image) for batch in batches for image in batch.images]
     assert np.array_equal(streamed, [np.asarray(image) for image in whole.images])
+
+
+def test_a_notebook_shows_a_grid_of_the_images(pipeline):
+    shown = {kind: pipeline(70, seed=2, output_type=kind)._repr_png_() for kind in ("pil", "np", "pt")}
+    assert shown["pil"] == shown["np"] == shown["pt"]
+    grid = np.asarray(Image.open(io.BytesIO(shown["pil"])))
+    assert grid.shape == (8 * 34 + 2, 8 * 34 + 2)  # 64 of them, each enlarged to 32 pixels, 2 pixels apart
+    first = np.asarray(pipeline(1, seed=2).images[0])
+    assert np.array_equal(grid[2:34:4, 2:34:4], first)
 
 
 def test_a_stream_draws_as_it_is_asked_and_checks_before(pipeline, monkeypatch):

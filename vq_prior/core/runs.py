@@ -14,15 +14,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from tqdm import tqdm
 
 from vq_prior.core.artifacts import remove, write_atomic
 from vq_prior.core.config import from_json, pretty_json, read_json, to_json
 from vq_prior.core.errors import ArtifactError, UsageError
+from vq_prior.core.media import save_png
+from vq_prior.core.tracking import Tracker, TrackerName
 
 # What may differ between a run and its continuation, because the result does not depend on it.
 FREE_SETTINGS = frozenset(
-    {"num_workers", "checkpoint_every", "fail_on_collapse", "data", "codes", "codec", "from_model", "out"}
+    {"num_workers", "checkpoint_every", "fail_on_collapse", "data", "codes", "codec", "from_model", "out", "report_to"}
 )
 
 
@@ -116,9 +119,16 @@ class RunLog:
     """What a training run says: one JSON line a log interval on disk, the same line on stdout, a bar on stderr.
 
     Times in the file are seconds of this process, for reading only. On a process that is not the main one it is mute.
+
+    Args:
+        folder: Of the run; holds its `config.json`.
+        step: Optimiser steps done before.
+        steps: Of the whole run.
+        is_main: Whether this is the main process.
+        report_to: Tracker that gets the same numbers, and pictures.
     """
 
-    def __init__(self, folder: Path, *, step: int, steps: int, is_main: bool) -> None:
+    def __init__(self, folder: Path, *, step: int, steps: int, is_main: bool, report_to: TrackerName = "none") -> None:
         self._path = folder / "metrics.jsonl"
         self._steps = steps
         self._first_step, self._started = step, time.monotonic()
@@ -127,6 +137,13 @@ class RunLog:
         if self._library_log is not None:
             self._keep_until(step)
             logging.getLogger().addHandler(self._library_log)
+        self._tracker: Tracker | None = None
+        if is_main and report_to != "none":
+            config = read_run_config(folder / "config.json")
+            run_name = f"{folder.absolute().parent.name} {config.command}"
+            self._tracker = Tracker(
+                report_to, folder, run_name=run_name, config=flatten(config.settings), first_step=step
+            )
         self._bar = tqdm(
             total=steps, initial=step, unit="step", disable=None if is_main else True, file=sys.stderr, leave=False
         )
@@ -157,6 +174,8 @@ class RunLog:
         entry = {"step": step, **values, "elapsed_seconds": round(elapsed, 3)}
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
+        if self._tracker is not None:
+            self._tracker.log(step, dict(values))
         left = elapsed / done * (self._steps - step) if done else 0.0
         numbers = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
         self.say(f"step {step}/{self._steps}  {numbers}  {_clock(left)} left")
@@ -167,9 +186,19 @@ class RunLog:
             with tqdm.external_write_mode(file=sys.stdout):
                 print(line, flush=True)
 
+    def show(self, step: int, name: str, picture: Image.Image) -> None:
+        """Write a picture of the state after optimiser step `step` to `images/`; on the main process only."""
+        path = self._path.parent / "images" / f"step-{step:08d}.png"
+        path.parent.mkdir(exist_ok=True)
+        save_png(path, picture)
+        if self._tracker is not None:
+            self._tracker.show(step, name, picture)
+
     def close(self) -> None:
-        """Remove the bar and end the log of library warnings."""
+        """Remove the bar, let go of the tracker and end the log of library warnings."""
         self._bar.close()
+        if self._tracker is not None:
+            self._tracker.close()
         if self._library_log is not None:
             logging.getLogger().removeHandler(self._library_log)
             self._library_log.close()
