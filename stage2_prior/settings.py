@@ -14,6 +14,7 @@ from vq_prior.core.tracking import TrackerName, require_tracker
 T = TypeVar("T")
 
 TINY_ROWS = 5000
+MANY_ROWS = 20_000
 SIZES = {  # layers, width, heads, key-value heads
     "tiny": (4, 96, 3, 3),
     "small": (5, 128, 4, 4),
@@ -79,7 +80,7 @@ class TrainPrior:
     batch_size: int | None = None
     """Sequences of one optimiser step, all processes together; left out: chosen for the data and the machine."""
     learning_rate: float | None = None
-    """Peak learning rate; left out: chosen for the width of the model."""
+    """Peak learning rate; left out: chosen for the width of the model and the optimiser."""
     seed: int = 0
     """Seed of the initial weights, the order of the data and every dropout."""
     precision: Literal["fp32", "bf16"] | None = None
@@ -97,8 +98,9 @@ class TrainPrior:
     fine-tuning."""
     token_dropout: float | None = None
     """Share of the input tokens replaced by the null token while training; left out: chosen for the data."""
-    optimizer: Literal["adamw", "muon"] = "adamw"
-    """Optimiser of the matrices in the blocks; embeddings, output layer and norms have AdamW."""
+    optimizer: Literal["adamw", "muon"] | None = None
+    """Optimiser of the matrices in the blocks; embeddings, output layer and norms have AdamW. Left out: muon on a CPU
+    from 20,000 rows on; else, and when fine-tuning, adamw."""
     weight_decay: float = 0.1
     """Decoupled weight decay of the matrices."""
     average_decay: float | None = None
@@ -297,6 +299,7 @@ def _resolve_fine_tuning(settings: TrainPrior, facts: CodeFacts, device_type: st
         settings,
         steps=settings.steps or max(200, min(5 * facts.num_rows // batch_size, 2000 if small else 20_000)),
         batch_size=batch_size,
+        optimizer=settings.optimizer or "adamw",
         learning_rate=settings.learning_rate or peak * math.sqrt(128 / width),
         lora_rank=settings.lora_rank or (8 if settings.lora else None),
         label_dropout=0.7 if settings.label_dropout is None else settings.label_dropout,
@@ -329,18 +332,22 @@ def resolve(settings: TrainPrior, facts: CodeFacts, device_type: str) -> TrainPr
     model = resolve_model(settings.model, facts, device_type, settings.size)
     batch_size = settings.batch_size or (32 if small or tiny else 256)
     eval_every = settings.eval_every or (100 if small or tiny else 1000)
+    many = facts.num_rows >= MANY_ROWS
+    optimizer = settings.optimizer or ("muon" if small and many else "adamw")
+    peak = 1.2e-2 if optimizer == "muon" else 3e-3
     default_steps = max(700, min(13 * facts.num_rows // batch_size, 3000 if small else 100_000))
     return dataclasses.replace(
         settings,
         steps=settings.steps or default_steps,
         batch_size=batch_size,
-        learning_rate=settings.learning_rate or 3e-3 * math.sqrt(128 / given(model.hidden_size)),
+        optimizer=optimizer,
+        learning_rate=settings.learning_rate or peak * math.sqrt(128 / given(model.hidden_size)),
         model=model,
         label_dropout=0.1 if settings.label_dropout is None else settings.label_dropout,
         warmup_steps=100 if settings.warmup_steps is None else settings.warmup_steps,
         token_dropout=settings.token_dropout
         if settings.token_dropout is not None
-        else (0.2 if tiny else 0.1 if facts.num_rows < 20_000 else 0.05),
+        else (0.2 if tiny else 0.1 if not many else 0.0 if small else 0.05),
         average_decay=settings.average_decay
         if settings.average_decay is not None
         else (0.995 if small or tiny else 0.999),

@@ -87,6 +87,7 @@ def cifar10_prior() -> TrainPrior:
         out=tyro.MISSING,
         steps=3000,
         batch_size=32,
+        optimizer="adamw",
         learning_rate=3e-3,
         token_dropout=0.05,
         model=PriorModel(num_layers=5, hidden_size=128, num_heads=4),

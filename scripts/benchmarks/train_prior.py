@@ -26,7 +26,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-tokens", type=int, default=2048, help="tokens of one optimiser step")
     parser.add_argument("--steps", type=int, default=2, help="steps of one contender in one round")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--optimizer", choices=("adamw", "muon"), default="adamw", help="of ours")
+    parser.add_argument(
+        "--optimizer", choices=("adamw", "muon"), default="adamw", help="of ours; the stock model has adamw"
+    )
 
 
 def our_training(store: Path, out: Path, precision: Any, *, tokens: int, arguments: argparse.Namespace) -> Any:

@@ -292,6 +292,8 @@ def test_defaults_without_a_gpu_are_a_model_of_about_a_million_parameters(tmp_pa
     assert m.intermediate_size is not None
     size = m.num_layers * (4 * m.hidden_size**2 + 3 * m.hidden_size * m.intermediate_size) + 2 * 523 * m.hidden_size
     assert 0.7e6 < size < 1.4e6
+    chosen = {rows: resolve(settings, CodeFacts(64, 512, rows), "cpu").optimizer for rows in (1000, 12_000, 50_000)}
+    assert chosen == {1000: "adamw", 12_000: "adamw", 50_000: "muon"}
     longer = resolve(dataclasses.replace(settings, steps=9), CodeFacts(64, 512, 50_000), "cpu")
     assert dataclasses.replace(longer, steps=resolved.steps) == resolved  # a run may grow
 
