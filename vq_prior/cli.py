@@ -68,6 +68,7 @@ COMMANDS = {
         "codec -> codec with fewer or more codes",
     ),
     "evaluate": Command("vq_prior.settings:Evaluate", "vq_prior.commands:evaluate", "measure a codec or a MODEL"),
+    "report": Command("vq_prior.settings:Report", "vq_prior.commands:report", "RUN -> one page of what it learnt"),
     "push": Command("vq_prior.settings:Push", "vq_prior.commands:push", "MODEL -> Hugging Face Hub"),
     "pull": Command("vq_prior.settings:Pull", "vq_prior.commands:pull", "Hugging Face Hub -> MODEL"),
     "push-codes": Command("vq_prior.settings:PushCodes", "vq_prior.commands:push_codes", "code store -> Hub data set"),

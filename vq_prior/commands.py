@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from vq_prior.settings import Assemble, Complete, Env, Evaluate, Generate, Pull, Push, PushCodes, Score, Verify
+from vq_prior.settings import Assemble, Complete, Env, Evaluate, Generate, Pull, Push, PushCodes, Report, Score, Verify
 
 if TYPE_CHECKING:
     from stage1_vqvae.resize_settings import ResizeCodebook
@@ -95,6 +95,13 @@ def evaluate(settings: Evaluate) -> None:
 
     codec = settings.codec and settle(settings.codec)
     measure(replace(settings, codec=codec, model=settings.model and settle(settings.model)))
+
+
+def report(settings: Report) -> None:
+    """Write the page of a RUN."""
+    from vq_prior.report import report as write
+
+    write(settings)
 
 
 def push(settings: Push) -> None:

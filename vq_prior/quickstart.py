@@ -8,13 +8,13 @@ from stage1_vqvae.settings import ExtractCodes, TrainVQVAE
 from stage2_prior.settings import TrainPrior
 from vq_prior import commands
 from vq_prior.core.media import picture_grid, save_png
-from vq_prior.settings import Quickstart
+from vq_prior.settings import Quickstart, Report
 
 IMAGES_OF_EACH = 10
 
 
 def quickstart(settings: Quickstart) -> None:
-    """Train both stages, join them into OUT/model and draw OUT/samples.png: a row of ten for each digit."""
+    """Train both stages, join them into OUT/model, draw OUT/samples.png (ten of each digit), write OUT/report.html."""
     from vq_prior.pipeline import VQPriorPipeline
 
     out, seed, overwrite = settings.out, settings.seed, settings.overwrite
@@ -33,5 +33,6 @@ def quickstart(settings: Quickstart) -> None:
         for digit in range(len(pipeline.index.label_names))
     ]
     save_png(out / "samples.png", picture_grid(np.concatenate(rows), columns=IMAGES_OF_EACH))
+    commands.report(Report(run=out))
     print(f"done in {time.monotonic() - started:.0f} s: look at {out / 'samples.png'}, the model is {out / 'model'}")
     print(f"next: vq-prior generate --model {out / 'model'} --labels seven --num-images 16 --out sevens")

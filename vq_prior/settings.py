@@ -134,6 +134,16 @@ class Evaluate:
 
 
 @dataclass
+class Report:
+    """Write one page (HTML, no network, no script) of what a run learnt: curves, codes, samples, settings."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """RUN folder."""
+    out: Path | None = None
+    """File to write; left out: RUN/report.html."""
+
+
+@dataclass
 class Push:
     """Send a MODEL (or a codec or prior alone) to the Hugging Face Hub, as one commit with its card and samples."""
 

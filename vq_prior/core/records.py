@@ -51,6 +51,7 @@ def public_name(text: str | Path) -> str:
 
 
 # Settings that say where something lies and not what it is: the record must not depend on it.
+UNTOLD = ("overwrite", "dry_run", "num_workers", "checkpoint_every", "report_to")  # they change nothing that is saved
 PLACES = {"out": "RUN", "codes": "CODES", "codec": "CODEC", "from_model": "MODEL"}
 
 
@@ -72,7 +73,7 @@ def _flags(settings: Any, prefix: str) -> list[str]:
             words += _flags(value, f"{flag}.")
             continue
         default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-        if value == default or field.name in ("overwrite", "dry_run", "num_workers", "checkpoint_every"):
+        if value == default or field.name in UNTOLD:
             continue
         if field.name in PLACES:
             words += [flag, str(value) if is_hub_id(value) else PLACES[field.name]]
