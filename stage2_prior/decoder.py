@@ -21,10 +21,11 @@ ATTENDED_ROWS = 64  # at a time on a CPU, which bounds the room for their produc
 
 @dataclass(frozen=True)
 class Cache:
-    """Keys and values of R rows, written in place.
+    """Keys and values, written in place.
 
     Attributes:
-        entries: [layers, 2, positions, R, G, d].
+        entries: [layers, 2, positions, rows, G, d]. A call may have more rows, copies that fill it up: their attention
+            is left out.
         room: For the products of attention, flat float32; empty where none is needed. Memory that is asked for anew at
             every step has to be mapped first, which takes as long as the products.
     """
@@ -117,7 +118,7 @@ class Decoder:
         )
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, cache: Cache, layer: int, position: int) -> Tensor:
-        """Return attention of one new position, [R, H * d]; q [R, H, d], k and v [R, G, d].
+        """Return attention of one new position, [R, H * d], 0 beyond the cache's rows; q [R, H, d], k and v [R, G, d].
 
         Not by the fused kernel, which cuts the keys by the number of rows and threads: a row's bits would depend on
         its neighbours.
@@ -130,17 +131,18 @@ class Decoder:
             layer: Number of the layer.
             position: Place in the sequence.
         """
-        R, H, d = q.shape
-        G = k.shape[1]
-        cache.entries[layer, 0, position] = k
-        cache.entries[layer, 1, position] = v
+        (R, H, d), G, n = q.shape, k.shape[1], cache.entries.shape[3]
+        cache.entries[layer, 0, position] = k[:n]
+        cache.entries[layer, 1, position] = v[:n]
         keys, values = cache.entries[layer, :, : position + 1]
-        q = q.view(R, G, H // G, d) * d**-0.5  # queries that share a key-value head stand together
+        q = q[:n].view(n, G, H // G, d) * d**-0.5  # queries that share a key-value head stand together
         if q.device.type == "cpu":
-            return _attend_in_order(q, keys, values, cache.room).view(R, H * d)
-        q = q.to(keys.dtype)
-        scores = torch.einsum("rghd,prgd->rghp", q, keys)
-        return torch.einsum("rghp,prgd->rghd", scores.softmax(-1), values).reshape(R, H * d)
+            attended = _attend_in_order(q, keys, values, cache.room)
+        else:
+            scores = torch.einsum("rghd,prgd->rghp", q.to(keys.dtype), keys)
+            attended = torch.einsum("rghp,prgd->rghd", scores.softmax(-1), values)
+        attended = attended.reshape(n, H * d)
+        return attended if n == R else F.pad(attended, (0, 0, 0, R - n))
 
     def _block(self, x: Tensor, layer: int, rotation: Tensor, cache: Cache, position: int) -> Tensor:
         R, block = x.shape[0], self.blocks[layer]

@@ -206,8 +206,8 @@ def sample_tokens(
         prompt, draws, forced = (_padded(part[here], rows) for part in (labels.cpu(), uniforms, prefix))
         prompts = [layout.prompt(prompt), torch.full_like(prompt, layout.null_token)][:passes]
         inputs = [part.to(decoder.device) for part in (torch.cat(prompts), draws, forced)]
-        drawn = _draw(decoder, layout, inputs, guidance_at(layout.num_tokens, **guidance), filters)  # type: ignore[arg-type]
-        pieces.append(drawn[: here.stop - first].cpu())
+        scales = guidance_at(layout.num_tokens, **guidance)  # type: ignore[arg-type]
+        pieces.append(_draw(decoder, here.stop - first, layout, inputs, scales, filters).cpu())
     return torch.cat(pieces).to(labels.device)
 
 
@@ -259,15 +259,17 @@ def checked_prefix(layout: SequenceLayout, prefix: Tensor | None, num_samples: i
 
 def _draw(
     decoder: Decoder,
+    num_samples: int,
     layout: SequenceLayout,
     inputs: Sequence[Tensor],
     guidance: Sequence[float],
     filters: dict[str, float | int | None],
 ) -> Tensor:
-    """Return tokens [R, T].
+    """Return tokens [num_samples, T].
 
     Args:
         decoder: The model.
+        num_samples: Those of the R rows that are wanted; the others fill up the call.
         layout: Which ids are legal where.
         inputs: Prompts [R], or [2 R] with the null rows behind; uniform numbers [R, T]; first tokens [R, P].
         guidance: Scale at each position.
@@ -276,7 +278,7 @@ def _draw(
     prompts, uniforms, forced = inputs
     R, T = uniforms.shape
     passes = prompts.shape[0] // R
-    cache = decoder.new_cache(prompts.shape[0])
+    cache = decoder.new_cache(attended_rows(decoder, num_samples, R, passes))
     tokens = torch.empty((R, T), dtype=torch.int64, device=prompts.device)
     finite = torch.ones((), dtype=torch.bool, device=prompts.device)
     current = prompts
@@ -297,10 +299,11 @@ def _draw(
             current = drawn.repeat(passes) if passes > 1 else drawn
     if not bool(finite):
         raise NumericError("the prior gives logits that are not finite; its weights or the guidance scale are broken")
-    return tokens
+    return tokens[:num_samples]
 
 
 _MEASURED: "WeakKeyDictionary[Decoder, dict[tuple[int, int], bool]]" = WeakKeyDictionary()
+_ATTENTION_ALONE = 0  # stands where a key has the number of passes
 
 
 def call_rows(decoder: Decoder, num_samples: int, passes: int) -> int:
@@ -323,6 +326,25 @@ def call_rows(decoder: Decoder, num_samples: int, passes: int) -> int:
     return wanted if _measure(decoder, wanted, passes, measured) else FIXED_ROWS
 
 
+def attended_rows(decoder: Decoder, num_samples: int, rows: int, passes: int) -> int:
+    """Return for how many rows of a call attention is computed: the samples that are wanted, without the padding,
+    where that was measured to leave every bit as it is; else, and with guidance, all.
+
+    Attention is the only part of a step that grows along the sequence, so that this matters where few samples are
+    drawn.
+    """
+    if passes > 1 or num_samples == rows:
+        return passes * rows
+    measured = _MEASURED.setdefault(decoder, {})
+    key = (num_samples, _ATTENTION_ALONE)
+    if key not in measured:
+        few, many = decoder.new_cache(ROW_MULTIPLE), decoder.new_cache(num_samples)
+        pick = (torch.arange(num_samples) % ROW_MULTIPLE).to(decoder.device)
+        _fill_alike(few, many, pick)
+        measured[key] = _attention_is_invariant(decoder, few, many, pick)
+    return num_samples if measured[key] else rows
+
+
 def _measure(decoder: Decoder, samples: int, passes: int, measured: dict[tuple[int, int], bool]) -> bool:
     key = (samples, passes)
     if key not in measured:
@@ -342,10 +364,8 @@ def rows_are_invariant(decoder: Decoder, reference: int, rows: int) -> bool:
     T, vocabulary = decoder.max_length - 1, decoder.vocab_size
     generator = torch.Generator().manual_seed(0)
     few, many = decoder.new_cache(reference), decoder.new_cache(rows)
-    pick = torch.arange(rows) % reference
-    few.entries.copy_(torch.randn(few.entries.shape, generator=generator))
-    pick = pick.to(decoder.device)
-    many.entries.copy_(few.entries[:, :, :, pick])
+    pick = (torch.arange(rows) % reference).to(decoder.device)
+    _fill_alike(few, many, pick)
     if not _attention_is_invariant(decoder, few, many, pick):
         return False
     for position in sorted({0, 1, T // 2, T - 1}):
@@ -358,6 +378,12 @@ def rows_are_invariant(decoder: Decoder, reference: int, rows: int) -> bool:
     return True
 
 
+def _fill_alike(few: Cache, many: Cache, pick: Tensor) -> None:
+    few.entries.copy_(torch.randn(few.entries.shape, generator=torch.Generator().manual_seed(1)))
+    many.entries.copy_(few.entries[:, :, :, pick])
+
+
+@torch.inference_mode()
 def _attention_is_invariant(decoder: Decoder, few: Cache, many: Cache, pick: Tensor) -> bool:
     q = torch.cat([few.entries[-1, 0, 0].float()] * (decoder.num_heads // decoder.num_groups), dim=1)
     for position in range(decoder.max_length - 1):

@@ -119,6 +119,19 @@ def test_the_fixed_row_count_gives_the_same_rows(
     assert torch.equal(drawn(prior, [69, 2]), whole[[69, 2]])
 
 
+def test_attention_leaves_the_padding_out_only_where_no_bit_changes(
+    make_prior: Callable[..., CausalPrior], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prior = make_prior()
+    whole = drawn(prior, [0, 1, 2])
+    assert sampling.attended_rows(prior.decoder(), 3, 8, 1) in (3, 8)
+    assert sampling.attended_rows(prior.decoder(), 3, 8, 2) == 16
+    monkeypatch.setattr(sampling, "_attention_is_invariant", lambda *_: False)
+    unknown = make_prior()
+    assert sampling.attended_rows(unknown.decoder(), 3, 8, 1) == 8
+    assert torch.equal(drawn(unknown, [0, 1, 2]), whole)
+
+
 def test_a_token_is_the_inverse_cdf_of_the_stock_model(make_prior: Callable[..., CausalPrior]) -> None:
     prior = make_prior()
     tokens = drawn(prior, [3, 4], temperature=0.8)
