@@ -59,12 +59,14 @@ def line_chart(title: str, lines: Mapping[str, Points], *, levels: Mapping[str, 
         step = -(-len(points) // MOST_POINTS)
         shown = [*points[::step], points[-1]]
         parts.append(f'<polyline class="line c{colour}" points="{" ".join(place(x, y) for x, y in shown)}"/>')
-        legend.append((name, _short(points[-1][1]), colour))
+        left, top = place(*points[-1]).split(",")
+        parts.append(f'<circle class="c{colour}" cx="{left}" cy="{top}" r="3"/>')  # one point alone is no line
+        legend.append((_words(name), _short(points[-1][1]), colour))
     for number, (name, y) in enumerate(heights.items(), start=len(drawn)):
         colour = number % 4 + 1
         ends = place(across[0], y), place(across[-1], y)
         parts.append(f'<polyline class="line level c{colour}" points="{ends[0]} {ends[1]}"/>')
-        legend.append((name, _short(y), colour))
+        legend.append((_words(name), _short(y), colour))
     label = escape(title, quote=True)
     svg = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
     return Chart(title, svg, tuple(legend))
@@ -91,7 +93,11 @@ def _axis(low: float, high: float) -> list[float]:
 
 
 def _short(value: float) -> str:
-    return f"{value:.4g}"
+    return f"{value:.0f}" if value == round(value) and abs(value) < 1e9 else f"{value:.4g}"
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
 
 
 def _text(place: str, text: str, *, anchor: str, dx: int, dy: int) -> str:

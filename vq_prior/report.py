@@ -201,7 +201,7 @@ def _codec_section(run: Path, training: _Training) -> Section:
 
 
 def _prior_section(training: _Training) -> Section:
-    text = "Held-out nats have to fall below all three baselines; where they rise again, the prior learns by heart."
+    text = "Held-out nats have to fall below the baselines; where they rise again, the prior learns by heart."
     section = Section("Stage two: which grids of codes are likely", text=text)
     levels = ["previous_token", "unigram"]
     section.charts = _charts(

@@ -5,6 +5,7 @@ import io
 import json
 import re
 import shutil
+import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -33,11 +34,11 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
-        if tag not in ("meta", "link", "img", "polyline"):
+        if tag not in ("meta", "link", "img", "polyline", "circle"):
             self._open.append(tag)
 
     def handle_endtag(self, tag: str) -> None:
-        if tag != "polyline":
+        if tag not in ("polyline", "circle"):
             assert self._open.pop() == tag
 
     def handle_data(self, data: str) -> None:
@@ -117,6 +118,32 @@ def test_evaluation_and_names_are_shown_as_they_are(run: Path, tmp_path: Path) -
     assert "<b>" not in page
     assert re.search(r"<th scope=\"row\">codec.psnr</th><td>21.5</td>", page)
     assert re.search(r"<th scope=\"row\">levels.0.usage</th><td>0.25</td>", page)
+
+
+def console(page: Path, picture: Path) -> list[str]:
+    """Return what a page says on the console of a browser that opens it from disk, and keep a picture of it."""
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if browser is None:
+        pytest.skip("there is no browser")
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--window-size=1200,3000"]
+    done = subprocess.run(
+        [browser, *flags, f"--user-data-dir={picture.parent / 'profile'}", f"--screenshot={picture}", page.as_uri()],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    return [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+
+
+def test_a_browser_opens_it_from_disk_without_a_word_on_its_console(page: str, run: Path, tmp_path: Path) -> None:
+    assert page
+    assert console(run / "report.html", tmp_path / "shot.png") == []
+    shot = np.asarray(Image.open(tmp_path / "shot.png").convert("RGB"))
+    assert shot.shape == (3000, 1200, 3)
+    assert len(np.unique(shot.reshape(-1, 3)[::7], axis=0)) > 50
+    (tmp_path / "wrong.html").write_text("<img src='nowhere.png'><script>console.error('seen')</script>")
+    assert any("seen" in line for line in console(tmp_path / "wrong.html", tmp_path / "wrong.png"))
 
 
 def test_no_run_is_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
