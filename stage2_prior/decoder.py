@@ -16,43 +16,69 @@ from torch import Tensor, nn
 from stage2_prior.forward import pack, rotate
 from stage2_prior.products import Product
 
-ATTENDED_ROWS = 64  # at a time on a CPU, which bounds the room for their products
+PLACES = 64  # positions of a block of keys
 
 
-@dataclass(frozen=True)
 class Cache:
-    """Keys and values, written in place.
+    """Keys and values of `rows` rows, written in place.
+
+    Attention of one position is a matter of reading: a score is a sum of the rows of a head's keys, [d, positions],
+    weighted by its query, and a result a sum of the rows of its values, [positions, d], weighted by its scores. Both
+    are what an embedding bag does: it reads everything once, in order, each bag by itself.
+
+    Args:
+        layers: Of the model.
+        positions: Places in a sequence.
+        rows: Of a call; it may have more, copies that fill it up, whose attention is left out.
+        heads: Query heads.
+        groups: Key-value heads.
+        head_dim: Numbers of a head.
+        like: Gives device and type of the entries.
 
     Attributes:
-        entries: [layers, 2, positions, rows, G, d]. A call may have more rows, copies that fill it up: their attention
-            is left out.
-        room: For the products of attention, flat float32; empty where none is needed. Memory that is asked for anew at
-            every step has to be mapped first, which takes as long as the products.
+        keys: [layers, blocks, rows, G, d, PLACES].
+        values: [layers, rows, G, positions, d].
     """
 
-    entries: Tensor
-    room: Tensor
+    def __init__(
+        self, layers: int, positions: int, rows: int, *, heads: int, groups: int, head_dim: int, like: Tensor
+    ) -> None:
+        blocks = -(-positions // PLACES)
+        self.keys = like.new_zeros((layers, blocks, rows, groups, head_dim, PLACES))
+        self.values = like.new_zeros((layers, rows, groups, positions, head_dim))
+        # Query heads that share a key-value head stand together.
+        owner = torch.arange(rows)[:, None] * groups + torch.arange(heads) // (heads // groups)
+        block = torch.arange(blocks)[:, None, None] * (rows * groups) + owner
+        self._key_rows = (block.reshape(-1, 1) * head_dim + torch.arange(head_dim)).int().to(like.device)
+        self._value_rows = (owner.reshape(-1, 1) * positions + torch.arange(positions)).int().to(like.device)
+        self._read: tuple[int, Tensor] = (0, self._value_rows[:, :0])
 
+    @property
+    def rows(self) -> int:
+        """Rows whose keys and values are kept."""
+        return self.values.shape[1]
 
-def _attend_in_order(q: Tensor, keys: Tensor, values: Tensor, room: Tensor) -> Tensor:
-    """Return attention [R, G, H / G, d] of q of this shape and keys and values [positions, R, G, d].
+    def write(self, layer: int, position: int, k: Tensor, v: Tensor) -> None:
+        """Keep keys and values [rows, G, d] of a position."""
+        self.keys[layer, position // PLACES, ..., position % PLACES] = k
+        self.values[layer, :, :, position] = v
 
-    One query a row makes attention a matter of reading: products and sums that go through keys and values in their
-    order in memory take less time than batched products, which jump from head to head.
-    """
-    result = torch.empty_like(q)
-    for rows in (slice(first, first + ATTENDED_ROWS) for first in range(0, len(q), ATTENDED_ROWS)):
-        products = room[: len(keys) * q[rows].numel()].view(len(keys), *q[rows].shape)
-        scores = _times(keys[:, rows, :, None], q[rows], products).sum(-1, keepdim=True)
-        # Along any other axis than the last, the bits of a softmax depend on how many columns stand side by side.
-        weights = scores.movedim(0, -1).softmax(-1).movedim(-1, 0)
-        torch.sum(_times(values[:, rows, :, None], weights, products), 0, out=result[rows])
-    return result
-
-
-def _times(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
-    """Return a * b in `out`, float32; widening first takes less time than a product of two types."""
-    return torch.mul(a, b, out=out) if a.dtype == out.dtype else out.copy_(a).mul_(b)
+    def attend(self, q: Tensor, layer: int, position: int) -> Tensor:
+        """Return attention [rows * H, d] of queries [rows * H, d] to every position up to this one, in their type."""
+        length, blocks = position + 1, position // PLACES + 1
+        if self._read[0] != length:  # the same for every layer
+            self._read = length, self._value_rows[:, :length].contiguous()
+        heads = len(q)
+        scores = F.embedding_bag(
+            self._key_rows[: blocks * heads],
+            self.keys[layer].view(-1, PLACES),
+            mode="sum",
+            per_sample_weights=q.repeat(blocks, 1),
+        )
+        scores = scores.view(blocks, heads, PLACES).transpose(0, 1).reshape(heads, -1)[:, :length]
+        weights = scores.softmax(-1, dtype=torch.float32).to(q.dtype)
+        values = self.values[layer].view(-1, q.shape[1])
+        return F.embedding_bag(self._read[1], values, mode="sum", per_sample_weights=weights)
 
 
 def _norm(x: Tensor, eps: float) -> Tensor:
@@ -110,11 +136,14 @@ class Decoder:
 
     def new_cache(self, rows: int) -> Cache:
         """Return an empty cache."""
-        shape = (len(self.blocks), 2, self.max_length, rows, self.num_groups, self.head_dim)
-        products = self.max_length * min(rows, ATTENDED_ROWS) * self.num_heads * self.head_dim
         return Cache(
-            torch.zeros(shape, dtype=self.dtype, device=self.device),
-            torch.empty(products if self.device.type == "cpu" else 0),
+            len(self.blocks),
+            self.max_length - 1,
+            rows,
+            heads=self.num_heads,
+            groups=self.num_groups,
+            head_dim=self.head_dim,
+            like=torch.empty(0, dtype=self.dtype, device=self.device),
         )
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, cache: Cache, layer: int, position: int) -> Tensor:
@@ -131,17 +160,10 @@ class Decoder:
             layer: Number of the layer.
             position: Place in the sequence.
         """
-        (R, H, d), G, n = q.shape, k.shape[1], cache.entries.shape[3]
-        cache.entries[layer, 0, position] = k[:n]
-        cache.entries[layer, 1, position] = v[:n]
-        keys, values = cache.entries[layer, :, : position + 1]
-        q = q[:n].view(n, G, H // G, d) * d**-0.5  # queries that share a key-value head stand together
-        if q.device.type == "cpu":
-            attended = _attend_in_order(q, keys, values, cache.room)
-        else:
-            scores = torch.einsum("rghd,prgd->rghp", q.to(keys.dtype), keys)
-            attended = torch.einsum("rghp,prgd->rghd", scores.softmax(-1), values)
-        attended = attended.reshape(n, H * d)
+        (R, H, d), n = q.shape, cache.rows
+        cache.write(layer, position, k[:n], v[:n])
+        queries = (q[:n] * d**-0.5).to(self.dtype).view(n * H, d)
+        attended = cache.attend(queries, layer, position).view(n, H * d)
         return attended if n == R else F.pad(attended, (0, 0, 0, R - n))
 
     def _block(self, x: Tensor, layer: int, rotation: Tensor, cache: Cache, position: int) -> Tensor:
@@ -153,8 +175,7 @@ class Decoder:
         if block.qk_norm is not None:
             qk = _norm(qk, self.eps) * block.qk_norm
         q, k = rotate(qk, rotation).split([H, G], dim=1)
-        attended = self.attend(q, k, v, cache, layer, position).to(self.dtype)
-        x = x + block.out(attended)
+        x = x + block.out(self.attend(q, k, v, cache, layer, position))
         h = _norm(x, self.eps).to(self.dtype)
         gate, up = block.gate_up(h).chunk(2, dim=-1)
         return x + block.down(F.silu(gate).mul_(up))

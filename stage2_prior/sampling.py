@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stage2_prior.decoder import Cache, Decoder
+from stage2_prior.decoder import PLACES, Cache, Decoder
 from stage2_prior.layout import SequenceLayout
 from stage2_prior.prior import Prior
 from vq_prior.core.errors import NumericError, UsageError
@@ -379,15 +379,20 @@ def rows_are_invariant(decoder: Decoder, reference: int, rows: int) -> bool:
 
 
 def _fill_alike(few: Cache, many: Cache, pick: Tensor) -> None:
-    few.entries.copy_(torch.randn(few.entries.shape, generator=torch.Generator().manual_seed(1)))
-    many.entries.copy_(few.entries[:, :, :, pick])
+    generator = torch.Generator().manual_seed(1)
+    few.keys.copy_(torch.randn(few.keys.shape, generator=generator))
+    few.values.copy_(torch.randn(few.values.shape, generator=generator))
+    many.keys.copy_(few.keys[:, :, pick])
+    many.values.copy_(few.values[:, pick])
 
 
 @torch.inference_mode()
 def _attention_is_invariant(decoder: Decoder, few: Cache, many: Cache, pick: Tensor) -> bool:
-    q = torch.cat([few.entries[-1, 0, 0].float()] * (decoder.num_heads // decoder.num_groups), dim=1)
+    shape = (few.rows, decoder.num_heads, decoder.head_dim)
+    q = torch.randn(shape, generator=torch.Generator().manual_seed(2)).to(decoder.device)
     for position in range(decoder.max_length - 1):
-        k, v = few.entries[0, :, position]  # which writing them there leaves as they are
+        k = few.keys[0, position // PLACES, ..., position % PLACES].clone()  # which writing leaves as they are
+        v = few.values[0, :, :, position].clone()
         first = decoder.attend(q, k, v, few, 0, position)
         if not torch.equal(first[pick], decoder.attend(q[pick], k[pick], v[pick], many, 0, position)):
             return False
