@@ -319,6 +319,11 @@ class VQVAE(PreTrainedModel):
         rows = codes[0].to(torch.int64)
         return self._apart(lambda c: self._images(_packed(self.quantizer.embed(c))).clamp(-1, 1), rows)
 
+    @torch.inference_mode()
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        """Return the images [B, C, *shape] of continuous latents [B, *grid, D], as `decode` gives those of codes."""
+        return self._apart(lambda rows: self._images(_packed(rows.float())).clamp(-1, 1), latents)
+
 
 def _vector_last(images: Tensor) -> Tensor:
     """Return the same images with each pixel's channels side by side in memory, the faster order for training.

@@ -68,6 +68,8 @@ COMMANDS = {
         "codec -> codec with fewer or more codes",
     ),
     "evaluate": Command("vq_prior.settings:Evaluate", "vq_prior.commands:evaluate", "measure a codec or a MODEL"),
+    "doctor": Command("vq_prior.settings:Doctor", "vq_prior.commands:doctor", "say what is wrong and what to do"),
+    "app": Command("vq_prior.settings:App", "vq_prior.commands:app", "MODEL -> a page in the browser"),
     "report": Command("vq_prior.settings:Report", "vq_prior.commands:report", "RUN -> one page of what it learnt"),
     "push": Command("vq_prior.settings:Push", "vq_prior.commands:push", "MODEL -> Hugging Face Hub"),
     "pull": Command("vq_prior.settings:Pull", "vq_prior.commands:pull", "Hugging Face Hub -> MODEL"),

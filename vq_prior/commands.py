@@ -3,7 +3,21 @@
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from vq_prior.settings import Assemble, Complete, Env, Evaluate, Generate, Pull, Push, PushCodes, Report, Score, Verify
+from vq_prior.settings import (
+    App,
+    Assemble,
+    Complete,
+    Doctor,
+    Env,
+    Evaluate,
+    Generate,
+    Pull,
+    Push,
+    PushCodes,
+    Report,
+    Score,
+    Verify,
+)
 
 if TYPE_CHECKING:
     from stage1_vqvae.resize_settings import ResizeCodebook
@@ -95,6 +109,30 @@ def evaluate(settings: Evaluate) -> None:
 
     codec = settings.codec and settle(settings.codec)
     measure(replace(settings, codec=codec, model=settings.model and settle(settings.model)))
+
+
+def doctor(settings: Doctor) -> None:
+    """Examine artefacts and say what is wrong with them."""
+    from vq_prior.doctor import doctor as examine
+    from vq_prior.inputs import settle
+
+    codec, prior, model = (path and settle(path) for path in (settings.codec, settings.prior, settings.model))
+    examine(replace(settings, codec=codec, prior=prior, model=model))
+
+
+def app(settings: App) -> None:
+    """Serve the page of a MODEL."""
+    import os
+
+    from vq_prior.core.errors import EnvironmentFault
+    from vq_prior.inputs import settle
+
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+    try:
+        from vq_prior.app import app as serve
+    except ImportError as error:
+        raise EnvironmentFault('the page needs gradio; run `pip install "vq-prior[app]"`') from error
+    serve(replace(settings, model=settle(settings.model)))
 
 
 def report(settings: Report) -> None:

@@ -143,7 +143,7 @@ class Classifier:
             if (files.folder / PROCESSOR).is_file():
                 self.processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True, backend="pil")
         except Exception as error:  # transformers raises many kinds
-            raise ArtifactError(f"{folder} cannot be loaded: {_first_line(error)}") from error
+            raise ArtifactError(f"{folder} cannot be loaded: {first_line(error)}") from error
         lost = [str(name) for key in ("missing_keys", "mismatched_keys") for name in found[key]]
         if lost:
             raise ArtifactError(f"{folder}: the weights lack {sorted(lost)[0]}, or have it in another shape")
@@ -153,7 +153,7 @@ class Classifier:
         except NumericError:
             raise
         except Exception as error:  # whatever an architecture makes of a size that is not its own
-            raise ArtifactError(f"{folder} does not take this model's images: {_first_line(error)}") from error
+            raise ArtifactError(f"{folder} does not take this model's images: {first_line(error)}") from error
 
     @torch.inference_mode()
     def probabilities(self, images: Tensor, classes: Sequence[int]) -> Tensor:
@@ -166,7 +166,7 @@ class Classifier:
         Raises:
             NumericError: If a probability is not finite.
         """
-        logits = map_rows(self._logits, ROWS, self._inputs(images).to(self.device))
+        logits = map_rows(self._logits, ROWS, network_inputs(images, self.processor, self.model.config).to(self.device))
         all_classes = logits.double().softmax(dim=-1).cpu()
         columns = torch.tensor([self.files.columns[c] for c in classes])
         chosen = all_classes.gather(1, columns[:, None])[:, 0]
@@ -177,23 +177,32 @@ class Classifier:
     def _logits(self, inputs: Tensor) -> Tensor:
         return self.model(pixel_values=inputs).logits
 
-    def _inputs(self, images: Tensor) -> Tensor:
-        config: Any = self.model.config
-        channels = getattr(config, "num_channels", 3)
-        if self.processor is not None:
-            pictures = [to_picture(pixels) for pixels in to_pixels(images)]
-            pictures = [picture.convert("L" if channels == 1 else "RGB") for picture in pictures]
-            return self.processor(pictures, return_tensors="pt")["pixel_values"]
-        images = images.float().cpu()
-        if images.shape[1] != channels:
-            images = images.mean(dim=1, keepdim=True).expand(-1, channels, -1, -1)
-        size = getattr(config, "image_size", None)
-        if size is None:
-            return images.contiguous()
-        return F.interpolate(images, size=size, mode="bilinear", antialias=True)
+
+def network_inputs(images: Tensor, processor: Any, config: Any) -> Tensor:
+    """Return images [B, C, height, width] in [-1, 1] as a model of transformers takes them.
+
+    Args:
+        images: The images.
+        processor: Its image processor; None where it has none: images enter in [-1, 1] then, grey repeated over its
+            channels, at its `image_size` if it has one.
+        config: Its config.
+    """
+    channels = getattr(config, "num_channels", 3)
+    if processor is not None:
+        pictures = [to_picture(pixels) for pixels in to_pixels(images)]
+        pictures = [picture.convert("L" if channels == 1 else "RGB") for picture in pictures]
+        return processor(pictures, return_tensors="pt")["pixel_values"]
+    images = images.float().cpu()
+    if images.shape[1] != channels:
+        images = images.mean(dim=1, keepdim=True).expand(-1, channels, -1, -1)
+    size = getattr(config, "image_size", None)
+    if size is None:
+        return images.contiguous()
+    return F.interpolate(images, size=size, mode="bilinear", antialias=True)
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Return the first line of what another library says, for a message of ours."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 

@@ -232,7 +232,7 @@ def _atlas(run: Path) -> list[Section]:
     counts = _counts(run / "codes", level.num_codes)
     order = np.arange(level.num_codes) if counts is None else np.argsort(-counts, kind="stable")
     shown = torch.from_numpy(order[:MOST_CODES].copy())
-    pixels = np.concatenate([_middles(codec, some) for some in shown.split(CODES_AT_ONCE)])
+    pixels = np.concatenate([middles(codec, some) for some in shown.split(CODES_AT_ONCE)])
     text = f"{len(shown)} of {level.num_codes} codes, each where its neighbours are the same code"
     if counts is not None:
         text += f"; the most used first. {int((counts > 0).sum())} of them occur in the training images"
@@ -251,11 +251,14 @@ def _counts(codes: Path, num_codes: int) -> Any:
     return counts
 
 
-def _middles(codec: "AnyCodec", codes: Tensor) -> Any:
-    """Return the middle of the image that each code fills alone, two cells a side, [n, height, width, C] uint8."""
-    (level,) = codec.spec.levels
-    grids = codes[:, None, None].expand(-1, *level.grid)
-    pixels = to_pixels(codec.decode((grids,)))
+def middles(codec: "AnyCodec", codes: Tensor) -> Any:
+    """Return the middle, two cells a side, of the image that each code of the finest level fills, coarser codes at 0.
+
+    [n, height, width, C] uint8.
+    """
+    level = codec.spec.levels[-1]
+    coarser = [torch.zeros((len(codes), *other.grid), dtype=torch.int64) for other in codec.spec.levels[:-1]]
+    pixels = to_pixels(codec.decode((*coarser, codes[:, None, None].expand(-1, *level.grid))))
     for axis, (size, cells) in enumerate(zip(codec.spec.shape, level.grid, strict=True), start=1):
         kept = min(size, 2 * -(-size // cells))
         pixels = pixels.take(range((size - kept) // 2, (size + kept) // 2), axis=axis)

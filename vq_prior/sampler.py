@@ -103,9 +103,7 @@ def _find_classifier(settings: Generate, index: ModelIndex) -> ClassifierFiles |
 
 def _draw_set(settings: Drawing, index: ModelIndex, given: dict[str, Any], classifier: ClassifierFiles | None) -> Path:
     prior_folder = find_component(settings.model, "prior")
-    names = ("temperature", "guidance_scale", "guidance_power", "top_k", "top_p", "min_p", "precision")
-    asked = {name: getattr(settings, name) for name in names}
-    sampling = resolve_sampling(index, asked, unconditional=settings.unconditional)
+    sampling = resolve_sampling(index, settings.drawing(), unconditional=settings.unconditional)
     check_request(index, num_images=settings.num_images, seed=settings.seed, batch_size=settings.batch_size, **sampling)
     labels = None if settings.labels is None else [part.strip() for part in settings.labels.split(",")]
     cycle = class_of_each(labels, len(index.label_names), index.label_names, unconditional=settings.unconditional)

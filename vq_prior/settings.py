@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -33,20 +33,10 @@ class Assemble:
     """Replace the MODEL that is at OUT."""
 
 
-@dataclass
-class Drawing:
-    """What every command that draws images takes."""
+@dataclass(kw_only=True)
+class Sampling:
+    """How images are drawn from a prior."""
 
-    model: Path
-    """MODEL folder, or Hub id owner/name[@revision]."""
-    out: Path
-    """Folder for 000000.png ..., grid.png and samples.json."""
-    num_images: int = 16
-    """How many images."""
-    labels: str | None = None
-    """Classes by name or index, separated by commas; sample i gets labels[i mod n]. Left out: every class in turn."""
-    unconditional: bool = False
-    """Draw every sample without a class, from a model that has classes; not with --labels."""
     seed: int = 0
     """Seed of the whole set; sample i is the same in every set with this seed."""
     batch_size: int | None = None
@@ -66,11 +56,32 @@ class Drawing:
     Left out: it is constant."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Of the prior's matrix products; bf16 is faster on machines that compute in it, and gives other images."""
+
+    def drawing(self) -> dict[str, Any]:
+        """Return what is asked of the draw, without the seed and the batch size, by the names of the pipeline."""
+        names = ("temperature", "guidance_scale", "guidance_power", "top_k", "top_p", "min_p", "precision")
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass(kw_only=True)
+class Drawing(Sampling):
+    """What every command that draws images into a folder takes."""
+
+    model: Path
+    """MODEL folder, or Hub id owner/name[@revision]."""
+    out: Path
+    """Folder for 000000.png ..., grid.png and samples.json."""
+    num_images: int = 16
+    """How many images."""
+    labels: str | None = None
+    """Classes by name or index, separated by commas; sample i gets labels[i mod n]. Left out: every class in turn."""
+    unconditional: bool = False
+    """Draw every sample without a class, from a model that has classes; not with --labels."""
     overwrite: bool = False
     """Replace the samples that are at OUT."""
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Generate(Drawing):
     """Draw new images. What is drawn depends on the model, the seed and the settings, never on batch or processes."""
 
@@ -113,9 +124,10 @@ class Score:
     """Replace the scores that are at OUT."""
 
 
-@dataclass
-class Evaluate:
-    """Measure a codec (or the codec and prior of a MODEL) on the held-out images."""
+@dataclass(kw_only=True)
+class Evaluate(Sampling):
+    """Measure a codec, or the codec, prior and samples of a MODEL, against real images; OUT holds every number and all
+    that it depends on."""
 
     data: str
     """Images: folder, parquet file, Hub id, or the word digits."""
@@ -125,12 +137,57 @@ class Evaluate:
     """Codec folder, RUN, or Hub id owner/name[@revision]."""
     model: Path | None = None
     """MODEL folder, or Hub id owner/name[@revision]."""
+    num_images: int = 10_000
+    """Training images that reconstructions and samples are compared with, and samples drawn; all, if there are
+    fewer."""
+    evaluator: str = "own"
+    """Network whose features are compared: own (small, fitted to the data by this command, no download), dinov2, or an
+    image model of transformers, a folder or Hub id."""
+    lpips: Literal["none", "alex", "vgg", "squeeze"] = "none"
+    """Network of the perceptual distance LPIPS; its weights come from torchvision."""
     num_workers: int | None = None
     """Threads that read images; left out: one a core."""
     image_column: str | None = None
     """Column of the images in tables; left out: found by type."""
     label_column: str | None = None
     """Column of the labels in tables; left out: `label` if there is one."""
+
+
+@dataclass(kw_only=True)
+class Doctor:
+    """Examine a codec, codes, a prior or a MODEL, and say in words what is wrong with it and what to do."""
+
+    codec: Path | None = None
+    """Codec folder, RUN, or Hub id owner/name[@revision]."""
+    codes: Path | None = None
+    """Code store."""
+    prior: Path | None = None
+    """Prior folder, RUN, or Hub id owner/name[@revision]."""
+    model: Path | None = None
+    """MODEL folder, or Hub id owner/name[@revision]."""
+    data: str | None = None
+    """Images: folder, parquet file, Hub id, or the word digits. Left out, like the codes: what the examined part was
+    made from, if it is still there."""
+    out: Path | None = None
+    """JSON file for what was measured."""
+    num_workers: int | None = None
+    """Threads that read images; left out: one a core."""
+    image_column: str | None = None
+    """Column of the images in tables; left out: found by type."""
+    label_column: str | None = None
+    """Column of the labels in tables; left out: `label` if there is one."""
+
+
+@dataclass
+class App:
+    """Serve a page that draws, reconstructs, completes and paints with a MODEL, on this machine alone by default."""
+
+    model: Path
+    """MODEL folder, or Hub id owner/name[@revision]."""
+    host: str = "127.0.0.1"
+    """Address to listen at; 0.0.0.0 lets other machines in."""
+    port: int = 7860
+    """Port to listen at; 0 takes a free one."""
 
 
 @dataclass
