@@ -4,8 +4,8 @@ A Space on the Hub serves the same page (docs/space). Nothing of a visitor's is 
 an hour.
 """
 
+import time
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +18,20 @@ from torch import Tensor
 from stage1_vqvae.evaluate import transform_of
 from vq_prior.core import metrics
 from vq_prior.core.components import label_index
-from vq_prior.core.errors import UsageError, VQPriorError
+from vq_prior.core.errors import EnvironmentFault, Stopped, UsageError, VQPriorError
 from vq_prior.core.media import to_picture, to_pixels
 from vq_prior.doctor import doctor
 from vq_prior.given_images import images_of
 from vq_prior.inputs import settle
 from vq_prior.pipeline import VQPriorPipeline
+from vq_prior.report import middles
 from vq_prior.settings import App, Doctor
 
 MOST_IMAGES, MOST_CODES, AT_ONCE = 64, 512, 8
 MOST_WAITING, MOST_BYTES, KEPT_SECONDS = 32, "20mb", 3600
 SHOWN, CELL, TILE = 128, 40, 32
 EVERY_CLASS = "every class in turn"
+BUTTONS: list[Any] = ["download", "download_all"]
 
 Codes = list[np.ndarray]
 
@@ -47,20 +49,33 @@ def app(settings: App) -> None:
     transform_of(pipe.codec)
     if torch.cuda.is_available():
         pipe.to("cuda")
-    serve(page(pipe, settings.model), host=settings.host, port=settings.port or None)
+    blocks = page(pipe, settings.model)
+    where = serve(blocks, host=settings.host, port=settings.port or None, wait=False)
+    print(f"serving {settings.model} at {where} until stopped (Ctrl-C)", flush=True)
+    try:
+        while True:
+            time.sleep(3600)
+    except (KeyboardInterrupt, Stopped):
+        blocks.close(verbose=False)
 
 
-def serve(blocks: gr.Blocks, *, host: str | None = None, port: int | None = None) -> None:
-    """Serve a page of `page` with its limits; without a host, where Gradio's environment variables say."""
-    blocks.launch(
-        server_name=host,
-        server_port=port,
-        max_file_size=MOST_BYTES,
-        share=False,
-        show_error=True,
-        footer_links=[],
-        run_history=False,
-    )
+def serve(blocks: gr.Blocks, *, host: str | None = None, port: int | None = None, wait: bool = True) -> str:
+    """Serve a page of `page` with its limits and return where; without a host, where Gradio's environment says."""
+    try:
+        _, where, _ = blocks.launch(
+            server_name=host,
+            server_port=port,
+            max_file_size=MOST_BYTES,
+            share=False,
+            show_error=True,
+            footer_links=[],
+            run_history=False,
+            quiet=True,
+            prevent_thread_lock=not wait,
+        )
+    except OSError as error:
+        raise EnvironmentFault(f"cannot listen at {host} port {port}: {str(error).splitlines()[0][:120]}") from error
+    return where
 
 
 def page(pipe: VQPriorPipeline, model: Path) -> gr.Blocks:
@@ -147,9 +162,7 @@ def _generate_tab(pipe: VQPriorPipeline) -> None:
             asked = _Asked(pipe)
             button = gr.Button("Draw", variant="primary", elem_id="draw")
         with gr.Column(scale=3):
-            gallery = gr.Gallery(
-                label="Images", columns=8, format="png", buttons=["download", "download_all"], elem_id="drawn"
-            )
+            gallery = gr.Gallery(show_label=False, columns=8, format="png", buttons=BUTTONS, elem_id="drawn")
             told = gr.Markdown(elem_id="progress")
 
     def draw(*values: Any) -> Iterator[tuple[list[tuple[Image.Image, str]], str]]:
@@ -167,6 +180,13 @@ def _generate_tab(pipe: VQPriorPipeline) -> None:
     gr.on([button.click], draw, asked.widgets(), [gallery, told], api_name="draw")
 
 
+def _shown_image(caption: str, name: str) -> gr.Image:
+    """Return a picture under its caption: Gradio's own label would lie over it."""
+    with gr.Column(scale=2):
+        gr.Markdown(caption)
+        return gr.Image(show_label=False, format="png", interactive=False, buttons=["download"], elem_id=name)
+
+
 def enlarged(image: Image.Image, side: int = SHOWN) -> Image.Image:
     """Return a small picture at a size that a screen shows, each pixel a square."""
     factor = max(1, side // max(image.size))
@@ -178,10 +198,9 @@ def _reconstruct_tab(pipe: VQPriorPipeline) -> None:
         with gr.Column(scale=1):
             upload = gr.File(label="A picture", file_count="single", elem_id="upload")
             told = gr.Markdown(elem_id="reconstruction")
-        with gr.Column(scale=3), gr.Row():
-            seen = gr.Image(label="As the codec sees it", format="png", interactive=False)
-            copy = gr.Image(label="From its codes", format="png", interactive=False, elem_id="copy")
-            overlay = gr.Image(label="Codes", format="png", interactive=False, elem_id="codes")
+        seen = _shown_image("As the codec sees it", "seen")
+        copy = _shown_image("From its codes", "copy")
+        overlay = _shown_image("Its codes", "codes")
 
     def reconstruct(file: str | None) -> tuple[Any, Any, Any, str]:
         if not file:
@@ -231,7 +250,8 @@ def _complete_tab(pipe: VQPriorPipeline) -> None:
             keep = gr.Slider(0, 1, value=0.5, step=0.05, label="Kept from the top")
             asked = _Asked(pipe)
             button = gr.Button("Complete", variant="primary", elem_id="complete")
-        gallery = gr.Gallery(label="Completions", columns=8, format="png", scale=3, elem_id="completed")
+        with gr.Column(scale=3):
+            gallery = gr.Gallery(show_label=False, columns=8, format="png", buttons=BUTTONS, elem_id="completed")
 
     def complete(file: str | None, share: float, *values: Any) -> list[Image.Image]:
         if not file:
@@ -245,86 +265,97 @@ def _complete_tab(pipe: VQPriorPipeline) -> None:
 
 
 def _paint_tab(pipe: VQPriorPipeline) -> None:
-    spec = pipe.codec.spec
-    finest = len(spec.levels) - 1
-    K = spec.levels[finest].num_codes
+    painter = _Painter(pipe)
     gr.Markdown("Draw or upload an image, click a cell of its finest grid, choose a code, replace it, look.")
     codes, cell = gr.State([]), gr.State([0, 0])
+    most = painter.num_codes - 1
     with gr.Row():
         with gr.Column(scale=1):
             seed = gr.Number(0, minimum=0, maximum=2**32 - 1, precision=0, label="Seed")
             draw = gr.Button("Draw one", elem_id="paint-draw")
             upload = gr.File(label="Or a picture", file_count="single", elem_id="paint-upload")
-            code = gr.Number(0, minimum=0, maximum=K - 1, precision=0, label=f"Code (0 to {K - 1})", elem_id="code")
+            code = gr.Number(0, minimum=0, maximum=most, precision=0, label=f"Code (0 to {most})", elem_id="code")
             replace = gr.Button("Replace the cell", variant="primary", elem_id="replace")
-        grid = gr.Image(label="Click a cell", format="png", interactive=False, scale=2, elem_id="grid")
-        result = gr.Image(label="Image", format="png", interactive=False, scale=2, elem_id="painted")
+        grid = _shown_image("Click a cell", "grid")
+        result = _shown_image("What its codes draw", "painted")
+    gr.Markdown("The codes, each where its neighbours are the same code. Click one to choose it.")
     palette = gr.Gallery(
-        label="Codes, each where its neighbours are the same code; click one to choose it",
-        value=partial(_palette, pipe, finest),
+        show_label=False,
+        value=painter.palette,
         columns=16,
         height=260,
         format="png",
         allow_preview=False,
         elem_id="palette",
     )
+    started = [codes, cell, grid, result, code]
+    draw.click(painter.begin, seed, started, api_visibility="private")
+    upload.change(painter.take, upload, started, api_visibility="private")
+    grid.select(painter.choose, codes, [cell, grid, code], api_visibility="private")
+    replace.click(painter.put, [codes, cell, code], [codes, grid, result], api_visibility="private")
+    palette.select(painter.pick, None, code, api_visibility="private")
 
-    def shown(grids: Codes, at: list[int]) -> tuple[Any, Any]:
-        picture = to_picture(to_pixels(pipe.codec.decode(_tensors(grids)))[0])
-        return over(picture, grids[finest], (at[0], at[1])), enlarged(picture, 320)
 
-    def begin(number: float) -> tuple[Any, ...]:
-        drawn = pipe(1, seed=int(number), output_type="pt")
-        grids = [level[0].cpu().numpy() for level in drawn.codes]
-        return grids, [0, 0], *shown(grids, [0, 0]), int(grids[finest][0, 0])
+class _Painter:
+    """What the painting tab does with the codes of one image, a grid [rows, columns] a level."""
 
-    def take(file: str | None) -> tuple[Any, ...]:
+    def __init__(self, pipe: VQPriorPipeline) -> None:
+        self.pipe = pipe
+        grid: tuple[int, ...] = pipe.codec.spec.levels[-1].grid
+        self.rows, self.columns = grid
+        self.num_codes = pipe.codec.spec.levels[-1].num_codes
+
+    def begin(self, seed: float) -> tuple[Any, ...]:
+        """Return what the tab shows of a new sample."""
+        try:
+            drawn = self.pipe(1, seed=int(seed), output_type="pt")
+        except VQPriorError as error:
+            raise _told(error) from None
+        return self._opened(drawn.codes)
+
+    def take(self, file: str | None) -> tuple[Any, ...]:
+        """Return what the tab shows of an upload."""
         if not file:
             return [], [0, 0], None, None, 0
         try:
-            images = images_of(file, pipe.codec)
+            images = images_of(file, self.pipe.codec)
         except VQPriorError as error:
             raise _told(_of_upload(error, file)) from None
-        grids = [level[0].cpu().numpy() for level in pipe.codec.encode(images.to(pipe.device))]
-        return grids, [0, 0], *shown(grids, [0, 0]), int(grids[finest][0, 0])
+        return self._opened(self.pipe.codec.encode(images.to(self.pipe.device)))
 
-    def choose(grids: Codes, event: gr.SelectData) -> tuple[Any, ...]:
-        rows, columns = spec.levels[finest].grid
-        at = [min(rows - 1, event.index[1] // CELL), min(columns - 1, event.index[0] // CELL)]
-        return at, shown(grids, at)[0], int(grids[finest][at[0], at[1]])
+    def choose(self, grids: Codes, event: gr.SelectData) -> tuple[Any, ...]:
+        """Return the cell that was clicked, the grid with its frame, and its code."""
+        at = [min(self.rows - 1, event.index[1] // CELL), min(self.columns - 1, event.index[0] // CELL)]
+        return at, self._shown(grids, at)[0], int(grids[-1][at[0], at[1]])
 
-    def put(grids: Codes, at: list[int], number: float | None) -> tuple[Any, ...]:
+    def put(self, grids: Codes, at: list[int], code: float | None) -> tuple[Any, ...]:
+        """Return the codes with another code in a cell, and what they draw."""
         if not grids:
             raise _told(UsageError("draw or upload an image first"))
-        if number is None or not 0 <= number < K:
-            raise _told(UsageError(f"code must be between 0 and {K - 1}, got {number}"))
+        if code is None or not 0 <= code < self.num_codes:
+            raise _told(UsageError(f"code must be between 0 and {self.num_codes - 1}, got {code}"))
         grids = [level.copy() for level in grids]
-        grids[finest][at[0], at[1]] = int(number)
-        return grids, *shown(grids, at)
+        grids[-1][at[0], at[1]] = int(code)
+        return grids, *self._shown(grids, at)
 
-    def pick(event: gr.SelectData) -> int:
+    def pick(self, event: gr.SelectData) -> int:
+        """Return the code of the tile that was clicked."""
         return int(event.index)
 
-    started = [codes, cell, grid, result, code]
-    draw.click(begin, seed, started, api_visibility="private")
-    upload.change(take, upload, started, api_visibility="private")
-    grid.select(choose, codes, [cell, grid, code], api_visibility="private")
-    replace.click(put, [codes, cell, code], [codes, grid, result], api_visibility="private")
-    palette.select(pick, None, code, api_visibility="private")
+    def palette(self) -> list[tuple[Image.Image, str]]:
+        """Return what each code of the finest level draws among its own kind, coarser levels at 0."""
+        numbers = torch.arange(min(self.num_codes, MOST_CODES))
+        pixels = np.concatenate([middles(self.pipe.codec, some) for some in numbers.split(MOST_IMAGES)])
+        return [(enlarged(to_picture(tile), TILE), str(number)) for number, tile in enumerate(pixels)]
 
+    def _opened(self, codes: tuple[Tensor, ...]) -> tuple[Any, ...]:
+        grids = [level[0].cpu().numpy() for level in codes]
+        return grids, [0, 0], *self._shown(grids, [0, 0]), int(grids[-1][0, 0])
 
-def _tensors(grids: Codes) -> tuple[Tensor, ...]:
-    return tuple(torch.from_numpy(np.asarray(level)[None]) for level in grids)
-
-
-def _palette(pipe: VQPriorPipeline, finest: int) -> list[tuple[Image.Image, str]]:
-    """Return what each code of the finest level draws where its neighbours are the same code, coarser levels at 0."""
-    from vq_prior.report import middles
-
-    level = pipe.codec.spec.levels[finest]
-    numbers = torch.arange(min(level.num_codes, MOST_CODES))
-    pixels = np.concatenate([middles(pipe.codec, some) for some in numbers.split(MOST_IMAGES)])
-    return [(enlarged(to_picture(tile), TILE), str(number)) for number, tile in enumerate(pixels)]
+    def _shown(self, grids: Codes, at: list[int]) -> tuple[Any, Any]:
+        codes = tuple(torch.from_numpy(np.asarray(level)[None]) for level in grids)
+        picture = to_picture(to_pixels(self.pipe.codec.decode(codes))[0])
+        return over(picture, grids[-1], (at[0], at[1])), enlarged(picture, 320)
 
 
 def _doctor_tab(model: Path) -> None:

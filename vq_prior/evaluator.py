@@ -26,8 +26,8 @@ from vq_prior.core.randomness import keyed_generator
 from vq_prior.rejection import CONFIG, PROCESSOR, first_line, network_inputs
 
 MAX_SIDE, MAX_FITTED = 48, 50_000
-WIDTHS = (48, 96, 192)
-STEPS, BATCH, PEAK_RATE, SHIFT = 500, 64, 4e-3, 1 / 16
+WIDTHS = (32, 64, 128)
+STEPS, BATCH, PEAK_RATE, SHIFT = 800, 64, 4e-3, 1 / 16
 ROWS = 256
 TURNS = ("upright", "a quarter", "a half", "three quarters")
 NAMES = {"dinov2": "facebook/dinov2-small"}
@@ -48,18 +48,18 @@ class Evaluator(Protocol):
 
 
 class _Block(nn.Module):
-    """Norm, rectifier, convolution, added to what came in; the second of two halves where the grid is halved."""
+    """Norm, rectifier and convolution, added to what came in."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.norm, self.conv = nn.GroupNorm(8, width), nn.Conv2d(width, width, 3, padding=1)
+        self.norm, self.conv = nn.BatchNorm2d(width), nn.Conv2d(width, width, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.conv(F.relu(self.norm(x)))
 
 
 class SmallNetwork(nn.Module):
-    """A small residual network: three widths, group norm, mean over the grid; [B, C, side, side] to logits [B, K]."""
+    """A small residual network: three widths, batch norm, mean over the grid; [B, C, side, side] to logits [B, K]."""
 
     def __init__(self, channels: int, side: int, num_classes: int) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ class SmallNetwork(nn.Module):
             layers += [nn.Conv2d(before, width, 3, stride, padding=1), _Block(width)]
             before, side = width, -(-side // stride)
         self.body = nn.Sequential(*layers)
-        self.norm, self.head = nn.GroupNorm(8, before), nn.Linear(before, num_classes)
+        self.norm, self.head = nn.BatchNorm2d(before), nn.Linear(before, num_classes)
 
     def features(self, images: Tensor) -> Tensor:
         """Return the mean of the last grid, [B, D]."""

@@ -87,14 +87,14 @@ def client(page, tmp_path_factory):
 
 def drawn(client, *request):
     """(pixels, caption) of each image that a request gives."""
-    gallery = client.predict(*request, api_name="/draw")
+    gallery, _ = client.predict(*request, api_name="/draw")
     return [(Image.open(item["image"]).convert("L").tobytes(), item["caption"]) for item in gallery]
 
 
 def test_a_request_draws_the_images_of_a_class(client, tiny_model):
-    first = drawn(client, "seven", 3, 5, 1.0, 1.5)
+    first = drawn(client, "seven", 3, 5, 1.0, 1.0, 1.5)
     assert [caption for _, caption in first] == ["seven"] * 3
-    assert drawn(client, "seven", 3, 5, 1.0, 1.5) == first
+    assert drawn(client, "seven", 3, 5, 1.0, 1.0, 1.5) == first
     from vq_prior import VQPriorPipeline
 
     pipe = VQPriorPipeline.from_pretrained(tiny_model)
@@ -106,9 +106,9 @@ def test_a_request_draws_the_images_of_a_class(client, tiny_model):
 def test_every_class_in_turn_and_a_value_out_of_range(client):
     from gradio_client.exceptions import AppError
 
-    assert [caption for _, caption in drawn(client, "every class in turn", 2, 0, 1.0, 1.0)] == ["zero", "one"]
+    assert [caption for _, caption in drawn(client, "every class in turn", 2, 0, 1.0, 1.0, 1.0)] == ["zero", "one"]
     with pytest.raises(AppError):
-        client.predict("seven", 3, 5, -1.0, 1.5, api_name="/draw")
+        client.predict("seven", 3, 5, -1.0, 1.0, 1.5, api_name="/draw")
 
 
 def test_without_a_model_it_says_what_to_do(environment, tmp_path):
@@ -131,4 +131,4 @@ def test_its_head_names_the_program_and_its_requirements_name_us():
     head = yaml.safe_load((SPACE / "README.md").read_text(encoding="utf-8").split("---")[1])
     assert head["sdk"] == "gradio"
     assert (SPACE / head["app_file"]).is_file()
-    assert "vq-prior" in (SPACE / "requirements.txt").read_text(encoding="utf-8").split()
+    assert "vq-prior[app]" in (SPACE / "requirements.txt").read_text(encoding="utf-8").split()
