@@ -85,8 +85,9 @@ def page(pipe: VQPriorPipeline, model: Path) -> gr.Blocks:
         pipe: Of pictures.
         model: The MODEL it was loaded from, which the doctor examines.
     """
-    name = Path(model).absolute().name if Path(model).exists() else str(model)
-    with gr.Blocks(title=name, analytics_enabled=False, delete_cache=(KEPT_SECONDS, KEPT_SECONDS)) as blocks:
+    name = _name(model)
+    kept = (KEPT_SECONDS, KEPT_SECONDS)
+    with gr.Blocks(title=name, analytics_enabled=False, delete_cache=kept, fill_width=True) as blocks:
         gr.Markdown(f"# {name}\n\n{_description(pipe)}")
         with gr.Tab("Generate"):
             _generate_tab(pipe)
@@ -101,6 +102,14 @@ def page(pipe: VQPriorPipeline, model: Path) -> gr.Blocks:
             _doctor_tab(model)
     blocks.queue(max_size=MOST_WAITING, default_concurrency_limit=1)
     return blocks
+
+
+def _name(model: Path) -> str:
+    """Return what to call a MODEL: the Hub id, or the folder's name (of RUN/model, the run's)."""
+    if not model.exists():
+        return str(model)
+    folder = model.absolute()
+    return folder.parent.name if folder.name == "model" else folder.name
 
 
 def _description(pipe: VQPriorPipeline) -> str:
@@ -158,11 +167,11 @@ class _Asked:
 
 def _generate_tab(pipe: VQPriorPipeline) -> None:
     with gr.Row():
-        with gr.Column(scale=1):
+        with gr.Column(scale=1, min_width=220):
             asked = _Asked(pipe)
             button = gr.Button("Draw", variant="primary", elem_id="draw")
         with gr.Column(scale=3):
-            gallery = gr.Gallery(show_label=False, columns=8, format="png", buttons=BUTTONS, elem_id="drawn")
+            gallery = gr.Gallery(show_label=False, columns=6, format="png", buttons=BUTTONS, elem_id="drawn")
             told = gr.Markdown(elem_id="progress")
 
     def draw(*values: Any) -> Iterator[tuple[list[tuple[Image.Image, str]], str]]:
@@ -182,7 +191,7 @@ def _generate_tab(pipe: VQPriorPipeline) -> None:
 
 def _shown_image(caption: str, name: str) -> gr.Image:
     """Return a picture under its caption: Gradio's own label would lie over it."""
-    with gr.Column(scale=2):
+    with gr.Column(scale=2, min_width=200):
         gr.Markdown(caption)
         return gr.Image(show_label=False, format="png", interactive=False, buttons=["download"], elem_id=name)
 
@@ -195,7 +204,7 @@ def enlarged(image: Image.Image, side: int = SHOWN) -> Image.Image:
 
 def _reconstruct_tab(pipe: VQPriorPipeline) -> None:
     with gr.Row():
-        with gr.Column(scale=1):
+        with gr.Column(scale=1, min_width=220):
             upload = gr.File(label="A picture", file_count="single", elem_id="upload")
             told = gr.Markdown(elem_id="reconstruction")
         seen = _shown_image("As the codec sees it", "seen")
@@ -245,13 +254,13 @@ def over(picture: Image.Image, codes: np.ndarray, chosen: tuple[int, int] | None
 
 def _complete_tab(pipe: VQPriorPipeline) -> None:
     with gr.Row():
-        with gr.Column(scale=1):
+        with gr.Column(scale=1, min_width=220):
             upload = gr.File(label="A picture", file_count="single", elem_id="begun")
             keep = gr.Slider(0, 1, value=0.5, step=0.05, label="Kept from the top")
             asked = _Asked(pipe)
             button = gr.Button("Complete", variant="primary", elem_id="complete")
         with gr.Column(scale=3):
-            gallery = gr.Gallery(show_label=False, columns=8, format="png", buttons=BUTTONS, elem_id="completed")
+            gallery = gr.Gallery(show_label=False, columns=6, format="png", buttons=BUTTONS, elem_id="completed")
 
     def complete(file: str | None, share: float, *values: Any) -> list[Image.Image]:
         if not file:
@@ -270,7 +279,7 @@ def _paint_tab(pipe: VQPriorPipeline) -> None:
     codes, cell = gr.State([]), gr.State([0, 0])
     most = painter.num_codes - 1
     with gr.Row():
-        with gr.Column(scale=1):
+        with gr.Column(scale=1, min_width=220):
             seed = gr.Number(0, minimum=0, maximum=2**32 - 1, precision=0, label="Seed")
             draw = gr.Button("Draw one", elem_id="paint-draw")
             upload = gr.File(label="Or a picture", file_count="single", elem_id="paint-upload")
@@ -282,7 +291,7 @@ def _paint_tab(pipe: VQPriorPipeline) -> None:
     palette = gr.Gallery(
         show_label=False,
         value=painter.palette,
-        columns=16,
+        columns=10,
         height=260,
         format="png",
         allow_preview=False,

@@ -4,7 +4,6 @@ What is not given but was used to make what is given (the codes of a prior, the 
 the training or the store says it came from, if it is still there.
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -27,7 +26,7 @@ from vq_prior.core.config import pretty_json
 from vq_prior.core.errors import ArtifactError, NumericError, UsageError, VQPriorError
 from vq_prior.core.media import to_unit_range
 from vq_prior.core.records import read_record
-from vq_prior.core.runs import flatten, read_run_config
+from vq_prior.core.runs import by_number, flatten, read_run_config
 from vq_prior.core.runtime import start_runtime
 from vq_prior.examine_codec import Codes, compare_codes, examine_codec, examine_codes
 from vq_prior.examine_prior import examine_labels, examine_prior, examine_samples, sequences_of
@@ -35,7 +34,7 @@ from vq_prior.finding import Examined, Finding
 from vq_prior.settings import Doctor
 
 MOST_ROWS, MOST_PICTURES, MOST_UNSEEN, SAMPLES = 50_000, 4096, 1024, 256
-ROWS_AT_ONCE = 256
+ROWS_AT_ONCE, MOST_BYTES = 256, 64 << 20
 EXAMINED = {"codec", "codes", "agreement", "labels", "prior", "samples"}
 # The cause before what follows from it.
 ORDER = (
@@ -55,6 +54,9 @@ ORDER = (
     "memorised training set",
     "samples repeat each other",
 )
+
+
+Pictures = tuple[NDArray[np.uint8], NDArray[np.uint8]] | None
 
 
 @dataclass(frozen=True)
@@ -188,19 +190,20 @@ def _examine(patient: Patient, settings: Doctor) -> None:
     if train.labels is not None and (classes := int(train.labels.max()) + 1) > 1:
         tell = not patient.add("labels", examine_labels(train.codes, train.labels, classes)).findings
     if patient.prior is not None:
-        _examine_prior(patient, train, held_out, labels_tell=tell)
+        _examine_prior(patient, train, held_out, pictures, labels_tell=tell)
     patient.measured["estimates"] = _estimates(patient, train)
 
 
-def _pictures(patient: Patient, settings: Doctor) -> tuple[NDArray[np.uint8], NDArray[np.uint8]] | None:
+def _pictures(patient: Patient, settings: Doctor) -> Pictures:
     """Return some training and held-out pictures in the codec's size."""
     if patient.codec is None or patient.data is None:
         if patient.codec is not None:
             patient.say("not examined: errors of the codec; name --data")
         return None
     transform, parts = transform_of(patient.codec), []
+    fitting = max(16, MOST_BYTES // (transform.height * transform.width * transform.channels))
     for rows, most in ((patient.data.train, MOST_PICTURES), (patient.data.validation, MOST_UNSEEN)):
-        count = min(len(rows), most)
+        count = min(len(rows), most, fitting)
         some = rows.subset(np.arange(count, dtype=np.int64) * len(rows) // count)
         parts.append(load_pixels(some, transform, num_workers=settings.num_workers).batch(range(count)))
     return parts[0], parts[1]
@@ -280,7 +283,7 @@ def _compare_codes(patient: Patient, train: Rows) -> None:
     patient.add("agreement", compare_codes(tuple(level[some] for level in train.codes), own, str(patient.store)))
 
 
-def _examine_prior(patient: Patient, train: Rows, held_out: Rows, *, labels_tell: bool) -> None:
+def _examine_prior(patient: Patient, train: Rows, held_out: Rows, pictures: Pictures, *, labels_tell: bool) -> None:
     prior = patient.prior
     assert prior is not None
     try:
@@ -301,7 +304,7 @@ def _examine_prior(patient: Patient, train: Rows, held_out: Rows, *, labels_tell
     from vq_prior.pipeline import VQPriorPipeline
 
     pipeline = VQPriorPipeline(patient.codec, prior)
-    patient.add("samples", examine_samples(pipeline, train.codes, held_out.codes, num_images=SAMPLES))
+    patient.add("samples", examine_samples(pipeline, train.codes, held_out.codes, pictures, num_images=SAMPLES))
 
 
 def _estimates(patient: Patient, train: Rows) -> dict[str, Any]:
@@ -337,9 +340,9 @@ def _report(patient: Patient, settings: Doctor) -> dict[str, Any]:
         settings.out.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(settings.out, pretty_json(result))
     for part, numbers in patient.measured.items():
-        for name, value in flatten(json.loads(pretty_json(numbers))).items():
-            if not isinstance(value, list) or len(value) <= 4:
-                patient.say(f"{part} {name} {value}")
+        for name, value in flatten(by_number(numbers)).items():
+            if not isinstance(value, list):
+                patient.say(f"{part} {name} {value:.5g}" if isinstance(value, float) else f"{part} {name} {value}")
     for finding in findings:
         patient.say(f"found {finding.fault}: {finding.evidence}")
         patient.say(f"  remedy: {finding.remedy}")

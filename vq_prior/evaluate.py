@@ -23,7 +23,7 @@ from vq_prior.core.config import pretty_json
 from vq_prior.core.errors import ArtifactError, EnvironmentFault, UsageError
 from vq_prior.core.media import to_unit_range
 from vq_prior.core.randomness import MAX_SEED
-from vq_prior.core.runs import flatten
+from vq_prior.core.runs import by_number, flatten
 from vq_prior.evaluator import (
     MAX_FITTED,
     NAMES,
@@ -365,5 +365,5 @@ def _evaluate_prior(prior: "CausalPrior", codec: "AnyCodec", data: "ImageData", 
 
 def _tell(result: dict[str, Any]) -> None:
     for part in PARTS:
-        for name, value in flatten(result.get(part, {})).items():
+        for name, value in flatten(by_number(result.get(part, {}))).items():
             print(f"{part} {name} {value}")

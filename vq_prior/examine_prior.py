@@ -6,6 +6,7 @@ Letters: n rows, T tokens of a sequence, C classes.
 """
 
 import math
+import time
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -175,12 +176,29 @@ def _label_use(
     ]
 
 
-def examine_samples(pipeline: "VQPriorPipeline", train: Codes, held_out: Codes, *, num_images: int) -> Examined:
+def examine_samples(
+    pipeline: "VQPriorPipeline",
+    train: Codes,
+    held_out: Codes,
+    pictures: tuple[NDArray[np.uint8], NDArray[np.uint8]] | None,
+    *,
+    num_images: int,
+) -> Examined:
     """Return how near samples of the model's own settings come to the training rows, against held-out rows.
 
-    Distances are shares of the positions that differ from the nearest training row.
+    Distances are shares of the positions that differ from the nearest training row; of pixels, root mean squared
+    differences on the 0-255 scale.
+
+    Args:
+        pipeline: The model.
+        train: Codes of training rows, [n, *grid] a level.
+        held_out: Of held-out rows.
+        pictures: Training and held-out pictures [n, height, width, C] uint8, if they are at hand.
+        num_images: Samples to draw.
     """
-    drawn = pipeline(num_images, output_type="pt")
+    started = time.perf_counter()
+    drawn = pipeline(num_images, output_type="np")
+    seconds = time.perf_counter() - started
     samples = joined(tuple(level.cpu().numpy() for level in drawn.codes)).astype(np.int64)
     rows, unseen = joined(train).astype(np.int64), joined(held_out).astype(np.int64)[:num_images]
     distances, nearest = _nearest(samples, rows)
@@ -190,6 +208,7 @@ def examine_samples(pipeline: "VQPriorPipeline", train: Codes, held_out: Codes, 
     different = len(np.unique(samples, axis=0)) / len(samples)
     found.measured = {
         "num_images": num_images,
+        "images_a_second": num_images / seconds,
         "distinct": different,
         "near_copies_of_training_rows": copies,
         "near_copies_among_held_out_rows": usual_copies,
@@ -198,6 +217,12 @@ def examine_samples(pipeline: "VQPriorPipeline", train: Codes, held_out: Codes, 
         "nearest_training_row": [int(row) for row in nearest],
         "distance": [round(float(d), 4) for d in distances],
     }
+    if pictures is not None:
+        pixels, places = _nearest_pixels(drawn.images, pictures[0])
+        found.measured["median_pixel_distance"] = float(np.median(pixels))
+        found.measured["median_pixel_distance_of_held_out"] = float(np.median(_nearest_pixels(*pictures[::-1])[0]))
+        found.measured["nearest_training_picture"] = [int(row) for row in places]
+        found.measured["pixel_distance"] = [round(float(d), 3) for d in pixels]
     if copies > COPIES and copies > 2 * usual_copies:
         found.findings.append(
             Finding(
@@ -227,14 +252,24 @@ def _nearest(queries: NDArray[np.int64], rows: NDArray[np.int64]) -> tuple[NDArr
     return np.array(shares), np.array(places, dtype=np.int64)
 
 
+def _nearest_pixels(
+    queries: NDArray[np.uint8], pictures: NDArray[np.uint8]
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Return the root mean squared difference of each query to the nearest picture, and which."""
+    q, p = (torch.from_numpy(np.ascontiguousarray(x)).flatten(1).double() for x in (queries, pictures))
+    squares = (q * q).sum(dim=1)[:, None] - 2 * q @ p.T + (p * p).sum(dim=1)
+    nearest, places = squares.min(dim=1)
+    return (nearest.clamp_min(0) / q.shape[1]).sqrt().numpy(), places.numpy()
+
+
 def sequences_of(prior: "CausalPrior", codes: Codes, labels: NDArray[np.int64] | None) -> Sequences:
     """Return codes as the rows of a prior.
 
     Raises:
-        ArtifactError: If the prior has no token for one of the codes, or has classes and the rows do not.
+        ArtifactError: If the prior has no token for one of the codes, or needs classes and the rows have none.
     """
     layout = prior.layout
-    if layout.num_classes and labels is None:
+    if layout.num_classes and labels is None and not prior.unconditional:
         raise ArtifactError("the prior has classes, these codes have none")
     classes = np.full(len(codes[0]), layout.null_label, dtype=np.int64)
     if layout.num_classes and labels is not None:

@@ -25,7 +25,7 @@ from vq_prior.core.config import read_json
 from vq_prior.core.errors import ArtifactError, UsageError
 from vq_prior.core.media import picture_grid, png_bytes, to_pixels
 from vq_prior.core.records import PLACES, TrainingRecord, public_name, read_record
-from vq_prior.core.runs import flatten, read_run_config
+from vq_prior.core.runs import by_number, flatten, read_run_config
 
 if TYPE_CHECKING:
     from stage1_vqvae.codecs import AnyCodec
@@ -34,6 +34,15 @@ if TYPE_CHECKING:
 
 MOST_CODES, MOST_CLASSES, OF_A_CLASS, COMPLETED = 512, 10, 8, 6
 CODES_AT_ONCE = 64
+BUDGET = {
+    "error_budget.fid": "FID of samples",
+    "error_budget.rfid": "of it, rFID of reconstructions: the codec's part",
+    "error_budget.fid_less_rfid": "the rest: the prior's part",
+    "samples.precision": "precision: samples that look real",
+    "samples.recall": "recall: real images within the samples' range",
+    "samples.classification_accuracy.fitted_to_samples": "classifier fitted to samples, on held-out images",
+    "samples.classification_accuracy.fitted_to_images": "the same fitted to images",
+}
 
 
 @dataclass(frozen=True)
@@ -152,14 +161,7 @@ def _overview(run: Path, codec_run: _Training | None, prior_run: _Training | Non
 def _measured(record: TrainingRecord) -> tuple[tuple[str, str], ...]:
     rows = [("command", record.command), ("data", record.data)]
     rows += [("rows", f"{record.num_train} trained on, {record.num_held_out} held out")]
-    return (*rows, *((name, _number(value)) for name, value in flatten(_by_number(record.measured)).items()))
-
-
-def _by_number(value: Any) -> Any:
-    """Return JSON values in which lists are dicts by position, so that they can be flattened."""
-    if isinstance(value, list | tuple):
-        return {str(number): _by_number(part) for number, part in enumerate(value)}
-    return {name: _by_number(part) for name, part in value.items()} if isinstance(value, dict) else value
+    return (*rows, *((name, _number(value)) for name, value in flatten(by_number(record.measured)).items()))
 
 
 def _number(value: Any) -> str:
@@ -324,8 +326,11 @@ def _evaluation(run: Path) -> list[Section]:
     path = run / "evaluation.json"
     if not path.is_file():
         return []
-    rows = tuple((name, _number(value)) for name, value in flatten(_by_number(read_json(path))).items())
-    return [Section("Evaluation", text=f"{path.name}, by vq-prior evaluate.", tables=[Table(rows)])]
+    numbers = {name: _number(value) for name, value in flatten(by_number(read_json(path))).items()}
+    budget = tuple((text, numbers[name]) for name, text in BUDGET.items() if name in numbers)
+    tables = [Table(budget, title="error budget", open=True)] if budget else []
+    text = f"{path.name}, by vq-prior evaluate; distances are in the features of its evaluator, smaller is better."
+    return [Section("Evaluation", text, [*tables, Table(tuple(numbers.items()), title="every number")])]
 
 
 def _configuration(codec_run: _Training | None, prior_run: _Training | None) -> Section:

@@ -75,6 +75,13 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def by_number(value: Any) -> Any:
+    """Return JSON values in which lists of objects are objects by position, so that `flatten` reaches into them."""
+    if isinstance(value, list | tuple) and value and all(isinstance(part, dict) for part in value):
+        return {str(number): by_number(part) for number, part in enumerate(value)}
+    return {name: by_number(part) for name, part in value.items()} if isinstance(value, dict) else value
+
+
 def check_continues(old: RunConfig, new: RunConfig, folder: Path) -> None:
     """Raise `UsageError` that lists old -> new unless `new` continues the run `old`.
 
