@@ -223,8 +223,14 @@ def examine_samples(
         found.measured["median_pixel_distance_of_held_out"] = float(np.median(_nearest_pixels(*pictures[::-1])[0]))
         found.measured["nearest_training_picture"] = [int(row) for row in places]
         found.measured["pixel_distance"] = [round(float(d), 3) for d in pixels]
+    found.findings = _sample_findings(copies, usual_copies, different, num_images)
+    return found
+
+
+def _sample_findings(copies: float, usual_copies: float, different: float, num_images: int) -> list[Finding]:
+    findings = []
     if copies > COPIES and copies > 2 * usual_copies:
-        found.findings.append(
+        findings.append(
             Finding(
                 "memorised training set",
                 f"{copies:.0%} of the samples are near copies of training rows, {usual_copies:.0%} of held-out rows",
@@ -232,14 +238,14 @@ def examine_samples(
             )
         )
     if different < 0.5 and num_images >= 32:
-        found.findings.append(
+        findings.append(
             Finding(
                 "samples repeat each other",
                 f"only {different:.0%} of {num_images} samples are different",
                 "raise --temperature, lower --guidance-scale, leave --top-k and --top-p out",
             )
         )
-    return found
+    return findings
 
 
 def _nearest(queries: NDArray[np.int64], rows: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
