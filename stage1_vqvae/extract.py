@@ -42,6 +42,7 @@ from vq_prior.core.code_store import (
 from vq_prior.core.config import pretty_json, read_json
 from vq_prior.core.errors import ArtifactError, UsageError
 from vq_prior.core.identity import file_sha256
+from vq_prior.core.locks import claim, releasing
 from vq_prior.core.media import to_unit_range
 from vq_prior.core.metrics import perplexity, usage
 from vq_prior.core.records import public_name
@@ -53,12 +54,14 @@ Codes = NDArray[np.int64]
 SMALL = 1 << 12  # pixels of a picture up to which calls of the encoder run side by side
 
 
+@releasing
 def extract_codes(settings: ExtractCodes) -> Path:
     """Write the code store OUT and return its path; an interrupted extraction is continued.
 
     Raises:
         UsageError: If a setting is out of range, or OUT holds something else.
         ArtifactError: If codec or data are missing or damaged.
+        EnvironmentFault: If another process is writing OUT.
     """
     check(settings)
     require_replaceable(settings.out, INDEX, "code store")
@@ -89,6 +92,7 @@ def extract_codes(settings: ExtractCodes) -> Path:
     require_free_space(settings.out, num_bytes)
     partial_folder = staging_path(settings.out)
     if runtime.is_main:
+        claim(settings.out)
         _open_partial(partial_folder, request)
     runtime.barrier()
     _write_shards(settings, runtime, codec, data, transform, partial_folder / "store")

@@ -25,8 +25,8 @@ from vq_prior.core.averaging import WeightAverage
 from vq_prior.core.checkpoints import Checkpoint, latest_checkpoint, save_checkpoint
 from vq_prior.core.components import WEIGHTS
 from vq_prior.core.errors import ArtifactError, NumericError, Stopped, UsageError
+from vq_prior.core.locks import releasing
 from vq_prior.core.media import to_unit_range
-from vq_prior.core.metrics import CodeCounts
 from vq_prior.core.optim import adamw, load_optimizer_tensors, lr_at, optimizer_tensors, set_learning_rate
 from vq_prior.core.randomness import batch_rows, keyed_generator
 from vq_prior.core.records import TrainingRecord, command_line, public_name, write_record
@@ -42,11 +42,13 @@ from vq_prior.core.runtime import (
     sum_over_processes,
 )
 from vq_prior.core.tensors import read_tensors
+from vq_prior.core.windows import Window
 
 START_VECTORS_PER_CODE = 64
 NUM_PICTURES = 32
 
 
+@releasing
 def train_vqvae(settings: TrainVQVAE) -> Path:
     """Train a codec and return its folder RUN/vqvae; a run that is there is continued.
 
@@ -281,14 +283,18 @@ def _loop(
     log = RunLog(folder, step=first, steps=s.steps, is_main=runtime.is_main, report_to=s.report_to)
     if first:
         log.say(f"continuing from step {first}")
-    counts = CodeCounts(tuple(level.num_codes for level in model.spec.levels), device)
-    window: dict[str, Tensor] = {}
-    window_start, window_steps, num_revived = time.monotonic(), 0, 0.0
+    window = Window(runtime, tuple(level.num_codes for level in model.spec.levels))
+    num_revived, window_start, measured_steps = 0.0, time.monotonic(), 0
+    if checkpoint is not None:
+        window.load(checkpoint.state.get("window"))
+        num_revived = float(checkpoint.state.get("num_revived", 0.0))
 
     def save(step: int) -> None:
+        logged = {"window": window.state(), "num_revived": num_revived}
         if runtime.is_main:
             state = Checkpoint(
                 step,
+                state=logged,
                 modules={"vqvae": full_state(model)},
                 optimizers={"adamw": optimizer_tensors(optimizer, model)},
                 averages={"vqvae": average.tensors},
@@ -326,9 +332,8 @@ def _loop(
                     weighted = weighted_sum(terms, s.loss) * part
                     weighted.backward()
                 loss += weighted.detach()
-                counts.add(codes)
-                for name, term in terms.items():
-                    window[name] = window.get(name, torch.zeros((), device=device)) + term.detach() * (part / W)
+                window.counts.add(codes)
+                window.add({name: term * (part / W) for name, term in terms.items()})
             norm = nn.utils.clip_grad_norm_(model.parameters(), s.max_gradient_norm)
             finite = torch.isfinite(loss) & torch.isfinite(norm)
             if int(sum_over_processes((~finite).to(torch.int32))):
@@ -341,18 +346,18 @@ def _loop(
             done = step + 1
             average.update(model, done)
 
-            window_steps += 1
+            window.steps, measured_steps = window.steps + 1, measured_steps + 1
             log.advance()
             if done % s.log_every == 0 or done == s.steps:
-                seconds = time.monotonic() - window_start
-                values = {name: float(sum_over_processes(total)) / window_steps for name, total in window.items()}
-                use = counts.read(reset=True)[0]
+                seconds, num_images = time.monotonic() - window_start, window.steps * B
+                values = window.read()
+                use = window.counts.read(reset=True)[0]
                 values |= {name: use[name] for name in ("usage", "perplexity", "num_dead")}
                 values |= {"num_revived": num_revived}
-                values |= {"learning_rate": learning_rate, "images_per_second": window_steps * B / seconds}
+                values |= {"learning_rate": learning_rate, "images_per_second": measured_steps * B / seconds}
                 log.write(done, values)
-                watch(use, model.spec.levels[0], window_steps * B, done, s, log)
-                window, window_start, window_steps, num_revived = {}, time.monotonic(), 0, 0.0
+                watch(use, model.spec.levels[0], num_images, done, s, log)
+                num_revived, window_start, measured_steps = 0.0, time.monotonic(), 0
             stopping = stop.agreed()
             if done % s.checkpoint_every == 0 or done == s.steps or stopping:
                 save(done)

@@ -16,10 +16,12 @@ from stage2_prior.settings import TrainPrior, given
 from vq_prior.core.averaging import WeightAverage
 from vq_prior.core.checkpoints import Checkpoint, latest_checkpoint, save_checkpoint
 from vq_prior.core.code_store import CodeStore
+from vq_prior.core.config import from_json
 from vq_prior.core.errors import ArtifactError
 from vq_prior.core.optim import adamw, load_optimizer_tensors, muon, optimizer_tensors
 from vq_prior.core.runtime import Runtime, full_state
 from vq_prior.core.spec import Codec
+from vq_prior.core.windows import Window
 
 
 @dataclass
@@ -57,6 +59,7 @@ class Training:
         codec: Decodes sample grids, or None.
         progress: See `Progress`.
         step: Optimiser steps done.
+        window: What the next log line tells.
     """
 
     settings: TrainPrior
@@ -71,6 +74,7 @@ class Training:
     held_out: Sequences
     baselines: Baselines
     codec: Codec | None
+    window: Window
     best: dict[str, Tensor] = field(default_factory=dict)
     progress: Progress = field(default_factory=Progress)
     step: int = 0
@@ -118,6 +122,7 @@ def prepare(
         held_out=held_out,
         baselines=measure_baselines(train, held_out),
         codec=codec,
+        window=Window(runtime),
     )
 
 
@@ -157,6 +162,7 @@ def _starting_prior(
 
 def save(t: Training) -> None:
     """Write a checkpoint of the present step."""
+    state = {"progress": dataclasses.asdict(t.progress), "window": t.window.state()}
     if t.runtime.is_main:
         averages = {"ema": t.average.tensors} | ({"best": t.best} if t.best else {})
         checkpoint = Checkpoint(
@@ -167,7 +173,7 @@ def save(t: Training) -> None:
                 name: {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
                 for name, tensors in averages.items()
             },
-            state=dataclasses.asdict(t.progress),
+            state=state,
         )
         save_checkpoint(t.folder / "checkpoints", checkpoint)
     t.runtime.barrier()
@@ -198,7 +204,8 @@ def resume(t: Training) -> None:
         load_optimizer_tensors(optimizer, t.prior.model, checkpoint.optimizers.get(name, {}), where)
     t.average.load(averages["ema"])
     t.best = {name: tensor.to(t.runtime.device) for name, tensor in averages.get("best", {}).items()}
-    t.progress, t.step = Progress(**checkpoint.state), checkpoint.step
+    t.progress, t.step = from_json(Progress, checkpoint.state.get("progress"), f"{where}: progress"), checkpoint.step
+    t.window.load(checkpoint.state.get("window"))
     if t.runtime.is_main and not t.done():
         print(f"continuing at step {t.step} of {t.settings.steps}", flush=True)
 

@@ -26,6 +26,7 @@ from vq_prior.core.artifacts import new_folder, remove
 from vq_prior.core.code_store import CodeStore
 from vq_prior.core.errors import ArtifactError, NumericError, Stopped, UsageError
 from vq_prior.core.identity import require_same_codec
+from vq_prior.core.locks import releasing
 from vq_prior.core.media import picture_grid, to_pixels
 from vq_prior.core.optim import lr_at, set_learning_rate
 from vq_prior.core.randomness import batch_rows
@@ -38,6 +39,7 @@ EVAL_ROWS_PER_CALL = 128
 NUM_PICTURES = 40
 
 
+@releasing
 def train_prior(settings: TrainPrior, codec: Codec | None = None, base: CausalPrior | None = None) -> Path:
     """Return RUN/prior, the folder of a prior trained on a code store.
 
@@ -180,19 +182,16 @@ def run_steps(t: Training) -> None:
     s, steps = t.settings, given(t.settings.steps)
     eval_every, log_every, sample_every = given(s.eval_every), given(s.log_every), given(s.sample_every)
     log = RunLog(t.folder, step=t.step, steps=steps, is_main=t.runtime.is_main, report_to=s.report_to)
-    window, since = torch.zeros((), device=t.runtime.device), 0
     with stop_flag() as stop:
         try:
             while not t.done():
-                window += update(t)
-                since += 1
+                t.window.add({"train_nats": update(t) / t.runtime.num_processes})
+                t.window.steps += 1
                 log.advance()
                 measure = t.step % eval_every == 0 or t.step == steps
                 values: dict[str, float] = {}
                 if measure or t.step % log_every == 0:
-                    values["train_nats"] = float(sum_over_processes(window)) / t.runtime.num_processes / since
-                    window.zero_()
-                    since = 0
+                    values |= t.window.read()
                 if measure:
                     values |= evaluate(t)
                 if values:

@@ -75,6 +75,9 @@ COMMANDS = {
     "pull": Command("vq_prior.settings:Pull", "vq_prior.commands:pull", "Hugging Face Hub -> MODEL"),
     "push-codes": Command("vq_prior.settings:PushCodes", "vq_prior.commands:push_codes", "code store -> Hub data set"),
     "verify": Command("vq_prior.settings:Verify", "vq_prior.commands:verify", "check every byte of an artefact"),
+    "fingerprint": Command(
+        "vq_prior.settings:Fingerprint", "vq_prior.commands:fingerprint", "one hash of what an artefact is"
+    ),
     "env": Command("vq_prior.settings:Env", "vq_prior.commands:env", "print versions and devices"),
 }
 

@@ -10,6 +10,7 @@ from vq_prior.settings import (
     Doctor,
     Env,
     Evaluate,
+    Fingerprint,
     Generate,
     Pull,
     Push,
@@ -188,6 +189,14 @@ def verify(settings: Verify) -> None:
     from vq_prior.verify import verify as check
 
     for line in check(settings.path):
+        print(line)
+
+
+def fingerprint(settings: Fingerprint) -> None:
+    """Print the hash of an artefact."""
+    from vq_prior.fingerprint import fingerprint as digest
+
+    for line in digest(settings.path):
         print(line)
 
 

@@ -47,6 +47,7 @@ ORDER = (
     "repeated data",
     "too little data",
     "held-out images in the training set",
+    "classes without images",
     "labels shuffled",
     "prior not trained",
     "prior hardly trained",
@@ -186,9 +187,10 @@ def _examine(patient: Patient, settings: Doctor) -> None:
         codes.findings = [f for f in codes.findings if f.fault not in ("collapsed codebook", "dead level")]
     patient.add("codes", codes)
     _compare_codes(patient, train)
-    tell = True
-    if train.labels is not None and (classes := int(train.labels.max()) + 1) > 1:
-        tell = not patient.add("labels", examine_labels(train.codes, train.labels, classes)).findings
+    tell, classes = True, _num_classes(patient)
+    if train.labels is not None and classes > 1:
+        found = patient.add("labels", examine_labels(train.codes, train.labels, classes)).findings
+        tell = all(finding.fault != "labels shuffled" for finding in found)
     if patient.prior is not None:
         _examine_prior(patient, train, held_out, pictures, labels_tell=tell)
     patient.measured["estimates"] = _estimates(patient, train)
@@ -249,6 +251,12 @@ def _spec(patient: Patient) -> Any:
         return CodeStore.open(patient.store).spec
     assert patient.codec is not None
     return patient.codec.spec
+
+
+def _num_classes(patient: Patient) -> int:
+    if patient.store is not None:
+        return len(CodeStore.open(patient.store).index.label_names)
+    return len(patient.data.label_names) if patient.data is not None else 0
 
 
 def _compare_ids(patient: Patient) -> None:

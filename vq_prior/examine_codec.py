@@ -143,7 +143,7 @@ def _codec_findings(kept: float, alone: float | None, uses: list[dict[str, Any]]
                 "codec not trained",
                 f"reconstructions keep {max(kept, 0):.0%} of the images' variance"
                 + ("" if alone is None else f", {max(alone, 0):.0%} without the quantiser"),
-                "train it longer (train-vqvae --steps), look at vqvae-training/images, check that data and size fit",
+                "train it longer (train-vqvae --steps); check that encoder and decoder are of one training",
             )
         )
     elif kept < EXPLAINED and not collapsed:

@@ -18,7 +18,7 @@ from stage2_prior.baselines import Baselines, measure_baselines
 from stage2_prior.sequences import Sequences
 from vq_prior.core.errors import ArtifactError
 from vq_prior.core.randomness import keyed_generator
-from vq_prior.examine_codec import Codes, joined
+from vq_prior.examine_codec import REPEATED, Codes, joined
 from vq_prior.finding import Examined, Finding
 
 if TYPE_CHECKING:
@@ -40,6 +40,8 @@ MOST_LOGITS, MOST_CELLS = 1 << 26, 50_000_000
 def examine_labels(train: Codes, labels: NDArray[np.int64], num_classes: int) -> Examined:
     """Return how well codes tell the class: naive Bayes, fitted to nine tenths of the rows, asked of the others.
 
+    Classes without a single row are told, too.
+
     Where the table of every position's codes would be too large, the codes of an image count as one bag.
     """
     tokens = joined(train).astype(np.int64)
@@ -58,6 +60,11 @@ def examine_labels(train: Codes, labels: NDArray[np.int64], num_classes: int) ->
     majority = float(np.bincount(truth, minlength=num_classes).max() / count) if count else math.nan
     chance = math.sqrt(max(majority * (1 - majority), 1e-9) / max(1, count))
     found = Examined({"accuracy": right, "commonest_class": majority, "rows": count})
+    empty = np.flatnonzero(np.bincount(labels, minlength=num_classes) == 0)
+    if len(empty):
+        numbers = ", ".join(map(str, empty[:10]))
+        remedy = "give them images, or leave them out of the data's label names: nothing is learnt for them"
+        found.findings.append(Finding("classes without images", f"{len(empty)} of {num_classes}: {numbers}", remedy))
     if count >= FEW_ROWS and num_classes > 1 and right < majority + DEVIATIONS * chance:
         found.findings.append(
             Finding(
@@ -205,7 +212,7 @@ def examine_samples(
     usual, _ = _nearest(unseen, rows)
     found = Examined()
     copies, usual_copies = (float((d <= NEAR).mean()) for d in (distances, usual))
-    different = len(np.unique(samples, axis=0)) / len(samples)
+    different, originals = (len(np.unique(x, axis=0)) / len(x) for x in (samples, rows))
     found.measured = {
         "num_images": num_images,
         "images_a_second": num_images / seconds,
@@ -223,13 +230,15 @@ def examine_samples(
         found.measured["median_pixel_distance_of_held_out"] = float(np.median(_nearest_pixels(*pictures[::-1])[0]))
         found.measured["nearest_training_picture"] = [int(row) for row in places]
         found.measured["pixel_distance"] = [round(float(d), 3) for d in pixels]
-    found.findings = _sample_findings(copies, usual_copies, different, num_images)
+    found.findings = _sample_findings(copies, usual_copies, different, num_images, repeated=originals < REPEATED)
     return found
 
 
-def _sample_findings(copies: float, usual_copies: float, different: float, num_images: int) -> list[Finding]:
+def _sample_findings(
+    copies: float, usual_copies: float, different: float, num_images: int, *, repeated: bool
+) -> list[Finding]:
     findings = []
-    if copies > COPIES and copies > 2 * usual_copies:
+    if copies > COPIES and (copies > 2 * usual_copies or repeated):  # in a set of copies, held-out rows are copies, too
         findings.append(
             Finding(
                 "memorised training set",

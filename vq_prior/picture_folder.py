@@ -11,6 +11,7 @@ from typing import Any
 from vq_prior.core.artifacts import publish, remove, require_replaceable, staging_path, write_atomic
 from vq_prior.core.config import pretty_json, read_json
 from vq_prior.core.errors import ArtifactError, EnvironmentFault, UsageError
+from vq_prior.core.locks import claim
 from vq_prior.core.runtime import Runtime
 
 MAX_REQUEST_BYTES = 1 << 30
@@ -62,9 +63,13 @@ def open_staging(out: Path, marker: str, request: dict[str, Any], runtime: Runti
         marker: JSON file in it; until all is done it holds the request alone.
         request: What is asked for: all that the pictures and their notes are a function of.
         runtime: Of this process.
+
+    Raises:
+        EnvironmentFault: If another process is writing it.
     """
     staging = staging_path(out)
     if runtime.is_main:
+        claim(out)
         path = staging / marker
         if not (path.is_file() and path.read_bytes() == pretty_json(request)):
             shutil.rmtree(staging, ignore_errors=True)

@@ -23,6 +23,7 @@ from vq_prior.core.components import WEIGHTS, find_component
 from vq_prior.core.config import pretty_json, read_json
 from vq_prior.core.errors import ArtifactError, UsageError
 from vq_prior.core.identity import file_sha256
+from vq_prior.core.locks import releasing
 from vq_prior.core.media import picture_grid, save_png, to_picture, to_pixels
 from vq_prior.core.repository import local
 from vq_prior.core.runtime import Runtime, start_runtime
@@ -56,6 +57,7 @@ MAX_GRID_IMAGES = 256
 DrawImages = Callable[[list[int]], tuple[Tensor, list[Kept] | None]]
 
 
+@releasing
 def generate(settings: Generate) -> Path:
     """Draw the images that `settings` ask for and return their folder.
 
@@ -72,6 +74,7 @@ def generate(settings: Generate) -> Path:
         return _draw_set(replace(settings, model=model), index, {"rejection": chosen, "completion": None}, classifier)
 
 
+@releasing
 def complete(settings: Complete) -> Path:
     """Draw images that begin as a picture does and return their folder.
 

@@ -25,6 +25,7 @@ from vq_prior.core.components import WEIGHTS, find_component, label_index
 from vq_prior.core.config import pretty_json
 from vq_prior.core.errors import UsageError
 from vq_prior.core.identity import file_sha256
+from vq_prior.core.locks import releasing
 from vq_prior.core.media import picture_grid, save_png, to_picture, to_unit_range
 from vq_prior.core.repository import local
 from vq_prior.core.runtime import Runtime, start_runtime
@@ -49,6 +50,7 @@ ROWS_AT_ONCE = 256
 MAX_GRID_IMAGES = 64
 
 
+@releasing
 def score(settings: Score) -> Path:
     """Score every image of DATA and return the folder: `scores.json`, `000000.png` ... and `maps.png`.
 

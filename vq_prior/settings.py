@@ -257,5 +257,13 @@ class Verify:
 
 
 @dataclass
+class Fingerprint:
+    """Print one hash of what an artefact is: equal for equal runs, whenever, wherever and in how many goes made."""
+
+    path: Annotated[Path, tyro.conf.Positional]
+    """The artefact, or a RUN."""
+
+
+@dataclass
 class Env:
     """Print versions, devices and threads, for bug reports."""

@@ -29,13 +29,14 @@ def verify(path: Path) -> list[str]:
         return [f"{path}: every file matches the manifest"]
     if (path / "checkpoints").is_dir():
         return _verify_checkpoints(path / "checkpoints")
-    lines = [line for part in sorted(path.iterdir()) if _is_artefact(part) for line in verify(part)]
+    lines = [line for part in sorted(path.iterdir()) if is_artefact(part) for line in verify(part)]
     if not lines:
         raise ArtifactError(f"{path} holds no artefact of vq-prior that could be checked")
     return lines
 
 
-def _is_artefact(path: Path) -> bool:
+def is_artefact(path: Path) -> bool:
+    """Return whether a folder is a MODEL, component, code store or training folder, by the files in it."""
     known = ("codes.json", MANIFEST, "checkpoints", "config.json")
     return path.is_dir() and not path.name.startswith(".") and any((path / name).exists() for name in known)
 

@@ -12,6 +12,7 @@ from doctor_cases import Trainer, digit_folder, edited_codec, edited_prior, edit
 
 from stage1_vqvae.codecs import open_codec
 from stage1_vqvae.model import VQVAE
+from stage2_prior.prior import SamplingDefaults
 from vq_prior.cli import main
 from vq_prior.core.code_store import CodeStore, write_index
 from vq_prior.core.spec import LevelSpec
@@ -169,6 +170,21 @@ def test_shuffled_labels_are_named(well, tmp_path):
     command("train-prior", "--codes", store, "--out", tmp_path / "run", "--steps", 120)
     _, faults = examined(tmp_path, "--prior", tmp_path / "run", "--codes", well / "codes")
     assert faults == ["labels shuffled"]
+
+
+def test_a_class_without_images_is_named(well, tmp_path):
+    store = edited_store(well / "codes", tmp_path / "codes", lambda _split, rows: rows)
+    index = CodeStore.open(store).index
+    write_index(store, replace(index, label_names=(*index.label_names, "ten")))
+    assert examined(tmp_path, "--codes", store) == (0, ["classes without images"])
+
+
+def test_a_temperature_that_kills_variety_is_named(well, tmp_path):
+    sampling = SamplingDefaults(temperature=0.05, guidance_scale=3.0)
+    prior = edited_prior(well / "prior", tmp_path / "p", lambda _model: None, sampling=sampling)
+    assert examined(tmp_path, "--prior", prior, "--codes", well / "codes", "--codec", well)[1] == [
+        "samples repeat each other"
+    ]
 
 
 def test_labels_in_another_order_are_named(well, tmp_path):

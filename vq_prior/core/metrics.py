@@ -76,6 +76,22 @@ class CodeCounts:
         for counts, level in zip(self._counts, codes, strict=True):
             counts += torch.bincount(level.reshape(-1).to(torch.int64), minlength=counts.numel())
 
+    def state(self) -> list[list[int]]:
+        """Return the counts of each level over all processes; every process must call it."""
+        return [sum_over_processes(counts).tolist() for counts in self._counts]
+
+    def load(self, state: list[list[int]], *, mine: bool) -> None:
+        """Take counts over all processes as this one's (`mine`), or start from none; a sum counts them once.
+
+        Raises:
+            ValueError: If they are of other levels.
+        """
+        for counts, given in zip(self._counts, state, strict=True):
+            values = torch.tensor(given, dtype=torch.int64, device=counts.device)
+            if values.shape != counts.shape:
+                raise ValueError(f"counts of {len(given)} codes, not of {counts.numel()}")
+            counts.copy_(values if mine else torch.zeros_like(values))
+
     def read(self, *, reset: bool = False) -> list[dict[str, float]]:
         """Return `usage`, `perplexity` and `num_dead` of each level over all processes."""
         totals = [sum_over_processes(counts) for counts in self._counts]

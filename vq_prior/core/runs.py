@@ -20,6 +20,7 @@ from tqdm import tqdm
 from vq_prior.core.artifacts import remove, write_atomic
 from vq_prior.core.config import from_json, pretty_json, read_json, to_json
 from vq_prior.core.errors import ArtifactError, UsageError
+from vq_prior.core.locks import claim
 from vq_prior.core.media import save_png
 from vq_prior.core.tracking import Tracker, TrackerName
 
@@ -111,11 +112,13 @@ def open_run(folder: Path, config: RunConfig, *, overwrite: bool, is_main: bool)
 
     Raises:
         UsageError: If the folder holds a run with other settings.
+        EnvironmentFault: If another process is training in it.
     """
     path = folder / "config.json"
     if path.exists() and not overwrite:
         check_continues(read_run_config(path), config, folder)
     if is_main:
+        claim(folder)
         if overwrite and folder.exists():
             remove(folder)
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,65 @@
+"""What a log line tells of the steps since the line before.
+
+A window is part of a checkpoint: a continued run logs, to the last bit, what an uninterrupted one does.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vq_prior.core.errors import ArtifactError
+from vq_prior.core.metrics import CodeCounts
+from vq_prior.core.runtime import Runtime, gather_rows, sum_over_processes
+
+
+class Window:
+    """Sums of named numbers, and of the use of codes, over some steps.
+
+    Attributes:
+        steps: Optimiser steps in it.
+        counts: How often each code of each level occurred.
+    """
+
+    def __init__(self, runtime: Runtime, num_codes: tuple[int, ...] = ()) -> None:
+        self.steps = 0
+        self.counts = CodeCounts(num_codes, runtime.device)
+        self._runtime = runtime
+        self._sums: dict[str, Tensor] = {}
+
+    def add(self, values: Mapping[str, Tensor]) -> None:
+        """Add this process's part of some numbers, scalars."""
+        for name, value in values.items():
+            former = self._sums.get(name)
+            value = value.detach().float()
+            self._sums[name] = value.clone() if former is None else former + value
+
+    def read(self) -> dict[str, float]:
+        """Return the sum over processes of each number, a step, and begin a new window; the counts stay."""
+        means = {name: float(sum_over_processes(total)) / self.steps for name, total in self._sums.items()}
+        self._sums, self.steps = {}, 0
+        return means
+
+    def state(self) -> dict[str, Any]:
+        """Return the window as JSON values, the same on every process; every process must call it."""
+        sums = {name: gather_rows(total.reshape(1)).tolist() for name, total in sorted(self._sums.items())}
+        return {"steps": self.steps, "sums": sums, "counts": self.counts.state()}
+
+    def load(self, state: Mapping[str, Any] | None) -> None:
+        """Take the state of a checkpoint; on another number of processes the first one takes the sums.
+
+        Raises:
+            ArtifactError: If it is not of this run.
+        """
+        if state is None:
+            return
+        process, W = self._runtime.process_index, self._runtime.num_processes
+        try:
+            self.steps = int(state["steps"])
+            self.counts.load(state["counts"], mine=process == 0)
+            for name, parts in state["sums"].items():
+                part = parts[process] if len(parts) == W else (sum(parts) if process == 0 else 0.0)
+                self._sums[name] = torch.tensor(float(part), device=self._runtime.device)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise ArtifactError(f"the log window of the checkpoint is malformed ({error}); pass --overwrite") from error
