@@ -37,6 +37,7 @@ from vq_prior.core.runtime import (
     full_state,
     gather_rows,
     has_native_bf16,
+    require_same_everywhere,
     start_runtime,
     stop_flag,
     sum_over_processes,
@@ -290,6 +291,7 @@ def _loop(
         num_revived = float(checkpoint.state.get("num_revived", 0.0))
 
     def save(step: int) -> None:
+        require_same_everywhere(model.quantizer.state_dict(), "the codebook")
         logged = {"window": window.state(), "num_revived": num_revived}
         if runtime.is_main:
             state = Checkpoint(

@@ -7,7 +7,6 @@ import contextlib
 import dataclasses
 import errno
 import io
-import json
 import os
 import re
 import signal
@@ -22,9 +21,7 @@ from types import FrameType
 from typing import Any
 
 from vq_prior import __version__
-from vq_prior.core.errors import EnvironmentFault, Stopped, UsageError, VQPriorError
-
-ERROR_FILE_VARIABLE = "VQ_PRIOR_ERROR_FILE"
+from vq_prior.core.errors import LOST, EnvironmentFault, Stopped, UsageError, VQPriorError, tell
 
 
 @dataclass(frozen=True)
@@ -308,7 +305,7 @@ def _run(words: list[str], debug: bool) -> int:
         text = re.sub(r"\s+", " ", str(error)).strip()[:300]
         lost = ("torch" in type(error).__module__ and "Dist" in type(error).__name__) or "gloo" in text
         if lost:
-            return _fail(f"a process of this run was lost ({text})", EnvironmentFault.exit_code, debug)
+            return _fail(f"{LOST}; run the same command to continue", EnvironmentFault.exit_code, debug)
         return _fail(f"unexpected {type(error).__name__}: {text} (--debug shows where)", 1, debug)
 
 
@@ -344,12 +341,7 @@ def _fail(message: str, exit_code: int, debug: bool) -> int:
         import traceback
 
         traceback.print_exc()
-    report = os.environ.get(ERROR_FILE_VARIABLE)
-    if report is not None:
-        with contextlib.suppress(FileExistsError), open(report, "x", encoding="utf-8") as file:
-            json.dump({"line": line, "exit_code": exit_code}, file)
-    elif os.environ.get("RANK", "0") == "0":
-        print(line, file=sys.stderr, flush=True)
+    tell(line, exit_code, aloud=os.environ.get("RANK", "0") == "0")
     if "WORLD_SIZE" in os.environ and "torch" in sys.modules:
         # The others may still wait for this process; taking the group apart here could wait for them.
         sys.stdout.flush()

@@ -14,8 +14,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from vq_prior.cli import ERROR_FILE_VARIABLE, Invocation
-from vq_prior.core.errors import EnvironmentFault, Stopped
+from vq_prior.cli import Invocation
+from vq_prior.core.errors import ERROR_FILE_VARIABLE, LOST, EnvironmentFault, Stopped
 
 
 def launch(invocation: Invocation) -> int:
@@ -75,14 +75,18 @@ def _free_port() -> int:
 
 def _explain(report: Path, failure: Any) -> int:
     """Print the first error of the processes and return its exit code."""
+    failures = {} if failure is None else failure.failures
+    killed = {rank: each for rank, each in failures.items() if each.exitcode < 0 and each.exitcode != -signal.SIGTERM}
     if report.is_file():
         first = json.loads(report.read_text(encoding="utf-8"))
-        print(first["line"], file=sys.stderr, flush=True)
-        return int(first["exit_code"])
+        # That a process was killed says more than that another one missed it.
+        if not (killed and LOST in first["line"]):
+            print(first["line"], file=sys.stderr, flush=True)
+            return int(first["exit_code"])
     if failure is None:
         print("error: stopped; run the same command to continue", file=sys.stderr, flush=True)
         return Stopped.exit_code
-    rank, cause = failure.get_first_failure()[0], failure.get_first_failure()[1]
+    rank, cause = next(iter(killed.items()), failure.get_first_failure())
     reason = signal.Signals(-cause.exitcode).name if cause.exitcode < 0 else f"exit code {cause.exitcode}"
     line = f"error: process {rank} ended by {reason}; run the same command to continue from the last saved state"
     print(line, file=sys.stderr, flush=True)

@@ -76,3 +76,31 @@ def test_processes_and_pieces_give_the_codebook_of_one_batch(folder, name):
     others += [read_tensors(folder / f"{name}-{n}-{rank}.safetensors") for n in (1, 3) for rank in (0, 1)]
     for other in others:
         assert (other["codebook"] - whole["codebook"]).abs().max() <= 1e-6
+
+
+ONE_ULP_APART = """
+import sys
+from pathlib import Path
+import torch
+from vq_prior.core.errors import NumericError
+from vq_prior.core.runtime import leave_runtime, require_same_everywhere, start_runtime
+runtime = start_runtime()
+codebook = torch.linspace(0, 1, 64).reshape(16, 4)
+require_same_everywhere({"codebook": codebook}, "the codebook")
+if runtime.process_index == 1:
+    codebook[7, 2] = torch.nextafter(codebook[7, 2], torch.tensor(2.0))
+try:
+    require_same_everywhere({"codebook": codebook}, "the codebook")
+except NumericError as error:
+    (Path(sys.argv[1]) / f"told-{runtime.process_index}").write_text(str(error))
+runtime.barrier()
+leave_runtime(0)
+"""
+
+
+def test_codebooks_one_ulp_apart_are_found_on_every_process(tmp_path, launch_two):
+    launch_two(ONE_ULP_APART, tmp_path)
+    for process in (0, 1):
+        assert (
+            (tmp_path / f"told-{process}").read_text().startswith("the codebook of process 1 is not that of process 0")
+        )

@@ -4,6 +4,24 @@ Each carries one sentence: what was given, what is allowed, what to do. The
 command line prints it as `error: ...` and exits with `exit_code`.
 """
 
+import contextlib
+import json
+import os
+import sys
+
+LOST = "a process of this run was lost"
+ERROR_FILE_VARIABLE = "VQ_PRIOR_ERROR_FILE"  # where the processes of a launch put their first error
+
+
+def tell(line: str, exit_code: int, *, aloud: bool = True) -> None:
+    """Hand an error to the launcher, the first of a run alone, or print it where there is none and `aloud`."""
+    report = os.environ.get(ERROR_FILE_VARIABLE)
+    if report is not None:
+        with contextlib.suppress(FileExistsError), open(report, "x", encoding="utf-8") as file:
+            json.dump({"line": line, "exit_code": exit_code}, file)
+    elif aloud:
+        print(line, file=sys.stderr, flush=True)
+
 
 class VQPriorError(Exception):
     """A failure that is explained in one line; what a file or server smuggled into it cannot steer a terminal."""

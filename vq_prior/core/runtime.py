@@ -17,7 +17,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from vq_prior.core.errors import EnvironmentFault, UsageError
+from vq_prior.core.errors import EnvironmentFault, NumericError, UsageError, tell
+from vq_prior.core.identity import content_id
+from vq_prior.core.watchdog import Watchdog, watch_over
 
 Precision = Literal["fp32", "bf16"]
 
@@ -121,12 +123,27 @@ def start_runtime(precision: Precision | None = None) -> Runtime:
             f"the launcher announced {expected} processes (WORLD_SIZE) but {accelerator.num_processes} joined; "
             "on a machine without a GPU set ACCELERATE_USE_CPU=1 and launch with --multi_gpu"
         )
+    _watch_over_others(accelerator)
     device = accelerator.device
     if precision is None:
         precision = "bf16" if device.type == "cuda" and has_native_bf16("cuda") else "fp32"
     if precision == "bf16" and device.type == "mps":
         raise UsageError("precision bf16 is not available on mps; use fp32")
     return Runtime(accelerator, precision)
+
+
+_watchdogs: list[Watchdog] = []
+
+
+def _watch_over_others(accelerator: Any) -> None:
+    """Start the watchdog of this process, once: a lost process ends this one in half a minute."""
+
+    def lost(sentence: str) -> None:
+        tell(f"error: {sentence}; run the same command to continue from the last saved state", 5)
+        os._exit(EnvironmentFault.exit_code)
+
+    if not _watchdogs and (watchdog := watch_over(accelerator.process_index, accelerator.num_processes, lost)):
+        _watchdogs.append(watchdog)
 
 
 def leave_runtime(exit_code: int) -> None:
@@ -136,6 +153,8 @@ def leave_runtime(exit_code: int) -> None:
     lets go of a tensor while the interpreter is taken down aborts the process. So it is not taken down.
     """
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        for watchdog in _watchdogs:
+            watchdog.leave()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(exit_code)
@@ -163,6 +182,27 @@ def gather_rows(tensor: Tensor) -> Tensor:
     parts = [torch.empty_like(padded) for _ in range(len(counts))]
     dist.all_gather(parts, padded)
     return torch.cat([part[: int(count)] for part, count in zip(parts, counts, strict=True)])
+
+
+def require_same_everywhere(tensors: Mapping[str, Tensor], what: str) -> None:
+    """Compare the bits of named tensors over all processes; every process must call it.
+
+    Args:
+        tensors: On this process.
+        what: What to call them in a message.
+
+    Raises:
+        NumericError: On every process, if two of them differ.
+    """
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return
+    digest = torch.frombuffer(bytearray.fromhex(content_id({}, tensors)), dtype=torch.int64)
+    digests = gather_rows(digest[None].cuda() if dist.get_backend() == "nccl" else digest[None])
+    others = (digests != digests[0]).any(dim=1).nonzero().flatten().tolist()
+    if others:
+        raise NumericError(
+            f"{what} of process {others[0]} is not that of process 0; nothing was saved, the last checkpoint is whole"
+        )
 
 
 def unwrap(module: nn.Module) -> nn.Module:
