@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stage1_vqvae.checking import content_digest
 from stage1_vqvae.pixels import Encoded, Header, Pictures, in_threads, read_header
 from vq_prior.core.config import canonical_json
 from vq_prior.core.errors import ArtifactError
@@ -121,8 +122,10 @@ class ImageRows:
         return ImageRows(self.pictures, self.source_index[chosen], labels, headers)
 
 
-def inspect_rows(pictures: Pictures, num_workers: int | None) -> tuple[list[bytes], tuple[Header, ...]]:
-    """Return the sha256 of every row's content and what its header says; every row is read once.
+def inspect_rows(
+    pictures: Pictures, num_workers: int | None, rows: NDArray[np.int64] | None = None
+) -> tuple[list[bytes], tuple[Header, ...]]:
+    """Return the sha256 of the content of every row, or of some, and what its header says; each is read once.
 
     Raises:
         ArtifactError: Naming the first row that is no picture.
@@ -130,14 +133,9 @@ def inspect_rows(pictures: Pictures, num_workers: int | None) -> tuple[list[byte
 
     def inspect(row: int) -> tuple[bytes, Header]:
         encoded = pictures.encoded(row)
-        if isinstance(encoded, bytes):
-            content = sha256(encoded)
-        else:
-            content = sha256(canonical_json(list(encoded.shape)))
-            content.update(np.ascontiguousarray(encoded).tobytes())
-        return content.digest(), read_header(encoded, pictures.name(row))
+        return content_digest(encoded), read_header(encoded, pictures.name(row))
 
-    results = list(in_threads(inspect, range(len(pictures)), num_workers))
+    results = list(in_threads(inspect, range(len(pictures)) if rows is None else map(int, rows), num_workers))
     return [digest for digest, _ in results], tuple(header for _, header in results)
 
 

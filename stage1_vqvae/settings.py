@@ -8,7 +8,9 @@ import math
 import re
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+import tyro
 
 from stage1_vqvae.quantizer_settings import QuantizerSettings, check_quantizer, fixed_code_dim
 from vq_prior.core.errors import UsageError
@@ -155,6 +157,24 @@ class ExtractCodes:
     """Replace the code store that is at OUT."""
     dry_run: bool = False
     """Print what would be done; write nothing."""
+
+
+@dataclass
+class CheckData:
+    """Read and decode every image, say which are bad, and write a list that any command takes as DATA."""
+
+    data: Annotated[str, tyro.conf.Positional]
+    """Images: a folder, parquet or arrow files, a Hub id owner/name, or the word digits."""
+    out: Path = Path("checked.json")
+    """The list: a hash of each image; what differs when it is used is refused."""
+    policy: Literal["error", "skip"] = "error"
+    """What bad images do: end the command without a list, or be left out of what uses the list."""
+    num_workers: int | None = None
+    """Threads that read images; left out: one a core."""
+    image_column: str | None = None
+    """Column of the images in tables; left out: found by type."""
+    label_column: str | None = None
+    """Column of the labels in tables and metadata files; left out: `label` if there is one."""
 
 
 @dataclass

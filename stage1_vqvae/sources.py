@@ -15,12 +15,13 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from stage1_vqvae.checking import SUFFIX, CheckedData, check_pictures, read_checked, require_unchanged
 from stage1_vqvae.folders import open_folder
 from stage1_vqvae.rows import ArrayRows, ImageRows, RawData, Split, content_hash, inspect_rows, number_labels
-from stage1_vqvae.settings import DataFacts
+from stage1_vqvae.settings import CheckData, DataFacts
 from stage1_vqvae.tables import TABLE_SUFFIXES, open_hub, open_table_files
 from vq_prior.core.code_store import held_out_rows
-from vq_prior.core.errors import ArtifactError, EnvironmentFault
+from vq_prior.core.errors import ArtifactError, EnvironmentFault, UsageError
 
 DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
@@ -76,31 +77,83 @@ def open_data(
         UsageError: If a named column does not exist.
         EnvironmentFault: If scikit-learn or the network is missing where it is needed.
     """
-    raw = _open_raw(data, image_column, label_column)
+    checked = read_checked(Path(data)) if data.endswith(SUFFIX) and Path(data).is_file() else None
+    if checked is not None:
+        image_column, label_column = checked.image_column or image_column, checked.label_column or label_column
+    raw = _open_raw(data if checked is None else checked.data, image_column, label_column)
     notes = list(raw.notes)
     splits = {"train": raw.train} | ({"validation": raw.validation} if raw.validation else {})
     for name, split in splits.items():
         if not len(split.pictures):
             raise ArtifactError(f"{data} holds no images in its {name} split")
+    good = {name: np.arange(len(split.pictures)) for name, split in splits.items()}
+    if checked is not None:
+        good = _good_rows(checked, splits, data)
+        notes.append(
+            f"left out {sum(len(split.bad) for split in checked.splits.values())} image(s) that {data} calls bad"
+        )
     label_names, numbers = _labels(splits, raw.label_names, data)
-    inspected = {name: inspect_rows(split.pictures, num_workers) for name, split in splits.items()}
-    data_id = content_hash([(name, inspected[name][0], numbers[name]) for name in splits], label_names)
-    whole = {
-        name: ImageRows(split.pictures, np.arange(len(split.pictures)), numbers[name], inspected[name][1])
-        for name, split in splits.items()
-    }
+    whole, contents = {}, []
+    for name, split in splits.items():
+        rows, labels = good[name], numbers[name]
+        digests, headers = inspect_rows(split.pictures, num_workers, rows)
+        if checked is not None:
+            require_unchanged(checked.splits[name], digests, split.pictures, Path(data))
+        whole[name] = ImageRows(split.pictures, rows, None if labels is None else labels[rows], headers)
+        contents.append((name, digests, whole[name].labels))
+    data_id = content_hash(contents, label_names)
     train = whole["train"]
     if "validation" in whole:
         validation = whole["validation"]
         kind = "its own validation split"
     else:
-        held_out = held_out_rows(len(train))
-        validation = train.subset(held_out)
-        train = train.subset(np.setdiff1d(np.arange(len(train)), held_out))
+        # A row is held out or not whatever others are left out.
+        held_out = np.isin(train.source_index, held_out_rows(len(raw.train.pictures)))
+        if not held_out.any() or held_out.all():
+            raise ArtifactError(f"{data} keeps too few good images to hold some out")
+        validation, train = train.subset(np.flatnonzero(held_out)), train.subset(np.flatnonzero(~held_out))
         kind = "rows held out at a fixed stride"
     classes = f"{len(label_names)} classes" if label_names else "no labels"
     notes.insert(0, f"data {data}: {len(train)} images to train on, {len(validation)} to validate ({kind}), {classes}")
     return ImageData(data, data_id, train, validation, label_names, tuple(notes))
+
+
+def _good_rows(checked: CheckedData, splits: dict[str, Split], data: str) -> dict[str, NDArray[np.int64]]:
+    """Return the good rows of each split of a checked source; raises `ArtifactError` if it has other rows by now."""
+    counts = {name: len(split.pictures) for name, split in splits.items()}
+    listed = {name: len(split.sha256) for name, split in checked.splits.items()}
+    if counts != listed:
+        now, then = (", ".join(f"{name} {count}" for name, count in each.items()) for each in (counts, listed))
+        raise ArtifactError(f"{checked.data} has other rows than {data} lists ({then} -> {now}); run check-data again")
+    return {name: split.good_rows() for name, split in checked.splits.items()}
+
+
+def check_data(settings: CheckData) -> Path:
+    """Look at every picture of DATA, say which are bad, and write the list OUT that trainings can use as DATA.
+
+    Raises:
+        ArtifactError: If a picture is bad and the policy is "error": nothing is written then.
+        UsageError: If OUT cannot be a list.
+    """
+    if settings.out.suffix != SUFFIX or settings.out.is_dir():
+        raise UsageError(f"--out must be a file named *{SUFFIX}, got {settings.out}")
+    raw = _open_raw(settings.data, settings.image_column, settings.label_column)
+    for note in raw.notes:
+        print(note)
+    splits = {"train": raw.train} | ({"validation": raw.validation} if raw.validation else {})
+    found = {name: check_pictures(split.pictures, settings.num_workers) for name, split in splits.items()}
+    bad = [picture for split in found.values() for picture in split.bad]
+    total = sum(len(split.sha256) for split in found.values())
+    for picture in bad:
+        print(f"bad: {picture.reason}")
+    if bad and settings.policy == "error":
+        raise ArtifactError(
+            f"{len(bad)} of {total} images are bad ({bad[0].name} first); mend them, or leave them out by --policy skip"
+        )
+    columns = settings.image_column, settings.label_column
+    CheckedData(1, settings.data, *columns, found).write(settings.out)
+    print(f"{total - len(bad)} of {total} images are good; wrote {settings.out}; next: --data {settings.out}")
+    return settings.out
 
 
 class DataSettings(Protocol):

@@ -39,6 +39,9 @@ COMMANDS = {
     "quickstart": Command(
         "vq_prior.settings:Quickstart", "vq_prior.quickstart:quickstart", "train both stages on digits, draw samples"
     ),
+    "check-data": Command(
+        "stage1_vqvae.settings:CheckData", "vq_prior.commands:check_data", "find every bad image before a training does"
+    ),
     "train-vqvae": Command(
         "stage1_vqvae.settings:TrainVQVAE", "vq_prior.commands:train_vqvae", "images -> codec (RUN/vqvae)", True
     ),

@@ -22,8 +22,15 @@ from vq_prior.settings import (
 
 if TYPE_CHECKING:
     from stage1_vqvae.resize_settings import ResizeCodebook
-    from stage1_vqvae.settings import ExtractCodes, Reconstruct, TrainVQVAE
+    from stage1_vqvae.settings import CheckData, ExtractCodes, Reconstruct, TrainVQVAE
     from stage2_prior.settings import TrainPrior
+
+
+def check_data(settings: "CheckData") -> None:
+    """Look at every image of a data set."""
+    from stage1_vqvae.sources import check_data as check
+
+    check(settings)
 
 
 def train_vqvae(settings: "TrainVQVAE") -> None:

@@ -238,3 +238,21 @@ def test_what_cannot_be_evaluated_is_said_in_one_line(words, code, text, network
     assert len(lines) == 1
     assert text in lines[0]
     assert not (tmp_path / "e.json").exists()
+
+
+@pytest.mark.usefixtures("quick")
+def test_large_pictures_have_an_ms_ssim(tmp_path):
+    from PIL import Image
+
+    rng, folder = np.random.default_rng(0), tmp_path / "pictures"
+    folder.mkdir()
+    for number in range(8):
+        small = Image.fromarray(rng.integers(0, 256, size=(6, 6, 3), dtype=np.uint8))
+        small.resize((164, 164), Image.Resampling.BICUBIC).save(folder / f"{number}.png")
+    small = ("--model.width", "16", "--model.residual-width", "8", "--model.downsampling", "8", "--batch-size", "2")
+    words = ["train-vqvae", "--data", str(folder), "--out", str(tmp_path / "run"), "--steps", "3", *small]
+    assert main(words) == 0
+    result = evaluated(tmp_path / "e.json", "--codec", tmp_path / "run", "--data", folder)
+    assert 0 < result["codec"]["ms_ssim"] <= 1
+    assert result["codec"]["ms_ssim"] > result["codec"]["ssim"]  # coarse scales of an untrained copy agree more
+    assert result["evaluator"]["task"] == "quarter turns"
