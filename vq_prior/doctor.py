@@ -147,12 +147,16 @@ def _admit(settings: Doctor, say: Callable[[str], object]) -> Patient:
         places.append(trained.get("data") or "")
     there = [place for place in places if place == "digits" or (place and Path(place).exists())]
     if data is None and there:
-        data = there[-1]
-        patient.notes.append(f"data: {data}, which it was made from")
+        patient.notes.append(f"data: {there[-1]}, which it was made from")
     for note in patient.notes:
         say(note)
     if data is not None:
         patient.data = open_data_of(replace(settings, data=data), say=say)  # type: ignore[arg-type]
+    elif there:
+        try:
+            patient.data = open_data_of(replace(settings, data=there[-1]), say=say)  # type: ignore[arg-type]
+        except VQPriorError as error:  # nobody asked for it
+            say(f"not used: {error}")
     return patient
 
 
@@ -183,8 +187,8 @@ def _examine(patient: Patient, settings: Doctor) -> None:
     train, held_out = rows
     spec = _spec(patient)
     codes = examine_codes(train.codes, held_out.codes, [level.num_codes for level in spec.levels])
-    if "codec" in patient.measured:  # the codec was told off for it already
-        codes.findings = [f for f in codes.findings if f.fault not in ("collapsed codebook", "dead level")]
+    told = {finding.fault for finding in patient.findings}  # what the codec was told off for already
+    codes.findings = [finding for finding in codes.findings if finding.fault not in told]
     patient.add("codes", codes)
     _compare_codes(patient, train)
     tell, classes = True, _num_classes(patient)

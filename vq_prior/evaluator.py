@@ -17,13 +17,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from vq_prior.core.components import WEIGHTS, check_transformers_config
-from vq_prior.core.config import canonical_json, read_json
 from vq_prior.core.errors import ArtifactError, NumericError
-from vq_prior.core.identity import file_sha256
 from vq_prior.core.media import to_unit_range
 from vq_prior.core.randomness import keyed_generator
-from vq_prior.rejection import CONFIG, PROCESSOR, first_line, network_inputs
+from vq_prior.image_networks import PROCESSOR, check_network, files_id, first_line, network_inputs
 
 MAX_SIDE, MAX_FITTED = 48, 50_000
 WIDTHS = (32, 64, 128)
@@ -231,33 +228,18 @@ class TransformersFeatures:
         from transformers import AutoImageProcessor, AutoModel
         from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES as KNOWN
 
-        if not folder.is_dir():
-            raise ArtifactError(f"{folder} is not a folder" if folder.exists() else f"{folder} does not exist")
-        config = read_json(folder / CONFIG)
-        kind = config.get("model_type") if isinstance(config, dict) else None
-        if not isinstance(kind, str) or kind not in KNOWN or kind == "timm_wrapper":
-            raise ArtifactError(f"{folder / CONFIG}: {str(kind)[:60]!r} is no model of transformers' own")
-        check_transformers_config(folder / CONFIG, model_types=(kind,))
-        if not (folder / WEIGHTS).is_file():
-            raise ArtifactError(f"{folder} has no {WEIGHTS}; save the model as one safetensors file")
+        config, files = check_network(folder, tuple(KNOWN), "model of transformers' own")
         self._processor: Any = None
-        files = [CONFIG, WEIGHTS]
         try:
             model, found = AutoModel.from_pretrained(
                 str(folder), use_safetensors=True, local_files_only=True, dtype=torch.float32, output_loading_info=True
             )
-            if (folder / PROCESSOR).is_file():
-                files.append(PROCESSOR)
-                processor = read_json(folder / PROCESSOR)
-                if not isinstance(processor, dict) or "auto_map" in processor:
-                    raise ArtifactError(f"{folder / PROCESSOR} must be an object that asks to run no code (auto_map)")
+            if PROCESSOR in files:
                 self._processor = AutoImageProcessor.from_pretrained(str(folder), local_files_only=True, backend="pil")
-        except ArtifactError:
-            raise
         except Exception as error:  # transformers raises many kinds
             raise ArtifactError(f"{folder} cannot be loaded: {first_line(error)}") from error
         if model.main_input_name != "pixel_values":
-            raise ArtifactError(f"{folder} is a {kind}, which takes no images; name an image model")
+            raise ArtifactError(f"{folder} is a {config['model_type']}, which takes no images; name an image model")
         lost = [str(name) for key in ("missing_keys", "mismatched_keys") for name in found[key] if "pooler" not in name]
         if lost:
             raise ArtifactError(f"{folder}: the weights lack {sorted(lost)[0]}, or have it in another shape")
@@ -265,7 +247,7 @@ class TransformersFeatures:
         self._pooled = not any("pooler" in str(name) for name in found["missing_keys"])
         self._model: nn.Module = model.to(device).eval()
         self._device, self._source = device, source
-        self._id = sha256(canonical_json({name: file_sha256(folder / name) for name in files})).hexdigest()
+        self._id = files_id(folder, files)
 
     def describe(self) -> dict[str, Any]:
         """Return what it is, JSON values."""

@@ -10,22 +10,16 @@ Letters: B images, C classes of the model.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vq_prior.core.components import WEIGHTS, check_transformers_config
-from vq_prior.core.config import canonical_json, read_json
 from vq_prior.core.errors import ArtifactError, NumericError, UsageError
-from vq_prior.core.identity import file_sha256
-from vq_prior.core.media import to_picture, to_pixels
 from vq_prior.core.rows import map_rows
+from vq_prior.image_networks import CONFIG, PROCESSOR, check_network, files_id, first_line, network_inputs
 
-CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
 ROWS = 16
 MAX_CANDIDATES = 1000
 
@@ -72,26 +66,9 @@ def find_classifier(folder: Path, label_names: Sequence[str]) -> ClassifierFiles
 
     if not label_names:
         raise UsageError("--reject-with needs a model with classes, this one has none")
-    if not folder.is_dir():
-        raise ArtifactError(f"{folder} is not a folder" if folder.exists() else f"{folder} does not exist")
-    config = read_json(folder / CONFIG)
-    kind = config.get("model_type") if isinstance(config, dict) else None
-    if not isinstance(kind, str) or kind not in KNOWN or kind == "timm_wrapper":
-        raise ArtifactError(f"{folder / CONFIG}: {str(kind)[:60]!r} is no image classifier of transformers' own")
-    check_transformers_config(folder / CONFIG, model_types=(kind,))
-    if "quantization_config" in config or (folder / "adapter_config.json").exists():
-        raise ArtifactError(f"{folder} is quantised or an adapter; save the classifier whole, as float32")
-    if not (folder / WEIGHTS).is_file():
-        raise ArtifactError(f"{folder} has no {WEIGHTS}; save the classifier as one safetensors file")
-    names = [CONFIG, WEIGHTS]
-    if (folder / PROCESSOR).is_file():
-        names.append(PROCESSOR)
-        processor = read_json(folder / PROCESSOR)
-        if not isinstance(processor, dict) or "auto_map" in processor:
-            raise ArtifactError(f"{folder / PROCESSOR} must be an object that asks to run no code (auto_map)")
+    config, files = check_network(folder, tuple(KNOWN), "image classifier of transformers' own")
     columns, note = _match(_class_names(config, folder), label_names, folder)
-    files = {name: file_sha256(folder / name) for name in names}
-    return ClassifierFiles(folder, columns, sha256(canonical_json(files)).hexdigest(), note)
+    return ClassifierFiles(folder, columns, files_id(folder, files), note)
 
 
 def _class_names(config: dict[str, Any], folder: Path) -> list[str]:
@@ -176,34 +153,6 @@ class Classifier:
 
     def _logits(self, inputs: Tensor) -> Tensor:
         return self.model(pixel_values=inputs).logits
-
-
-def network_inputs(images: Tensor, processor: Any, config: Any) -> Tensor:
-    """Return images [B, C, height, width] in [-1, 1] as a model of transformers takes them.
-
-    Args:
-        images: The images.
-        processor: Its image processor; None where it has none: images enter in [-1, 1] then, grey repeated over its
-            channels, at its `image_size` if it has one.
-        config: Its config.
-    """
-    channels = getattr(config, "num_channels", 3)
-    if processor is not None:
-        pictures = [to_picture(pixels) for pixels in to_pixels(images)]
-        pictures = [picture.convert("L" if channels == 1 else "RGB") for picture in pictures]
-        return processor(pictures, return_tensors="pt")["pixel_values"]
-    images = images.float().cpu()
-    if images.shape[1] != channels:
-        images = images.mean(dim=1, keepdim=True).expand(-1, channels, -1, -1)
-    size = getattr(config, "image_size", None)
-    if size is None:
-        return images.contiguous()
-    return F.interpolate(images, size=size, mode="bilinear", antialias=True)
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of what another library says, for a message of ours."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 @dataclass(frozen=True)

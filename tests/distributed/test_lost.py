@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from vq_prior.core.watchdog import PATIENCE, PERIOD
+
 WITHIN = 30
 
 
@@ -71,3 +73,37 @@ def test_a_lost_process_ends_the_run(number, rank, tmp_path, child_environment):
     assert len(lines) == 1, lines
     assert f"process {rank} " in lines[0]
     assert [pid for pid in family if Path(f"/proc/{pid}").exists()] == []
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes by /proc")
+def test_a_run_that_was_paused_as_a_whole_goes_on(tmp_path, child_environment):
+    words = ["train-vqvae", "--data", "digits", "--out", str(tmp_path / "run"), "--steps", "100000", "--log-every", "5"]
+    launcher = subprocess.Popen(
+        [sys.executable, "-m", "vq_prior", *words, "--num-processes", "2"],
+        env=child_environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    metrics = tmp_path / "run" / "vqvae-training" / "metrics.jsonl"
+    try:
+        deadline = time.monotonic() + 90
+        while not (metrics.exists() and metrics.stat().st_size):
+            assert launcher.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        ranks = ranks_of(launcher.pid).values()
+        assert len(ranks) == 2
+        for number, seconds in ((signal.SIGSTOP, PATIENCE + 3), (signal.SIGCONT, 3 * PERIOD)):
+            for pid in ranks:
+                os.kill(pid, number)
+            before = metrics.stat().st_size
+            time.sleep(seconds)
+        assert launcher.poll() is None
+        assert metrics.stat().st_size > before
+    finally:
+        left = children_of(launcher.pid)
+        launcher.kill()
+        launcher.wait(30)
+        for pid in left:
+            os.kill(pid, signal.SIGKILL)

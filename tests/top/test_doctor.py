@@ -92,6 +92,12 @@ def test_a_collapsed_store_is_named_and_fails(well, tmp_path):
     assert examined(tmp_path, "--codes", store) == (4, ["collapsed codebook"])
 
 
+def test_a_collapsed_store_fails_beside_a_codec_that_is_well(well, tmp_path):
+    store = edited_store(well / "codes", tmp_path / "codes", lambda _, rows: rows | {"codes.0": rows["codes.0"] % 2})
+    code, faults = examined(tmp_path, "--codes", store, "--codec", well, "--data", "digits")
+    assert (code, faults) == (4, ["wrong codec", "collapsed codebook"])
+
+
 def test_an_untrained_codec_is_named(well, tmp_path):
     def forget(codec: VQVAE) -> None:
         torch.manual_seed(0)

@@ -228,13 +228,17 @@ def test_a_network_of_transformers_judges(name, width, networks, tiny_run, tmp_p
         (("--codec", "RUN", "--evaluator", "nowhere"), 3, "nowhere does not exist"),
         (("--codec", "RUN", "--evaluator", "NETWORKS/bert"), 3, "takes no images"),
         (("--codec", "RUN", "--evaluator", "NETWORKS/code"), 3, "asks to run code"),
+        (("--codec", "RUN", "--evaluator", "NETWORKS/quantised"), 3, "is quantised or an adapter"),
         (("--codec", "RUN", "--lpips", "alex"), 5, "needs torchvision"),
     ],
 )
 def test_what_cannot_be_evaluated_is_said_in_one_line(words, code, text, networks, tiny_run, tmp_path, capsys):
     (networks / "code").mkdir(exist_ok=True)
-    config = json.loads((networks / "vit" / "config.json").read_text()) | {"auto_map": {"AutoModel": "evil.Model"}}
-    (networks / "code" / "config.json").write_text(json.dumps(config))
+    (networks / "quantised").mkdir(exist_ok=True)
+    config = json.loads((networks / "vit" / "config.json").read_text())
+    changed = {"code": {"auto_map": {"AutoModel": "evil.Model"}}, "quantised": {"quantization_config": {"bits": 4}}}
+    for name, change in changed.items():
+        (networks / name / "config.json").write_text(json.dumps(config | change))
     words = [word.replace("RUN", str(tiny_run)).replace("NETWORKS", str(networks)) for word in words]
     assert main(["evaluate", *words, "--data", "digits", "--out", str(tmp_path / "e.json")]) == code
     lines = capsys.readouterr().err.strip().splitlines()

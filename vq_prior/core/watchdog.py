@@ -44,9 +44,11 @@ class Watchdog(threading.Thread):
         """Beat and look, every two seconds."""
         host = socket.gethostname()
         seen = {other: ("", time.monotonic()) for other in self._others}
-        beat = 0
+        beat, woke = 0, time.monotonic()
         while not self._left.wait(PERIOD):
-            beat += 1
+            beat, slept, woke = beat + 1, time.monotonic() - woke, time.monotonic()
+            if slept > 2 * PERIOD:  # this process was stopped itself (Ctrl-Z): the others have not been late for it
+                seen = {other: (said, woke) for other, (said, _) in seen.items()}
             try:
                 self.beat(beat)
                 for other in list(seen):
