@@ -90,6 +90,9 @@ class TrainVQVAE:
     precision: Literal["fp32", "bf16"] | None = None
     """Precision of the forward passes of training; left out: bf16 on a GPU that computes in it and, above 16 px, on a
     CPU that does (AVX512-BF16 or AMX), else fp32. Weights, codes, images and measurements are float32 always."""
+    reproducible: bool = False
+    """Train the same bits on 1, 2, 4 or 8 processes: the batch is cut into eight shards, summed in a fixed order, and
+    a process computes with one thread. Slower; without it, processes agree up to rounding."""
     checkpoint_every: int = 500
     """Optimiser steps between checkpoints."""
     image_column: str | None = None

@@ -1,7 +1,6 @@
-"""Training of the codec: one flat loop. Letters: B batch, W number of processes."""
+"""Training of the codec: one flat loop. Letters: B batch."""
 
 import time
-from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -25,6 +24,7 @@ from vq_prior.core.averaging import WeightAverage
 from vq_prior.core.checkpoints import Checkpoint, latest_checkpoint, save_checkpoint
 from vq_prior.core.components import WEIGHTS
 from vq_prior.core.errors import ArtifactError, NumericError, Stopped, UsageError
+from vq_prior.core.gradients import StepSums
 from vq_prior.core.locks import releasing
 from vq_prior.core.media import to_unit_range
 from vq_prior.core.optim import adamw, load_optimizer_tensors, lr_at, optimizer_tensors, set_learning_rate
@@ -33,7 +33,6 @@ from vq_prior.core.records import TrainingRecord, command_line, public_name, wri
 from vq_prior.core.runs import RunLog, check_continues, open_run, read_run_config, require_free_space, run_config
 from vq_prior.core.runtime import (
     Runtime,
-    accumulating,
     full_state,
     gather_rows,
     has_native_bf16,
@@ -61,7 +60,7 @@ def train_vqvae(settings: TrainVQVAE) -> Path:
     """
     check(settings)
     QUANTIZERS[settings.quantizer.name]
-    runtime = start_runtime(settings.precision)
+    runtime = start_runtime(settings.precision, reproducible=settings.reproducible)
     say = runtime.say
     notes: list[str] = []
     data = open_data_of(settings, say=notes.append)
@@ -72,9 +71,7 @@ def train_vqvae(settings: TrainVQVAE) -> Path:
     for line in (runtime.describe(), *notes):
         say(line)
     assert settings.batch_size is not None
-    least = runtime.num_processes * settings.gradient_accumulation_steps
-    if settings.batch_size < least:
-        raise UsageError(f"--batch-size must be at least {least}, one image a process and accumulation step")
+    runtime.require_rows(settings.batch_size, settings.gradient_accumulation_steps)
     model = new_codec(settings)
     say(describe(settings, model))
     if settings.dry_run:
@@ -232,12 +229,12 @@ def _start_codebook(model: VQVAE, train: PixelRows, settings: TrainVQVAE, runtim
     level = model.spec.levels[0]
     wanted = -(-START_VECTORS_PER_CODE * level.num_codes // level.num_tokens)
     rows = rng.choice(len(train), size=min(max(wanted, runtime.num_processes), len(train)), replace=False)
-    mine = rows[runtime.share(len(rows))]
-    vectors = torch.zeros(0, model.quantizer.code_dim, device=runtime.device)
-    if len(mine):
-        images = to_unit_range(torch.from_numpy(train.batch(mine)))
-        vectors = model.encode_latents(images).reshape(-1, model.quantizer.code_dim).clone()
-    model.quantizer.start(gather_rows(vectors), rng)
+    vectors = [torch.zeros(0, model.quantizer.code_dim, device=runtime.device)]
+    for piece in runtime.pieces(len(rows)):
+        if piece.stop > piece.start:
+            images = to_unit_range(torch.from_numpy(train.batch(rows[piece])))
+            vectors.append(model.encode_latents(images).reshape(-1, model.quantizer.code_dim).clone())
+    model.quantizer.start(gather_rows(torch.cat(vectors)), rng)
 
 
 def _restore(checkpoint: Checkpoint, model: VQVAE, optimizer: Any, average: WeightAverage) -> None:
@@ -265,7 +262,7 @@ def _loop(
 
     A step is a function of (seed, step) and the state a checkpoint holds; what is logged never feeds back.
     """
-    s, B, W, device = settings, settings.batch_size, runtime.num_processes, runtime.device
+    s, B, device = settings, settings.batch_size, runtime.device
     assert B is not None
     assert s.steps is not None
     assert s.learning_rate is not None
@@ -323,24 +320,26 @@ def _loop(
             )
             set_learning_rate(optimizer, learning_rate)
             optimizer.zero_grad(set_to_none=True)
-            loss = torch.zeros((), device=device)
-            for piece in pieces(len(images), s.gradient_accumulation_steps):
-                row = share.start + piece.start
-                model.quantizer.begin_step(progress=step / s.steps, noise=partial(_row_noise, s.seed, step, row))
-                # Gradients are averaged over processes: the factor makes that the mean over the global batch.
-                part = (piece.stop - piece.start) * W / B
-                with accumulating(wrapped) if piece.stop < len(images) else nullcontext():
-                    terms, codes = _forward(wrapped, images[piece], s, runtime)
+            sums, loss = StepSums(runtime, wrapped), torch.zeros((), device=device)
+            for piece in runtime.pieces(B, s.gradient_accumulation_steps):
+                noise = partial(_row_noise, s.seed, step, piece.start)
+                model.quantizer.begin_step(progress=step / s.steps, noise=noise)
+                part = (piece.stop - piece.start) / B
+                with sums.piece(last=piece.stop == share.stop):
+                    mine = images[piece.start - share.start : piece.stop - share.start]
+                    terms, codes = _forward(wrapped, mine, s, runtime)
                     weighted = weighted_sum(terms, s.loss) * part
-                    weighted.backward()
+                    (weighted * runtime.gradient_scale).backward()
                 loss += weighted.detach()
                 window.counts.add(codes)
-                window.add({name: term * (part / W) for name, term in terms.items()})
+                sums.add({name: term * part for name, term in terms.items()})
+            window.add(sums.finish())
             norm = nn.utils.clip_grad_norm_(model.parameters(), s.max_gradient_norm)
             finite = torch.isfinite(loss) & torch.isfinite(norm)
             if int(sum_over_processes((~finite).to(torch.int32))):
+                whole = float(sum_over_processes(loss))
                 raise NumericError(
-                    f"the loss ({float(loss):.4g}) or gradient norm ({float(norm):.4g}) is not finite at step "
+                    f"the loss ({whole:.4g}) or gradient norm ({float(norm):.4g}) is not finite at step "
                     f"{step + 1}; the step was not taken; lower --learning-rate and start anew by --overwrite"
                 )
             optimizer.step()
@@ -373,12 +372,6 @@ def _loop(
 def _row_noise(seed: int, step: int, first: int, row: int) -> np.random.Generator:
     """Return the generator of row `row` of a piece that begins at row `first` of the global batch."""
     return keyed_generator(seed, step, f"quantizer noise {first + row}")
-
-
-def pieces(rows: int, count: int) -> list[slice]:
-    """Return `count` contiguous slices that cover `rows` rows, their sizes one apart at most; one if rows are few."""
-    count = max(1, min(count, rows))
-    return [slice(rows * n // count, rows * (n + 1) // count) for n in range(count)]
 
 
 def _pictures(model: VQVAE, average: WeightAverage, validation: PixelRows, device: torch.device) -> Image.Image:

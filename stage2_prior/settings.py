@@ -79,6 +79,8 @@ class TrainPrior:
     """Optimiser steps; left out: chosen for the data and the machine."""
     batch_size: int | None = None
     """Sequences of one optimiser step, all processes together; left out: chosen for the data and the machine."""
+    gradient_accumulation_steps: int = 1
+    """Pieces in which a process works through its sequences of a step, to save memory."""
     learning_rate: float | None = None
     """Peak learning rate; left out: chosen for the width of the model and the optimiser."""
     seed: int = 0
@@ -86,6 +88,9 @@ class TrainPrior:
     precision: Literal["fp32", "bf16"] | None = None
     """Precision of the matrix products; left out: bf16 on a GPU that has it, and on a CPU that has it from 5,000 rows
     on; fp32 elsewhere."""
+    reproducible: bool = False
+    """Train the same bits on 1, 2, 4 or 8 processes: the batch is cut into eight shards, summed in a fixed order, and
+    a process computes with one thread. Slower; without it, processes agree up to rounding."""
     checkpoint_every: int = 500
     """Steps between two checkpoints."""
     size: Literal["tiny", "small", "base", "large"] | None = None
@@ -220,6 +225,7 @@ def check(settings: TrainPrior) -> None:
         ("model.intermediate-size", m.intermediate_size),
     ):
         _integer(name, value, 1, leave_out)
+    _integer("gradient-accumulation-steps", s.gradient_accumulation_steps, 1, leave_out)
     _integer("seed", s.seed, 0, "use a number from 0 to 2**63 - 1")
     _integer("warmup-steps", s.warmup_steps, 0, leave_out)
     if s.lora_rank is not None and s.lora_rank > MAX_LORA_RANK:

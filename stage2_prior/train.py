@@ -25,6 +25,7 @@ from stage2_prior.settings import TINY_ROWS, CodeFacts, TrainPrior, check, given
 from vq_prior.core.artifacts import new_folder, remove
 from vq_prior.core.code_store import CodeStore
 from vq_prior.core.errors import ArtifactError, NumericError, Stopped, UsageError
+from vq_prior.core.gradients import StepSums
 from vq_prior.core.identity import require_same_codec
 from vq_prior.core.locks import releasing
 from vq_prior.core.media import picture_grid, to_pixels
@@ -33,6 +34,7 @@ from vq_prior.core.randomness import batch_rows
 from vq_prior.core.records import TrainingRecord, command_line, write_record
 from vq_prior.core.runs import RunLog, open_run, require_free_space, run_config
 from vq_prior.core.runtime import Runtime, has_native_bf16, start_runtime, stop_flag, sum_over_processes, unwrap
+from vq_prior.core.shards import TreeSum
 from vq_prior.core.spec import Codec
 
 EVAL_ROWS_PER_CALL = 128
@@ -62,7 +64,7 @@ def train_prior(settings: TrainPrior, codec: Codec | None = None, base: CausalPr
         raise UsageError("train_prior reads codes; extract those of the images first and give codes instead of data")
     if base is None and settings.from_model is not None:
         base = open_base(settings)
-    runtime = start_runtime(settings.precision)
+    runtime = start_runtime(settings.precision, reproducible=settings.reproducible)
     store, validation = CodeStore.open(settings.codes, "train"), CodeStore.open(settings.codes, "validation")
     store.verify()
     if not len(validation):
@@ -77,10 +79,7 @@ def train_prior(settings: TrainPrior, codec: Codec | None = None, base: CausalPr
     runtime = at_default_precision(runtime, settings, len(store))
     runtime.say(runtime.describe())
     settings = dataclasses.replace(resolve(settings, facts, runtime.device.type), precision=runtime.precision)
-    if given(settings.batch_size) < runtime.num_processes:
-        raise UsageError(
-            f"--batch-size must be at least the number of processes, {runtime.num_processes}, got {settings.batch_size}"
-        )
+    runtime.require_rows(given(settings.batch_size), settings.gradient_accumulation_steps)
     training = prepare(settings, runtime, store, validation, codec, base)
     if settings.dry_run:
         seconds = min(_timed(update, training) for _ in range(3))
@@ -128,26 +127,30 @@ def _require_same_codes(base: CausalPrior, stores: Sequence[CodeStore], codes: P
             Sequences.read(store, base.layout).batch(slice(None))
 
 
-def batch_loss(t: Training, step: int) -> Tensor:
-    """Return this process's part of the mean nats per token of the global batch of one step.
+def passes(t: Training, step: int) -> StepSums:
+    """Do the forward and backward passes of one step; every parameter's gradient is that of `train_nats`.
 
-    Scaled by W, so that the mean over processes of its gradient is that of the whole batch however it is cut. The
-    softmax is over the ids legal at each position; class and null tokens take no probability.
+    `train_nats` is the mean nats per token of the global batch. The softmax is over the ids legal at each position;
+    class and null tokens take no probability.
     """
     s, layout, batch_size = t.settings, t.prior.layout, given(t.settings.batch_size)
     tokens, labels = t.train.batch(batch_rows(len(t.train), batch_size, s.seed, step))
     if layout.num_classes:
         labels = drop_labels(labels, layout, rate=given(s.label_dropout), seed=s.seed, step=step)
     inputs = drop_tokens(shifted(layout, tokens, labels), layout, rate=given(s.token_dropout), seed=s.seed, step=step)
-    share = t.runtime.share(batch_size)
-    inputs, tokens = (part[share].to(t.runtime.device, non_blocking=True) for part in (inputs, tokens))
-    return token_nats(layout, t.model(inputs), tokens).sum() * (
-        t.runtime.num_processes / (batch_size * layout.num_tokens)
-    )
+    sums, pieces = StepSums(t.runtime, t.model), t.runtime.pieces(batch_size, s.gradient_accumulation_steps)
+    t.prior.model.zero_grad(set_to_none=True)
+    for piece in pieces:
+        given_tokens, wanted = (part[piece].to(t.runtime.device, non_blocking=True) for part in (inputs, tokens))
+        with sums.piece(last=piece is pieces[-1]):
+            nats = token_nats(layout, t.model(given_tokens), wanted).sum() / (batch_size * layout.num_tokens)
+            (nats * t.runtime.gradient_scale).backward()
+        sums.add({"train_nats": nats})
+    return sums
 
 
-def update(t: Training) -> Tensor:
-    """Do one optimiser step and return this process's part of the loss, detached.
+def update(t: Training) -> dict[str, Tensor]:
+    """Do one optimiser step and return this process's part of what was measured on the way, detached.
 
     Raises:
         NumericError: Before the update, if the loss or the gradient is not finite.
@@ -162,19 +165,16 @@ def update(t: Training) -> Tensor:
     )
     for optimizer in t.optimizers.values():
         set_learning_rate(optimizer, rate)
-    loss = batch_loss(t, t.step)
-    t.prior.model.zero_grad(set_to_none=True)
-    loss.backward()
+    measured = passes(t, t.step).finish()
     norm = nn.utils.clip_grad_norm_(t.prior.model.parameters(), s.max_grad_norm)
     if not bool(torch.isfinite(norm)):
-        raise NumericError(
-            f"the gradient of step {t.step + 1} is not finite (loss {float(loss.detach()):.4g}); lower --learning-rate"
-        )
+        nats = float(sum_over_processes(measured["train_nats"]))
+        raise NumericError(f"the gradient of step {t.step + 1} is not finite (loss {nats:.4g}); lower --learning-rate")
     for optimizer in t.optimizers.values():
         optimizer.step()
     t.step += 1
     t.average.update(t.prior.model, t.step)
-    return loss.detach()
+    return measured
 
 
 def run_steps(t: Training) -> None:
@@ -185,7 +185,7 @@ def run_steps(t: Training) -> None:
     with stop_flag() as stop:
         try:
             while not t.done():
-                t.window.add({"train_nats": update(t) / t.runtime.num_processes})
+                t.window.add(update(t))
                 t.window.steps += 1
                 log.advance()
                 measure = t.step % eval_every == 0 or t.step == steps
@@ -215,18 +215,22 @@ def held_out_loss(t: Training) -> float:
     the new data not at all, and the weights that are kept must do both.
     """
     model, layout, device = unwrap(t.model), t.prior.layout, t.runtime.device
-    mine = range(len(t.held_out))[t.runtime.share(len(t.held_out))]
     both = t.settings.from_model is not None and layout.num_classes > 0 and t.prior.unconditional
-    total = torch.zeros((), dtype=torch.float64)
+    sums = TreeSum()
     with torch.no_grad():
-        for first in range(mine.start, mine.stop, EVAL_ROWS_PER_CALL):
-            tokens, labels = t.held_out.batch(slice(first, min(first + EVAL_ROWS_PER_CALL, mine.stop)))
-            prompts = [labels, torch.full_like(labels, layout.null_label)] if both else [labels]
-            for labels in prompts:
-                inputs, wanted = shifted(layout, tokens, labels).to(device), tokens.to(device)
-                total += token_nats(layout, model(inputs), wanted).double().sum().cpu() / len(prompts)
-    total = sum_over_processes(total.to(device) if device.type != "mps" else total)
-    return float(total) / (len(t.held_out) * layout.num_tokens)
+        for piece in t.runtime.pieces(len(t.held_out)):
+            total = torch.zeros((), dtype=torch.float64)
+            for first in range(piece.start, piece.stop, EVAL_ROWS_PER_CALL):
+                tokens, labels = t.held_out.batch(slice(first, min(first + EVAL_ROWS_PER_CALL, piece.stop)))
+                prompts = [labels, torch.full_like(labels, layout.null_label)] if both else [labels]
+                for labels in prompts:
+                    inputs, wanted = shifted(layout, tokens, labels).to(device), tokens.to(device)
+                    total += token_nats(layout, model(inputs), wanted).double().sum().cpu() / len(prompts)
+            sums.add(total)
+    whole = sums.total()
+    assert whole is not None
+    whole = sum_over_processes(whole.to(device) if device.type != "mps" else whole)
+    return float(whole) / (len(t.held_out) * layout.num_tokens)
 
 
 def evaluate(t: Training) -> dict[str, float]:
@@ -301,15 +305,14 @@ def finish(t: Training, record: TrainingRecord) -> None:
     t.runtime.barrier()
 
 
-def _without_update(t: Training) -> Tensor:
-    """Do the passes of a step and return the loss; nothing of them is kept."""
-    loss = batch_loss(t, t.step)
-    loss.backward()
+def _without_update(t: Training) -> dict[str, Tensor]:
+    """Do the passes of a step and return what was measured; nothing of them is kept."""
+    measured = passes(t, t.step).finish()
     t.prior.model.zero_grad(set_to_none=True)
-    return loss.detach()
+    return measured
 
 
-def _timed(function: Callable[[Training], Tensor], t: Training) -> float:
+def _timed(function: Callable[[Training], dict[str, Tensor]], t: Training) -> float:
     begin = time.perf_counter()
-    float(function(t))
+    float(function(t)["train_nats"])
     return time.perf_counter() - begin

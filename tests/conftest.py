@@ -1,6 +1,7 @@
 """What every test shares: one thread, no network, and the real command line."""
 
 import os
+import random
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -74,21 +75,69 @@ def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warm]:
         yield process
 
 
-@pytest.fixture(scope="session")
-def launch_two() -> Callable[..., None]:
-    """Run a Python text on two processes of the launcher, and expect it to succeed: `launch_two(text, folder, ...)`."""
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add `--fault R2`: only the tests of this row of docs/reliability.md, or of this fault."""
+    parser.addoption("--fault", help="only the tests that `pytest.mark.fault` gives this name, F1 to F44 or R1 to R16")
 
-    def launch(text: str, folder: Path, *arguments: object) -> None:
-        script = folder / "two_processes.py"
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep the tests of `--fault` alone."""
+    wanted = config.getoption("--fault")
+    if wanted:
+        chosen = [item for item in items if any(wanted in mark.args for mark in item.iter_markers("fault"))]
+        config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+        items[:] = chosen
+
+
+SEED = int(os.environ.get("VQ_PRIOR_FAULT_SEED", "0")) or random.SystemRandom().randrange(1, 10**6)
+IN_FULL = os.environ.get("VQ_PRIOR_FAULTS") == "full"
+
+
+class Faults:
+    """How often and with what luck a test plants its faults.
+
+    Attributes:
+        full: Whether this is a run at full count, not one of CI.
+        rng: Of this test; the seed is printed and kept with the result. VQ_PRIOR_FAULT_SEED gives the same again.
+    """
+
+    def __init__(self, name: str, record: Callable[[str, object], None]) -> None:
+        self.full, self._record = IN_FULL, record
+        self.rng = random.Random(f"{SEED} {name}")
+        record("seed", SEED)
+        print(f"VQ_PRIOR_FAULT_SEED={SEED}")
+
+    def number(self, ci: int, full: int) -> int:
+        """Return how many faults to plant."""
+        return full if self.full else ci
+
+    def planted(self, count: int) -> None:
+        """Note how many were planted and survived."""
+        self._record("count", count)
+        print(f"{count} faults survived")
+
+
+@pytest.fixture
+def faults(request: pytest.FixtureRequest, record_property: Callable[[str, object], None]) -> Faults:
+    """Numbers and luck of a test that plants faults."""
+    return Faults(request.node.name, record_property)
+
+
+@pytest.fixture(scope="session")
+def launch() -> Callable[..., None]:
+    """Run a Python text on processes of the launcher, and expect it to succeed: `launch(text, folder, ...)`."""
+
+    def launch(text: str, folder: Path, *arguments: object, processes: int = 2, timeout: float = 120) -> None:
+        script = folder / "several_processes.py"
         script.write_text(text)
-        command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2"]
+        command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", f"--num_processes={processes}"]
         command += ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"]
         done = subprocess.run(
             [*command, str(script), str(folder), *map(str, arguments)],
             env=clean_environment(ACCELERATE_USE_CPU="1"),
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=timeout,
             check=False,
         )
         assert done.returncode == 0, done.stderr

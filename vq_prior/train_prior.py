@@ -46,7 +46,7 @@ def train_prior(settings: TrainPrior) -> None:
     with _codes_there(settings) as settings:
         assert settings.codes is not None
         codec = codec or codec_for(codec_folder, CodeStore.open(settings.codes).spec)
-        runtime = start_runtime(settings.precision)
+        runtime = start_runtime(settings.precision, reproducible=settings.reproducible)
         for note in codec.notes:
             runtime.say(note)
         train(settings, codec=codec, base=base)

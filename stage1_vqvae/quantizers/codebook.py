@@ -17,6 +17,7 @@ from stage1_vqvae.quantizers.entropy import codebook_entropy
 from stage1_vqvae.quantizers.gradients import ESTIMATORS
 from stage1_vqvae.quantizers.lookup import draw_rows, kmeans, nearest_codes, sums_by_code
 from vq_prior.core.runtime import gather_rows, sum_over_processes
+from vq_prior.core.shards import TreeSum
 
 
 class CodebookQuantizer(Quantizer):
@@ -107,21 +108,21 @@ class BatchStatistics:
     """
 
     def __init__(self) -> None:
-        self._table: Tensor | None = None
+        self._table = TreeSum()
         self._seen: list[Tensor] = []
 
     def add(self, vectors: Tensor, codes: Tensor, num_codes: int) -> None:
         """Take in vectors [N, D] and their codes [N]."""
-        table = sums_by_code(vectors, codes, num_codes)
-        self._table = table if self._table is None else self._table + table
+        self._table.add(sums_by_code(vectors, codes, num_codes))
         self._seen.append(vectors)
 
     def take(self, codebook: Tensor) -> tuple[Tensor, Tensor]:
         """Return the table [K, 1 + D] of all processes and this process's vectors [N, D], and forget them."""
         K, D = codebook.shape
-        table = sum_over_processes(codebook.new_zeros((K, 1 + D)) if self._table is None else self._table)
+        mine = self._table.total()
+        table = sum_over_processes(codebook.new_zeros((K, 1 + D)) if mine is None else mine)
         seen = self._seen[0] if len(self._seen) == 1 else torch.cat([codebook.new_zeros((0, D)), *self._seen])
-        self._table, self._seen = None, []
+        self._table, self._seen = TreeSum(), []
         return table, seen
 
 

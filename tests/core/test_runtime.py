@@ -67,10 +67,10 @@ leave_runtime(0)
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory, launch_two):
+def two(tmp_path_factory, launch):
     """What each of two processes saw, by rank."""
     folder = tmp_path_factory.mktemp("two")
-    launch_two(TWO_PROCESSES, folder)
+    launch(TWO_PROCESSES, folder)
     assert not list(folder.glob("*.taken_down"))  # beside a process group's threads that would abort now and then
     return {rank: json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1)}
 

@@ -61,10 +61,10 @@ leave_runtime(0)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, launch_two, request):
+def folder(tmp_path_factory, launch, request):
     """What each of two processes ended with."""
     folder = tmp_path_factory.mktemp("two")
-    launch_two(IN_TWO_PROCESSES, folder, request.path.parent)
+    launch(IN_TWO_PROCESSES, folder, request.path.parent)
     return folder
 
 
@@ -98,8 +98,8 @@ leave_runtime(0)
 """
 
 
-def test_codebooks_one_ulp_apart_are_found_on_every_process(tmp_path, launch_two):
-    launch_two(ONE_ULP_APART, tmp_path)
+def test_codebooks_one_ulp_apart_are_found_on_every_process(tmp_path, launch):
+    launch(ONE_ULP_APART, tmp_path)
     for process in (0, 1):
         assert (
             (tmp_path / f"told-{process}").read_text().startswith("the codebook of process 1 is not that of process 0")

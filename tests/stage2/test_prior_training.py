@@ -121,7 +121,7 @@ def test_a_run_cut_anywhere_ends_in_the_same_bits(
     train_prior(tiny(code_store, tmp_path / "whole", optimizer=optimizer))
     update, done = train.update, []
 
-    def cut(training: run.Training) -> torch.Tensor:
+    def cut(training: run.Training) -> dict[str, torch.Tensor]:
         if len(done) == stop_after:
             raise KeyboardInterrupt  # nothing after this moment is written, as if the process were gone
         done.append(1)
@@ -139,6 +139,17 @@ def test_a_run_cut_anywhere_ends_in_the_same_bits(
         for name, tensors in getattr(last[0], group).items():
             for key, tensor in tensors.items():
                 assert torch.equal(tensor, getattr(last[1], group)[name][key])
+
+
+def test_accumulated_steps_follow_whole_ones(code_store: Path, tmp_path: Path) -> None:
+    weights = []
+    for pieces in (1, 3):
+        settings = tiny(code_store, tmp_path / str(pieces), gradient_accumulation_steps=pieces, precision="fp32")
+        weights.append(load_prior(train_prior(settings)).model.state_dict())
+    for name, weight in weights[0].items():
+        torch.testing.assert_close(weights[1][name], weight, rtol=1e-3, atol=1e-5)
+    with pytest.raises(UsageError, match="at least 9, one row for each process and accumulation step, got 8"):
+        train_prior(tiny(code_store, tmp_path / "many", gradient_accumulation_steps=9))
 
 
 def test_muon_moves_the_matrices_of_the_blocks_and_adamw_the_rest(code_store: Path, tmp_path: Path) -> None:
@@ -204,8 +215,14 @@ def test_it_stops_early_and_keeps_the_best(
 def test_a_gradient_that_is_not_finite_stops_before_the_update(
     code_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loss = train.batch_loss
-    monkeypatch.setattr(train, "batch_loss", lambda t, step: loss(t, step) * (float("nan") if step == 5 else 1.0))
+    def spoil(t, step):
+        sums = passes(t, step)
+        if step == 5:
+            next(t.prior.model.parameters()).grad.view(-1)[0] = float("nan")
+        return sums
+
+    passes = train.passes
+    monkeypatch.setattr(train, "passes", spoil)
     with pytest.raises(NumericError, match="step 6 is not finite"):
         train_prior(tiny(code_store, tmp_path))
     assert not (tmp_path / "prior").exists()

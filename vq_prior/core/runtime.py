@@ -4,6 +4,7 @@ Accelerate starts and joins the processes; what a step sees and what is saved
 stay ours. Letters: W number of processes.
 """
 
+import itertools
 import os
 import signal
 import sys
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from vq_prior.core.errors import EnvironmentFault, NumericError, UsageError, tell
 from vq_prior.core.identity import content_id
+from vq_prior.core.shards import NUM_SHARDS, TreeSum
 from vq_prior.core.watchdog import Watchdog, watch_over
 
 Precision = Literal["fp32", "bf16"]
@@ -31,10 +33,12 @@ class Runtime:
     Attributes:
         accelerator: The `accelerate.Accelerator` that launched or joined the processes.
         precision: Autocast dtype of the forward passes; weights stay float32.
+        reproducible: Whether training gives the same bits on 1, 2, 4 and 8 processes.
     """
 
     accelerator: Any
     precision: Precision
+    reproducible: bool = False
 
     @property
     def device(self) -> torch.device:
@@ -61,6 +65,43 @@ class Runtime:
         first = total * self.process_index // self.num_processes
         return slice(first, total * (self.process_index + 1) // self.num_processes)
 
+    def pieces(self, total: int, count: int = 1) -> list[slice]:
+        """Return the consecutive pieces in which this process works through its share of `total` rows.
+
+        Their sizes are one apart at most; none is empty while there are rows enough.
+
+        Args:
+            total: Rows of all processes.
+            count: Pieces of a process. A reproducible run has its own: the logical shards of this process.
+        """
+        count = NUM_SHARDS // self.num_processes if self.reproducible else count
+        share = self.share(total)
+        if not self.reproducible:
+            rows = share.stop - share.start
+            count = max(1, min(count, rows))
+            cuts = [share.start + rows * n // count for n in range(count + 1)]
+        else:
+            first = self.process_index * count
+            cuts = [total * shard // NUM_SHARDS for shard in range(first, first + count + 1)]
+        return [slice(start, stop) for start, stop in itertools.pairwise(cuts)]
+
+    def require_rows(self, batch_size: int, accumulation_steps: int) -> None:
+        """Raise `UsageError` unless a batch has a row for every piece of every process."""
+        if self.reproducible and accumulation_steps > 1:
+            raise UsageError(
+                f"--reproducible works through {NUM_SHARDS} shards of a batch one by one; "
+                f"leave out --gradient-accumulation-steps {accumulation_steps}"
+            )
+        least = NUM_SHARDS if self.reproducible else self.num_processes * accumulation_steps
+        if batch_size < least:
+            piece = "logical shard" if self.reproducible else "process and accumulation step"
+            raise UsageError(f"--batch-size must be at least {least}, one row for each {piece}, got {batch_size}")
+
+    @property
+    def gradient_scale(self) -> int:
+        """By what to multiply a loss so that gradients, averaged over W processes or not, are those of the sum."""
+        return 1 if self.reproducible else self.num_processes
+
     def say(self, line: str) -> None:
         """Print a line on stdout, on the main process only."""
         if self.is_main:
@@ -77,10 +118,11 @@ class Runtime:
     def wrap(self, module: nn.Module) -> nn.Module:
         """Return `module` on this process's device, wrapped so that gradients are averaged over processes.
 
-        Buffers are never broadcast: statistics are summed where they are computed.
+        Buffers are never broadcast: statistics are summed where they are computed. Reproducible gradients are not
+        averaged here but summed by `StepSums`.
         """
         module.to(self.device)
-        if self.num_processes == 1:
+        if self.num_processes == 1 or self.reproducible:
             return module
         from torch.nn.parallel import DistributedDataParallel
 
@@ -92,7 +134,8 @@ class Runtime:
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
         threads = f" ({torch.get_num_threads()} threads each)" if self.device.type == "cpu" else ""
         plural = "process" if self.num_processes == 1 else "processes"
-        return f"device {name}{threads}, precision {self.precision}, {self.num_processes} {plural}"
+        mode = ", reproducible" if self.reproducible else ""
+        return f"device {name}{threads}, precision {self.precision}, {self.num_processes} {plural}{mode}"
 
 
 def has_native_bf16(device_type: str) -> bool:
@@ -104,14 +147,17 @@ def has_native_bf16(device_type: str) -> bool:
     return bool(asked.get("avx512_bf16") or asked.get("amx_bf16"))
 
 
-def start_runtime(precision: Precision | None = None) -> Runtime:
+def start_runtime(precision: Precision | None = None, *, reproducible: bool = False) -> Runtime:
     """Join the processes of this launch and return this one's place.
 
     Args:
         precision: None chooses bf16 on a GPU that has it and fp32 elsewhere.
+        reproducible: Whether training has to give the same bits on 1, 2, 4 and 8 processes. Each then computes with
+            one thread (the order of a sum depends on their number), on a GPU with deterministic kernels.
 
     Raises:
         EnvironmentFault: If the launcher's WORLD_SIZE and the processes that really joined differ.
+        UsageError: If the number of processes cannot be reproducible, or the device has not this precision.
     """
     from accelerate import Accelerator
     from accelerate.utils import DataLoaderConfiguration
@@ -129,7 +175,22 @@ def start_runtime(precision: Precision | None = None) -> Runtime:
         precision = "bf16" if device.type == "cuda" and has_native_bf16("cuda") else "fp32"
     if precision == "bf16" and device.type == "mps":
         raise UsageError("precision bf16 is not available on mps; use fp32")
-    return Runtime(accelerator, precision)
+    if reproducible:
+        _fix_order(accelerator.num_processes, device)
+    return Runtime(accelerator, precision, reproducible)
+
+
+def _fix_order(num_processes: int, device: torch.device) -> None:
+    """Make this process compute the same bits as any other of a run with another number of processes."""
+    if NUM_SHARDS % num_processes:
+        raise UsageError(
+            f"--reproducible cuts a batch into {NUM_SHARDS} shards and runs on 1, 2, 4 or 8 processes, "
+            f"got {num_processes}"
+        )
+    torch.set_num_threads(1)
+    if device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 _watchdogs: list[Watchdog] = []
@@ -160,18 +221,48 @@ def leave_runtime(exit_code: int) -> None:
         os._exit(exit_code)
 
 
+_alone = False
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Make sums and gathered rows those of this process, for the length of a block."""
+    global _alone
+    former, _alone = _alone, True
+    try:
+        yield
+    finally:
+        _alone = former
+
+
+def _has_others() -> bool:
+    return not _alone and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
 def sum_over_processes(tensor: Tensor) -> Tensor:
-    """Return the sum of `tensor` over all processes, the same on each; the input is left alone."""
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+    """Return the sum of `tensor` over all processes, the same on each; the input is left alone.
+
+    Up to `NUM_SHARDS` processes are added in the order of a `TreeSum`.
+    """
+    if not _has_others():
         return tensor
-    total = tensor.clone()
-    dist.all_reduce(total)
-    return total
+    if dist.get_world_size() > NUM_SHARDS:
+        total = tensor.clone()
+        dist.all_reduce(total)
+        return total
+    parts = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, tensor.contiguous())
+    tree = TreeSum()
+    for part in parts:
+        tree.add(part)
+    summed = tree.total()
+    assert summed is not None
+    return summed
 
 
 def gather_rows(tensor: Tensor) -> Tensor:
     """Return the rows `[n, ...]` of all processes in process order; the counts may differ."""
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+    if not _has_others():
         return tensor
     counts = torch.zeros(dist.get_world_size(), dtype=torch.int64, device=tensor.device)
     counts[dist.get_rank()] = tensor.shape[0]

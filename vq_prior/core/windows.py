@@ -44,6 +44,8 @@ class Window:
     def state(self) -> dict[str, Any]:
         """Return the window as JSON values, the same on every process; every process must call it."""
         sums = {name: gather_rows(total.reshape(1)).tolist() for name, total in sorted(self._sums.items())}
+        if self._runtime.reproducible:  # the first process has the sums, the others have none
+            sums = {name: parts[:1] for name, parts in sums.items()}
         return {"steps": self.steps, "sums": sums, "counts": self.counts.state()}
 
     def load(self, state: Mapping[str, Any] | None) -> None:
