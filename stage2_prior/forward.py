@@ -8,7 +8,7 @@ backward pass: left to autograd, it takes as long as they do. The logits are tho
 Letters: R rows, S positions, D width, H query heads, G key-value heads, d head width, V vocabulary.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -68,18 +68,25 @@ class Packed:
 
 def pack(model: nn.Module, dtype: torch.dtype = torch.float32) -> Packed:
     """Return the packed weights of a stock model, the matrices in `dtype`; adapters (LoRA) are added to them."""
+    w = _pack_ends(model, dtype)
+    layers: Any = model.model.layers  # type: ignore[union-attr]
+    return replace(w, blocks=tuple(_pack_block(layer, w, dtype) for layer in layers))
+
+
+def _pack_ends(model: nn.Module, dtype: torch.dtype) -> Packed:
+    """Return what is packed but the blocks."""
     config: Any = model.config
     body: Any = model.model
     H, G = config.num_attention_heads, config.num_key_value_heads
     d = getattr(config, "head_dim", None) or config.hidden_size // H
     head = model.get_output_embeddings().weight * body.norm.weight  # type: ignore[operator]
     rotation = _rotation(config.max_position_embeddings, d, config.rope_parameters["rope_theta"], head.device)
-    blocks = tuple(_block(layer, H, G, d, dtype) for layer in body.layers)
-    return Packed(body.embed_tokens.weight, blocks, head.to(dtype), rotation, H, G, config.rms_norm_eps)
+    return Packed(body.embed_tokens.weight, (), head.to(dtype), rotation, H, G, config.rms_norm_eps)
 
 
-def _block(layer: Any, H: int, G: int, d: int, dtype: torch.dtype) -> Block:
+def _pack_block(layer: Any, w: Packed, dtype: torch.dtype) -> Block:
     a, m = layer.self_attn, layer.mlp
+    H, G, d = w.num_heads, w.num_groups, w.head_dim
     q, k = (_in_pairs(_matrix(projection), d) for projection in (a.q_proj, a.k_proj))
     qkv = torch.cat([q, k, _matrix(a.v_proj)]) * layer.input_layernorm.weight
     gate_up = torch.cat([_matrix(m.gate_proj), _matrix(m.up_proj)]) * layer.post_attention_layernorm.weight
@@ -196,11 +203,24 @@ def _block_output(x: Tensor, block: Block, w: Packed) -> Tensor:
     return x + linear(gated, block.down)
 
 
+class _Layer(nn.Module):
+    """One block of the stock model as training runs it; what FSDP2 gathers and lets go of at a time."""
+
+    def __init__(self, layer: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.layer, self.dtype = layer, dtype
+
+    def forward(self, x: Tensor, w: Packed) -> Tensor:
+        """Return what the block makes of x [R, S, D]."""
+        return _block_output(x, _pack_block(self.layer, w, self.dtype), w)
+
+
 class SequenceModel(nn.Module):
-    """A stock model as training runs it, and what data parallelism wraps: tokens [R, S] -> logits [R, S, V].
+    """A stock model as training runs it, and what parallelism wraps: tokens [R, S] -> logits [R, S, V].
 
     Attributes:
         stock: The model; the parameters are its own.
+        layers: Its blocks.
         dtype: Of the matrices and the products.
         checkpointing: Whether each block is computed again for its backward pass, instead of kept (Chen et al. 2016).
     """
@@ -208,17 +228,25 @@ class SequenceModel(nn.Module):
     def __init__(self, stock: nn.Module, dtype: torch.dtype, *, checkpointing: bool = False) -> None:
         super().__init__()
         self.stock, self.dtype, self.checkpointing = stock, dtype, checkpointing
+        layers: Any = stock.model.layers  # type: ignore[union-attr]
+        self.layers = nn.ModuleList(_Layer(layer, dtype) for layer in layers)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return the logits of whole sequences (prompt first)."""
-        return logits(
-            pack(self.stock, self.dtype), tokens, checkpointing=self.checkpointing and torch.is_grad_enabled()
-        )
+        w, again = _pack_ends(self.stock, self.dtype), self.checkpointing and torch.is_grad_enabled()
+        x = F.embedding(tokens, w.embedding)
+        for layer in self.layers:
+            x = checkpoint(layer, x, w, use_reentrant=False) if again else layer(x, w)
+        return _head(x, w)
 
 
-def logits(w: Packed, tokens: Tensor, *, checkpointing: bool = False) -> Tensor:
+def _head(x: Tensor, w: Packed) -> Tensor:
+    return linear(_RMSNorm.apply(x, w.eps).to(w.head.dtype), w.head)
+
+
+def logits(w: Packed, tokens: Tensor) -> Tensor:
     """Return logits [R, S, V], in the dtype of the matrices, of whole sequences [R, S] (prompt first)."""
     x = F.embedding(tokens, w.embedding)
     for block in w.blocks:
-        x = checkpoint(_block_output, x, block, w, use_reentrant=False) if checkpointing else _block_output(x, block, w)
-    return linear(_RMSNorm.apply(x, w.eps).to(w.head.dtype), w.head)
+        x = _block_output(x, block, w)
+    return _head(x, w)

@@ -30,6 +30,8 @@ def memory_bytes(t: Training) -> int:
     trained = sum(p.numel() for p in t.prior.model.parameters() if p.requires_grad)
     # Weights, their average, the best of it, and packed for the passes; of the trained ones gradients and moments.
     state = 18 * parameters + (8 if s.optimizer == "muon" else 12) * trained
+    if s.fsdp:
+        state //= t.runtime.num_processes
     layers, block = given(m.num_layers), block_bytes(m, s.precision)
     kept = 4 * given(m.hidden_size) * layers + block if s.gradient_checkpointing else layers * block
     # Gradients take what they belong to once more: in the blocks one at a time.

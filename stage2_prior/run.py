@@ -20,6 +20,7 @@ from vq_prior.core.config import from_json
 from vq_prior.core.errors import ArtifactError
 from vq_prior.core.optim import adamw, load_optimizer_tensors, muon, optimizer_tensors
 from vq_prior.core.runtime import Runtime, full_state
+from vq_prior.core.sharding import gathered, like, shard
 from vq_prior.core.spec import Codec
 from vq_prior.core.windows import Window
 
@@ -106,7 +107,9 @@ def prepare(
     """Return a run at step 0 from resolved settings, starting from `base` if there is one; writes nothing."""
     prior = _starting_prior(settings, store, validation, base)
     dtype = torch.bfloat16 if runtime.precision == "bf16" else torch.float32
-    model = runtime.wrap(SequenceModel(prior.model.train(), dtype, checkpointing=settings.gradient_checkpointing))
+    passes = SequenceModel(prior.model.train(), dtype, checkpointing=settings.gradient_checkpointing)
+    sharded = settings.fsdp and runtime.num_processes > 1
+    model = shard(passes, passes.layers, runtime.device, runtime.num_processes) if sharded else runtime.wrap(passes)
     train = Sequences.read(store, prior.layout)
     held_out = Sequences.read(validation, prior.layout, max_rows=settings.eval_rows)
     return Training(
@@ -163,18 +166,16 @@ def _starting_prior(
 def save(t: Training) -> None:
     """Write a checkpoint of the present step."""
     state = {"progress": dataclasses.asdict(t.progress), "window": t.window.state()}
-    if t.runtime.is_main:
-        averages = {"ema": t.average.tensors} | ({"best": t.best} if t.best else {})
-        checkpoint = Checkpoint(
-            t.step,
-            modules={"prior": full_state(t.prior.model)},
-            optimizers={name: optimizer_tensors(each, t.prior.model) for name, each in t.optimizers.items()},
-            averages={
-                name: {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-                for name, tensors in averages.items()
-            },
-            state=state,
-        )
+    averages = {"ema": t.average.tensors} | ({"best": t.best} if t.best else {})
+    mine = t.runtime.is_main
+    checkpoint = Checkpoint(
+        t.step,
+        modules={"prior": full_state(t.prior.model, keep=mine)},
+        optimizers={name: optimizer_tensors(each, t.prior.model, keep=mine) for name, each in t.optimizers.items()},
+        averages={name: gathered(tensors, keep=mine) for name, tensors in averages.items()},
+        state=state,
+    )
+    if mine:
         save_checkpoint(t.folder / "checkpoints", checkpoint)
     t.runtime.barrier()
 
@@ -199,11 +200,12 @@ def resume(t: Training) -> None:
             raise ArtifactError(f"{where}: the tensors of {name!r} are not those of this model")
     if "ema" not in averages:
         raise ArtifactError(f"{where}: the averaged weights are missing")
-    t.prior.model.load_state_dict(weights)
+    present = t.prior.model.state_dict()
+    t.prior.model.load_state_dict({name: like(tensor, present[name]) for name, tensor in weights.items()})
     for name, optimizer in t.optimizers.items():
         load_optimizer_tensors(optimizer, t.prior.model, checkpoint.optimizers.get(name, {}), where)
     t.average.load(averages["ema"])
-    t.best = {name: tensor.to(t.runtime.device) for name, tensor in averages.get("best", {}).items()}
+    t.best = {name: like(tensor, present[name]) for name, tensor in averages.get("best", {}).items()}
     t.progress, t.step = from_json(Progress, checkpoint.state.get("progress"), f"{where}: progress"), checkpoint.step
     t.window.load(checkpoint.state.get("window"))
     if t.runtime.is_main and not t.done():

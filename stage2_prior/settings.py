@@ -105,7 +105,7 @@ class TrainPrior:
     """Share of the input tokens replaced by the null token while training; left out: chosen for the data."""
     optimizer: Literal["adamw", "muon"] | None = None
     """Optimiser of the matrices in the blocks; embeddings, output layer and norms have AdamW. Left out: muon on a CPU
-    from 20,000 rows on; else, and when fine-tuning, adamw."""
+    from 20,000 rows on; else, when fine-tuning and with --fsdp, adamw."""
     weight_decay: float = 0.1
     """Decoupled weight decay of the matrices."""
     average_decay: float | None = None
@@ -117,6 +117,9 @@ class TrainPrior:
     gradient_checkpointing: bool = False
     """Compute each block again for its backward pass instead of keeping what it computed: less memory, a third more
     time."""
+    fsdp: bool = False
+    """Cut weights, gradients and optimiser state over the processes (FSDP2), for a prior whose training does not fit
+    into one; what is saved is the same. A launcher whose file says FSDP asks for it, too."""
     max_grad_norm: float = 1.0
     """Gradients with a larger norm are scaled down to it."""
     log_every: int | None = None
@@ -207,6 +210,10 @@ def check(settings: TrainPrior) -> None:
     _check_sources(settings)
     require_tracker(settings.report_to)
     s, m = settings, settings.model
+    if s.fsdp:
+        together = {"lora": s.lora, "optimizer muon": s.optimizer == "muon", "reproducible": s.reproducible}
+        for other in [flag for flag, asked in together.items() if asked]:
+            raise UsageError(f"--fsdp does not go with --{other}; leave out one of them")
     leave_out = "change it or leave it out"
     for name, value in (
         ("steps", s.steps),
@@ -339,7 +346,7 @@ def resolve(settings: TrainPrior, facts: CodeFacts, device_type: str) -> TrainPr
     batch_size = settings.batch_size or (32 if small or tiny else 256)
     eval_every = settings.eval_every or (100 if small or tiny else 1000)
     many = facts.num_rows >= MANY_ROWS
-    optimizer = settings.optimizer or ("muon" if small and many else "adamw")
+    optimizer = settings.optimizer or ("muon" if small and many and not settings.fsdp else "adamw")
     peak = 1.2e-2 if optimizer == "muon" else 3e-3
     default_steps = max(700, min(13 * facts.num_rows // batch_size, 3000 if small else 100_000))
     return dataclasses.replace(

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from math import isfinite
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from stage2_prior.calibrate import calibrate
 from stage2_prior.fine_tuning import architecture_of, merged, open_base, prior_id
 from stage2_prior.layout import SequenceLayout
 from stage2_prior.plan import plan_lines, size_lines
-from stage2_prior.prior import CausalPrior, save_prior, shifted, token_nats
+from stage2_prior.prior import CausalPrior, model_of, save_prior, shifted, token_nats
 from stage2_prior.run import Progress, Training, prepare, resume, save, written_steps
 from stage2_prior.sampling import sample_tokens
 from stage2_prior.sequences import Sequences, drop_labels, drop_tokens
@@ -33,7 +34,17 @@ from vq_prior.core.optim import lr_at, set_learning_rate
 from vq_prior.core.randomness import batch_rows
 from vq_prior.core.records import TrainingRecord, command_line, write_record
 from vq_prior.core.runs import RunLog, open_run, require_free_space, run_config
-from vq_prior.core.runtime import Runtime, has_native_bf16, start_runtime, stop_flag, sum_over_processes, unwrap
+from vq_prior.core.runtime import (
+    Runtime,
+    cut,
+    has_native_bf16,
+    sharding_asked,
+    start_runtime,
+    stop_flag,
+    sum_over_processes,
+    unwrap,
+)
+from vq_prior.core.sharding import gathered, is_sharded, whole
 from vq_prior.core.shards import TreeSum
 from vq_prior.core.spec import Codec
 
@@ -76,6 +87,9 @@ def train_prior(settings: TrainPrior, codec: Codec | None = None, base: CausalPr
     layout = SequenceLayout.from_spec(store.spec, len(store.index.label_names) if store.labelled else 0)
     facts = CodeFacts(layout.num_tokens, layout.num_codes, len(store), None if base is None else architecture_of(base))
     command = command_line("train-prior", settings)
+    if sharding_asked() and not settings.fsdp:
+        settings = dataclasses.replace(settings, fsdp=True)
+        check(settings)
     runtime = at_default_precision(runtime, settings, len(store))
     runtime.say(runtime.describe())
     settings = dataclasses.replace(resolve(settings, facts, runtime.device.type), precision=runtime.precision)
@@ -166,7 +180,7 @@ def update(t: Training) -> dict[str, Tensor]:
     for optimizer in t.optimizers.values():
         set_learning_rate(optimizer, rate)
     measured = passes(t, t.step).finish()
-    norm = nn.utils.clip_grad_norm_(t.prior.model.parameters(), s.max_grad_norm)
+    norm = whole(nn.utils.clip_grad_norm_(t.prior.model.parameters(), s.max_grad_norm))
     if not bool(torch.isfinite(norm)):
         nats = float(sum_over_processes(measured["train_nats"]))
         raise NumericError(f"the gradient of step {t.step + 1} is not finite (loss {nats:.4g}); lower --learning-rate")
@@ -182,6 +196,10 @@ def run_steps(t: Training) -> None:
     s, steps = t.settings, given(t.settings.steps)
     eval_every, log_every, sample_every = given(s.eval_every), given(s.log_every), given(s.sample_every)
     log = RunLog(t.folder, step=t.step, steps=steps, is_main=t.runtime.is_main, report_to=s.report_to)
+    codec = t.codec
+    if codec is not None and is_sharded(next(t.prior.model.parameters())):
+        codec = None
+        log.say("no sample grids while training: no process holds the whole prior (--fsdp)")
     with stop_flag() as stop:
         try:
             while not t.done():
@@ -197,8 +215,8 @@ def run_steps(t: Training) -> None:
                 if values:
                     values["learning_rate"] = t.optimizers["adamw"].param_groups[0]["lr"]
                     log.write(t.step, values)
-                if t.codec is not None and t.runtime.is_main and (t.step % sample_every == 0 or t.done()):
-                    save_samples(t, t.codec, log)
+                if codec is not None and t.runtime.is_main and (t.step % sample_every == 0 or t.done()):
+                    save_samples(t, codec, log)
                 stopping = stop.agreed()
                 if t.step % s.checkpoint_every == 0 or t.done() or stopping:
                     save(t)
@@ -216,12 +234,14 @@ def held_out_loss(t: Training) -> float:
     """
     model, layout, device = unwrap(t.model), t.prior.layout, t.runtime.device
     both = t.settings.from_model is not None and layout.num_classes > 0 and t.prior.unconditional
-    sums = TreeSum()
+    sums, pieces = TreeSum(), t.runtime.pieces(len(t.held_out))
+    # As many calls on every process: where parameters are sharded, all gather them together.
+    calls = -(-len(t.held_out) // (t.runtime.num_processes * len(pieces) * EVAL_ROWS_PER_CALL))
     with torch.no_grad():
-        for piece in t.runtime.pieces(len(t.held_out)):
+        for piece in pieces:
             total = torch.zeros((), dtype=torch.float64)
-            for first in range(piece.start, piece.stop, EVAL_ROWS_PER_CALL):
-                tokens, labels = t.held_out.batch(slice(first, min(first + EVAL_ROWS_PER_CALL, piece.stop)))
+            for call in cut(piece, calls):
+                tokens, labels = t.held_out.batch(call)
                 prompts = [labels, torch.full_like(labels, layout.null_label)] if both else [labels]
                 for labels in prompts:
                     inputs, wanted = shifted(layout, tokens, labels).to(device), tokens.to(device)
@@ -268,12 +288,27 @@ def save_samples(t: Training, codec: Codec, log: RunLog) -> None:
     log.show(t.step, "samples", picture_grid(to_pixels(images), columns=columns))
 
 
+def best_prior(t: Training) -> CausalPrior | None:
+    """Return, on the main process, the prior with the best weights, a plain stock model; every process must call it."""
+    if is_sharded(next(t.prior.model.parameters())):
+        best = gathered(t.best, keep=t.runtime.is_main)
+        if not t.runtime.is_main:
+            return None
+        config: Any = t.prior.model.config
+        model = model_of(config).to(t.runtime.device)
+        model.load_state_dict(best)
+        return dataclasses.replace(t.prior, model=model.eval(), _decoders=None)
+    if not t.runtime.is_main:
+        return None
+    t.prior.model.load_state_dict(t.best)
+    t.prior.model.eval()
+    return merged(t.prior)
+
+
 def finish(t: Training, record: TrainingRecord) -> None:
     """Choose the sampling settings on held-out rows, write RUN/prior, and say how good it is."""
-    if t.runtime.is_main:
-        t.prior.model.load_state_dict(t.best)
-        t.prior.model.eval()
-        final = merged(t.prior)
+    final = best_prior(t)
+    if final is not None:
         tokens, labels = t.held_out.batch(slice(None))
         final.sampling = calibrate(final, tokens, labels).best
         final.trained_steps = t.step

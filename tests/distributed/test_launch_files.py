@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-FILES = ("one_gpu", "many_gpus", "two_machines", "two_processes_cpu")
+FILES = ("one_gpu", "many_gpus", "two_machines", "two_processes_cpu", "fsdp")
 
 
 @pytest.mark.parametrize("name", FILES)

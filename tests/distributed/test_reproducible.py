@@ -118,7 +118,6 @@ def test_pieces_cover_every_row_in_order_and_are_the_shards_of_the_whole_batch()
             cuts.append(pieces)
         assert all(pieces == cuts[0] for pieces in cuts)
     assert Runtime(_Place(), "fp32").pieces(10, 3) == [slice(0, 3), slice(3, 6), slice(6, 10)]
-    assert Runtime(_Place(), "fp32").pieces(0, 3) == [slice(0, 0)]
 
 
 def test_what_cannot_be_reproducible_is_refused(tmp_path, run_cli):

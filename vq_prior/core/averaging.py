@@ -6,6 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from vq_prior.core.sharding import like
+
 
 class WeightAverage:
     """The exponential moving average of every floating-point tensor of a module.
@@ -37,7 +39,7 @@ class WeightAverage:
         """Take over saved tensors; names and shapes must be those of the module."""
         assert tensors.keys() == self.tensors.keys()
         for name, tensor in tensors.items():
-            self.tensors[name].copy_(tensor)
+            self.tensors[name].copy_(like(tensor, self.tensors[name]))
 
     @contextmanager
     def swapped_into(self, module: nn.Module) -> Iterator[None]:

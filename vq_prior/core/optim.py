@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vq_prior.core.errors import ArtifactError
+from vq_prior.core.sharding import gathered, like
 
 Schedule = Literal["trapezoid", "cosine"]
 MOMENTS: dict[type, set[str]] = {torch.optim.AdamW: {"exp_avg", "exp_avg_sq"}, torch.optim.Muon: {"momentum_buffer"}}
@@ -67,13 +68,14 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) ->
         group["lr"] = learning_rate
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[str, Tensor]:
-    """Return the optimiser's state as flat tensors named `parameter/key`, on the host."""
-    flat = {}
-    for name, parameter in module.named_parameters():
-        for key, value in optimizer.state.get(parameter, {}).items():
-            flat[f"{name}/{key}"] = value.detach().cpu().contiguous().clone()
-    return flat
+def optimizer_tensors(optimizer: torch.optim.Optimizer, module: nn.Module, *, keep: bool = True) -> dict[str, Tensor]:
+    """Return the optimiser's state as flat tensors named `parameter/key`, whole and on the host; see `gathered`."""
+    state = {
+        f"{name}/{key}": value
+        for name, parameter in module.named_parameters()
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
+    return gathered(state, keep=keep)
 
 
 def load_optimizer_tensors(
@@ -99,5 +101,5 @@ def load_optimizer_tensors(
         if not fits or ("step" in state) != (type(optimizer) is torch.optim.AdamW):
             raise ArtifactError(f"{where}: the optimiser state of {name!r} does not fit its parameter")
         optimizer.state[parameter] = {
-            key: tensor if key == "step" else tensor.to(parameter.device) for key, tensor in state.items()
+            key: tensor if key == "step" else like(tensor, parameter) for key, tensor in state.items()
         }

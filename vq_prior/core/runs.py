@@ -27,6 +27,7 @@ from vq_prior.core.tracking import Tracker, TrackerName
 # What may differ between a run and its continuation, because the result does not depend on it.
 FREE_SETTINGS = frozenset(
     {"num_workers", "checkpoint_every", "fail_on_collapse", "data", "codes", "codec", "from_model", "out", "report_to"}
+    | {"fsdp"}
 )
 
 

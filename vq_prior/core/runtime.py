@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any, Literal
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from vq_prior.core.errors import EnvironmentFault, NumericError, UsageError, tell
 from vq_prior.core.identity import content_id
+from vq_prior.core.sharding import gathered
 from vq_prior.core.shards import NUM_SHARDS, TreeSum
 from vq_prior.core.watchdog import Watchdog, watch_over
 
@@ -68,22 +69,16 @@ class Runtime:
     def pieces(self, total: int, count: int = 1) -> list[slice]:
         """Return the consecutive pieces in which this process works through its share of `total` rows.
 
-        Their sizes are one apart at most; none is empty while there are rows enough.
+        Their sizes are one apart at most.
 
         Args:
             total: Rows of all processes.
             count: Pieces of a process. A reproducible run has its own: the logical shards of this process.
         """
-        count = NUM_SHARDS // self.num_processes if self.reproducible else count
-        share = self.share(total)
         if not self.reproducible:
-            rows = share.stop - share.start
-            count = max(1, min(count, rows))
-            cuts = [share.start + rows * n // count for n in range(count + 1)]
-        else:
-            first = self.process_index * count
-            cuts = [total * shard // NUM_SHARDS for shard in range(first, first + count + 1)]
-        return [slice(start, stop) for start, stop in itertools.pairwise(cuts)]
+            return cut(self.share(total), count)
+        count = NUM_SHARDS // self.num_processes
+        return cut(slice(0, total), NUM_SHARDS)[self.process_index * count : (self.process_index + 1) * count]
 
     def require_rows(self, batch_size: int, accumulation_steps: int) -> None:
         """Raise `UsageError` unless a batch has a row for every piece of every process."""
@@ -138,6 +133,17 @@ class Runtime:
         return f"device {name}{threads}, precision {self.precision}, {self.num_processes} {plural}{mode}"
 
 
+def cut(rows: slice, count: int) -> list[slice]:
+    """Return `count` consecutive pieces of some rows, their sizes one apart at most.
+
+    >>> cut(slice(10, 17), 3)
+    [slice(10, 12, None), slice(12, 14, None), slice(14, 17, None)]
+    """
+    many = rows.stop - rows.start
+    cuts = [rows.start + many * n // count for n in range(count + 1)]
+    return [slice(start, stop) for start, stop in itertools.pairwise(cuts)]
+
+
 def has_native_bf16(device_type: str) -> bool:
     """Return whether this kind of device multiplies in bfloat16 itself; on a CPU, by AVX512-BF16 or AMX."""
     if device_type == "cuda":
@@ -162,6 +168,7 @@ def start_runtime(precision: Precision | None = None, *, reproducible: bool = Fa
     from accelerate import Accelerator
     from accelerate.utils import DataLoaderConfiguration
 
+    _take_over_sharding()
     accelerator = Accelerator(dataloader_config=DataLoaderConfiguration(), mixed_precision="no")
     expected = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != expected:
@@ -178,6 +185,22 @@ def start_runtime(precision: Precision | None = None, *, reproducible: bool = Fa
     if reproducible:
         _fix_order(accelerator.num_processes, device)
     return Runtime(accelerator, precision, reproducible)
+
+
+_sharding_asked = False
+
+
+def _take_over_sharding() -> None:
+    """Remember that the launcher was told to shard, and take it from Accelerate: sharding is ours to do."""
+    global _sharding_asked
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("true", "1"):
+        _sharding_asked = True
+        os.environ["ACCELERATE_USE_FSDP"] = "false"
+
+
+def sharding_asked() -> bool:
+    """Return whether the file of the launcher says FSDP."""
+    return _sharding_asked
 
 
 def _fix_order(num_processes: int, device: torch.device) -> None:
@@ -302,17 +325,26 @@ def unwrap(module: nn.Module) -> nn.Module:
     return inner if isinstance(inner, nn.Module) and type(module).__name__ == "DistributedDataParallel" else module
 
 
-def accumulating(module: nn.Module) -> AbstractContextManager[None]:
-    """Return the context in which backward passes add to this process's own gradients, not averaged over processes."""
-    return module.no_sync() if unwrap(module) is not module else nullcontext()  # type: ignore[operator]
+@contextmanager
+def accumulating(module: nn.Module) -> Iterator[None]:
+    """Make backward passes add to this process's own gradients, not averaged over processes, for a block."""
+    if unwrap(module) is not module:
+        with module.no_sync():  # type: ignore[operator]
+            yield
+    elif hasattr(module, "set_requires_gradient_sync"):
+        module.set_requires_gradient_sync(False)  # type: ignore[operator]
+        yield
+        module.set_requires_gradient_sync(True)  # type: ignore[operator]
+    else:
+        yield
 
 
-def full_state(module: nn.Module) -> dict[str, Tensor]:
+def full_state(module: nn.Module, *, keep: bool = True) -> dict[str, Tensor]:
     """Return every parameter and persistent buffer, whole, contiguous and on the host, by its unwrapped name.
 
-    The only place that gathers sharded parameters.
+    Every process must call it where parameters are sharded; one that does not `keep` gets nothing.
     """
-    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in unwrap(module).state_dict().items()}
+    return gathered(unwrap(module).state_dict(), keep=keep)
 
 
 class StopFlag:
