@@ -30,7 +30,15 @@ from vq_prior.core.media import to_unit_range
 from vq_prior.core.optim import adamw, load_optimizer_tensors, lr_at, optimizer_tensors, set_learning_rate
 from vq_prior.core.randomness import batch_rows, keyed_generator
 from vq_prior.core.records import TrainingRecord, command_line, public_name, write_record
-from vq_prior.core.runs import RunLog, check_continues, open_run, read_run_config, require_free_space, run_config
+from vq_prior.core.runs import (
+    RunLog,
+    check_continues,
+    keep_batch,
+    open_run,
+    read_run_config,
+    require_free_space,
+    run_config,
+)
 from vq_prior.core.runtime import (
     Runtime,
     full_state,
@@ -305,7 +313,8 @@ def _loop(
     with stop_flag() as stop:
         for step in range(first, s.steps):
             share = runtime.share(B)
-            pixels = train.batch(batch_rows(len(train), B, s.seed, step)[share])
+            rows = batch_rows(len(train), B, s.seed, step)
+            pixels = train.batch(rows[share])
             if s.augment:
                 rng = keyed_generator(s.seed, step, "augmentation")
                 pixels = shifted_and_mirrored(pixels, rng, most=model.architecture.downsampling // 2, rows=share)
@@ -338,9 +347,11 @@ def _loop(
             finite = torch.isfinite(loss) & torch.isfinite(norm)
             if int(sum_over_processes((~finite).to(torch.int32))):
                 whole = float(sum_over_processes(loss))
+                listed = keep_batch(folder, step, rows.tolist(), is_main=runtime.is_main)
                 raise NumericError(
                     f"the loss ({whole:.4g}) or gradient norm ({float(norm):.4g}) is not finite at step "
-                    f"{step + 1}; the step was not taken; lower --learning-rate and start anew by --overwrite"
+                    f"{step + 1}; the step was not taken, its rows are in {listed}; "
+                    "lower --learning-rate and start anew by --overwrite"
                 )
             optimizer.step()
             num_revived += model.quantizer.update(keyed_generator(s.seed, step, "quantizer")).get("num_revived", 0.0)

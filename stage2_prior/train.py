@@ -33,7 +33,7 @@ from vq_prior.core.media import picture_grid, to_pixels
 from vq_prior.core.optim import lr_at, set_learning_rate
 from vq_prior.core.randomness import batch_rows
 from vq_prior.core.records import TrainingRecord, command_line, write_record
-from vq_prior.core.runs import RunLog, open_run, require_free_space, run_config
+from vq_prior.core.runs import RunLog, keep_batch, open_run, require_free_space, run_config
 from vq_prior.core.runtime import (
     Runtime,
     cut,
@@ -183,7 +183,12 @@ def update(t: Training) -> dict[str, Tensor]:
     norm = whole(nn.utils.clip_grad_norm_(t.prior.model.parameters(), s.max_grad_norm))
     if not bool(torch.isfinite(norm)):
         nats = float(sum_over_processes(measured["train_nats"]))
-        raise NumericError(f"the gradient of step {t.step + 1} is not finite (loss {nats:.4g}); lower --learning-rate")
+        rows = batch_rows(len(t.train), given(s.batch_size), s.seed, t.step)
+        listed = keep_batch(t.folder, t.step, rows.tolist(), is_main=t.runtime.is_main)
+        raise NumericError(
+            f"the gradient of step {t.step + 1} is not finite (loss {nats:.4g}); the step was not taken, "
+            f"its rows are in {listed}; lower --learning-rate"
+        )
     for optimizer in t.optimizers.values():
         optimizer.step()
     t.step += 1

@@ -197,6 +197,10 @@ def verify(settings: Verify) -> None:
 
     for line in check(settings.path):
         print(line)
+    if settings.codec is not None:
+        from vq_prior.recode import recode
+
+        print(recode(settings))
 
 
 def fingerprint(settings: Fingerprint) -> None:

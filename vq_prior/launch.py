@@ -33,6 +33,8 @@ def launch(invocation: Invocation) -> int:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.default_int_handler)
+    if hasattr(signal, "SIGUSR1"):  # the launcher passes SIGTERM on; a scheduler's SIGUSR1 means the same to us
+        signal.signal(signal.SIGUSR1, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     with tempfile.TemporaryDirectory(prefix="vq-prior-") as folder:
         report = Path(folder) / "error.json"
         os.environ[ERROR_FILE_VARIABLE] = str(report)

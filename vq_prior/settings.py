@@ -254,6 +254,18 @@ class Verify:
 
     path: Annotated[Path, tyro.conf.Positional]
     """The artefact."""
+    codec: str | None = None
+    """With a code store: the codec whose codes it must hold (folder, RUN, MODEL, or Hub id); a sample of the images is
+    encoded again and compared."""
+    data: str | None = None
+    """With --codec: the images that the codes were extracted from; left out: where they came from, if they are still
+    there."""
+    image_column: str | None = None
+    """Column of the images in tables of --data; left out: found by type."""
+    label_column: str | None = None
+    """Column of the labels in tables and metadata files of --data; left out: `label` if there is one."""
+    num_workers: int | None = None
+    """Threads that read images; left out: one a core."""
 
 
 @dataclass

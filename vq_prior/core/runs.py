@@ -9,7 +9,7 @@ import logging
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,6 +124,18 @@ def open_run(folder: Path, config: RunConfig, *, overwrite: bool, is_main: bool)
             remove(folder)
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(path, pretty_json(config))
+
+
+def keep_batch(folder: Path, step: int, rows: Sequence[int], *, is_main: bool) -> Path:
+    """Write which training rows the step after `step` saw, for whoever looks for what made its loss not finite.
+
+    Returns:
+        The file, `not-finite.json` in the folder of the run; only the main process writes it.
+    """
+    path = folder / "not-finite.json"
+    if is_main:
+        write_atomic(path, pretty_json({"step": step + 1, "rows": [int(row) for row in rows]}))
+    return path
 
 
 class RunLog:
