@@ -1,5 +1,6 @@
 """What every test shares: one thread, no network, and the real command line."""
 
+import json
 import os
 import random
 import subprocess
@@ -125,15 +126,19 @@ def faults(request: pytest.FixtureRequest, record_property: Callable[[str, objec
 
 @pytest.fixture(scope="session")
 def launch() -> Callable[..., None]:
-    """Run a Python text on processes of the launcher, and expect it to succeed: `launch(text, folder, ...)`."""
+    """Run a Python text on processes of the launcher, and expect it to succeed: `launch(text, folder, ...)`.
+
+    Its arguments are the folder and the others as text, lists as JSON.
+    """
 
     def launch(text: str, folder: Path, *arguments: object, processes: int = 2, timeout: float = 120) -> None:
         script = folder / "several_processes.py"
         script.write_text(text)
+        words = [json.dumps(argument) if isinstance(argument, list) else str(argument) for argument in arguments]
         command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", f"--num_processes={processes}"]
         command += ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"]
         done = subprocess.run(
-            [*command, str(script), str(folder), *map(str, arguments)],
+            [*command, str(script), str(folder), *words],
             env=clean_environment(ACCELERATE_USE_CPU="1"),
             capture_output=True,
             text=True,

@@ -9,6 +9,7 @@ import errno
 import io
 import os
 import re
+import shutil
 import signal
 import sys
 import typing
@@ -319,7 +320,10 @@ def _raise_stopped(number: int, _frame: FrameType | None) -> None:
 def _describe_os_error(error: OSError) -> str:
     where = f"{error.filename}: " if error.filename else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"{where}the disk is full; free some space and run the same command to continue"
+        free = ""
+        with contextlib.suppress(OSError, TypeError, ValueError):
+            free = f" ({shutil.disk_usage(Path(error.filename).parent).free} bytes are free)"
+        return f"{where}the disk is full{free}; free some space and run the same command to continue"
     return f"{where}{error.strerror or error}"
 
 

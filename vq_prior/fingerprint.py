@@ -1,7 +1,8 @@
 """`vq-prior fingerprint PATH`: one hash of what an artefact is, whenever, wherever and in how many goes it was made.
 
-Weights, averages, optimiser state, the losses to their last digit, codes and pictures count; what differs between two
-equal runs does not: names of folders, times and rates in a log, hidden files, checkpoints but the newest.
+Weights, averages, optimiser state, the losses to their last digit, codes and images count; what differs between two
+equal runs does not: names of folders, times and rates in a log, hidden files, checkpoints but the newest, and the
+pictures of a training, of which one that was stopped has more.
 """
 
 import json
@@ -38,7 +39,6 @@ def fingerprint(path: Path) -> list[str]:
 
 
 def _digest(folder: Path) -> str:
-    hashes = {}
     if (folder / "checkpoints").is_dir():
         newest, _ = latest_checkpoint(folder / "checkpoints")
         if newest is None:
@@ -46,10 +46,9 @@ def _digest(folder: Path) -> str:
         checkpoint = folder / "checkpoints" / f"step-{newest.step:08d}"
         hashes = {path.name: file_sha256(path) for path in checkpoint.iterdir()}
         hashes["metrics.jsonl"] = sha256(_losses(folder / "metrics.jsonl")).hexdigest()
-        files = list((folder / "images").glob("*.png"))
     else:
         files = [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")]
-    hashes |= {path.relative_to(folder).as_posix(): file_sha256(path) for path in files}
+        hashes = {path.relative_to(folder).as_posix(): file_sha256(path) for path in files}
     return sha256(canonical_json(hashes)).hexdigest()
 
 

@@ -1,5 +1,7 @@
 """safetensors files from outside, checked before a payload is read."""
 
+import os
+import re
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -7,7 +9,7 @@ from math import prod
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -125,5 +127,15 @@ def check_header(path: Path, expected: Mapping[str, Tensor]) -> None:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors to a safetensors file; the same tensors give the same bytes."""
-    save_file(dict(sorted(tensors.items())), path, metadata={"format": "pt"})
+    """Write tensors to a safetensors file; the same tensors give the same bytes.
+
+    Raises:
+        OSError: If the disk is full or fails.
+    """
+    try:
+        save_file(dict(sorted(tensors.items())), path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
