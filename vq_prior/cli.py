@@ -22,7 +22,7 @@ from types import FrameType
 from typing import Any
 
 from vq_prior import __version__
-from vq_prior.core.errors import LOST, EnvironmentFault, Stopped, UsageError, VQPriorError, tell
+from vq_prior.core.errors import ERROR_FILE_VARIABLE, LOST, EnvironmentFault, Stopped, UsageError, VQPriorError, tell
 
 
 @dataclass(frozen=True)
@@ -279,6 +279,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), _raise_stopped)
     _quiet_libraries(debug)
+    if ERROR_FILE_VARIABLE in os.environ:
+        _end_with_launcher()
     code = _run(words, debug)
     if "torch" in sys.modules:
         from vq_prior.core.runtime import leave_runtime
@@ -315,6 +317,14 @@ def _run(words: list[str], debug: bool) -> int:
 
 def _raise_stopped(number: int, _frame: FrameType | None) -> None:
     raise Stopped(f"stopped by {signal.Signals(number).name}; run the same command to continue")
+
+
+def _end_with_launcher() -> None:
+    """Have the system (Linux) stop this process, its state saved, when the launcher that started it is killed."""
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(1, int(signal.SIGTERM), 0, 0, 0)  # PR_SET_PDEATHSIG
 
 
 def _describe_os_error(error: OSError) -> str:

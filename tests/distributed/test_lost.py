@@ -5,105 +5,113 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+from processes import children_of, kill_all, ranks_of
 
 from vq_prior.core.watchdog import PATIENCE, PERIOD
 
 WITHIN = 30
+FULL = os.environ.get("VQ_PRIOR_FAULTS") == "full"
+pytestmark = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes by /proc")
 
 
-def children_of(parent: int) -> list[int]:
-    """The processes that a process started, ascending, of their own children, too."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            text = path.read_text()
-        except OSError:
-            continue
-        pid, rest = int(text.split(" ", 1)[0]), text.rpartition(")")[2].split()
-        if int(rest[1]) == parent and rest[0] != "Z":
-            found += [pid, *children_of(pid)]
-    return sorted(found)
-
-
-def ranks_of(launcher: int) -> dict[str, int]:
-    """The pid of each process of the run by its RANK."""
-    ranks = {}
-    for pid in children_of(launcher):
-        try:
-            entries = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        ranks |= {entry[5:].decode(): pid for entry in entries if entry.startswith(b"RANK=")}
-    return ranks
-
-
-@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes by /proc")
-@pytest.mark.parametrize(("number", "rank"), [(signal.SIGKILL, "1"), (signal.SIGSTOP, "1"), (signal.SIGSTOP, "0")])
-def test_a_lost_process_ends_the_run(number, rank, tmp_path, child_environment):
-    words = ["train-vqvae", "--data", "digits", "--out", str(tmp_path / "run"), "--steps", "100000", "--log-every", "5"]
-    with (tmp_path / "err").open("w") as err:
+@contextmanager
+def running(words, begun, folder, environment):
+    """Start a command on two processes, wait until `begun()`, and leave nobody behind."""
+    with (folder / "err").open("w") as err:
         launcher = subprocess.Popen(
-            [sys.executable, "-m", "vq_prior", *words, "--num-processes", "2"],
-            env=child_environment(),
+            [sys.executable, "-m", "vq_prior", *map(str, words), "--num-processes", "2"],
+            env=environment,
             stdout=subprocess.DEVNULL,
             stderr=err,
             start_new_session=True,
         )
-    metrics = tmp_path / "run" / "vqvae-training" / "metrics.jsonl"
     try:
         deadline = time.monotonic() + 90
-        while not (metrics.exists() and metrics.stat().st_size):
-            assert launcher.poll() is None, (tmp_path / "err").read_text()
+        while not (begun() and len(ranks_of(launcher.pid)) == 2):
+            assert launcher.poll() is None, (folder / "err").read_text()
             assert time.monotonic() < deadline
-            time.sleep(0.1)
-        started, family = time.monotonic(), children_of(launcher.pid)
-        os.kill(ranks_of(launcher.pid)[rank], number)
-        assert launcher.wait(WITHIN + 10) == 5
-        assert time.monotonic() - started < WITHIN
+            time.sleep(0.05)
+        yield launcher
     finally:
-        left = children_of(launcher.pid)
-        launcher.kill()
+        kill_all(launcher.pid)
         launcher.wait(30)
-        for pid in left:
-            os.kill(pid, signal.SIGKILL)
-    lines = [line for line in (tmp_path / "err").read_text().splitlines() if line.strip()]
-    assert len(lines) == 1, lines
-    assert f"process {rank} " in lines[0]
-    assert [pid for pid in family if Path(f"/proc/{pid}").exists()] == []
 
 
-@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes by /proc")
-def test_a_run_that_was_paused_as_a_whole_goes_on(tmp_path, child_environment):
-    words = ["train-vqvae", "--data", "digits", "--out", str(tmp_path / "run"), "--steps", "100000", "--log-every", "5"]
-    launcher = subprocess.Popen(
-        [sys.executable, "-m", "vq_prior", *words, "--num-processes", "2"],
-        env=child_environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    metrics = tmp_path / "run" / "vqvae-training" / "metrics.jsonl"
-    try:
-        deadline = time.monotonic() + 90
-        while not (metrics.exists() and metrics.stat().st_size):
-            assert launcher.poll() is None
+def training(folder):
+    """The words of an endless training, and whether it has begun."""
+    metrics = folder / "run" / "vqvae-training" / "metrics.jsonl"
+    words = ["train-vqvae", "--data", "digits", "--out", folder / "run", "--steps", 100_000, "--log-every", 5]
+    return words, lambda: metrics.exists() and metrics.stat().st_size
+
+
+def command(name, folder, run, data):
+    """The same of each command that several processes share, long enough to lose one."""
+    if name == "train-vqvae":
+        return training(folder)
+    if name == "train-prior":
+        metrics = folder / "run" / "prior-training" / "metrics.jsonl"
+        words = ["train-prior", "--codes", run / "codes", "--out", folder / "run", "--steps", 100_000]
+        return [*words, "--patience", "None"], lambda: metrics.exists() and metrics.stat().st_size
+    if name == "extract-codes":
+        words = ["extract-codes", "--codec", run, "--data", data, "--out", folder / "codes", "--batch-size", 1]
+        return words, lambda: (folder / ".codes.partial").exists()
+    words = ["generate", "--model", run / "model", "--num-images", 100_000, "--out", folder / "images"]
+    return words, lambda: list(folder.glob(".images*/*.png")) or list(folder.glob("images/*.png"))
+
+
+CASES = [("train-vqvae", signal.SIGKILL, "1"), ("train-vqvae", signal.SIGSTOP, "1"), ("generate", signal.SIGSTOP, "0")]
+if FULL:
+    COMMANDS = ("train-vqvae", "train-prior", "extract-codes", "generate")
+    CASES = [(c, n, r) for c in COMMANDS for n in (signal.SIGKILL, signal.SIGSTOP) for r in "01"]
+
+
+@pytest.mark.fault("F10", "R12")
+@pytest.mark.parametrize(("name", "number", "rank"), CASES)
+def test_a_lost_process_ends_the_run(name, number, rank, tmp_path, child_environment, tiny_run, many_digits, faults):
+    longest = 0.0
+    for turn in range(faults.number(1, 5)):
+        folder = tmp_path / str(turn)
+        folder.mkdir()
+        with running(*command(name, folder, tiny_run, many_digits), folder, child_environment()) as launcher:
+            started, family = time.monotonic(), children_of(launcher.pid)
+            os.kill(ranks_of(launcher.pid)[rank], number)
+            assert launcher.wait(WITHIN + 10) == 5
+            longest = max(longest, time.monotonic() - started)
+        lines = [line for line in (folder / "err").read_text().splitlines() if line.strip()]
+        assert len(lines) == 1, lines
+        assert f"process {rank} " in lines[0]
+        assert [pid for pid in family if Path(f"/proc/{pid}").exists()] == []
+    assert longest < WITHIN
+    print(f"at most {longest:.1f} s")
+    faults.planted(faults.number(1, 5))
+
+
+@pytest.mark.fault("F10", "R12")
+def test_the_processes_of_a_lost_launcher_save_and_end(tmp_path, child_environment):
+    with running(*training(tmp_path), tmp_path, child_environment()) as launcher:
+        ranks = ranks_of(launcher.pid).values()
+        launcher.kill()
+        deadline = time.monotonic() + WITHIN
+        while any(Path(f"/proc/{pid}").exists() for pid in ranks):
             assert time.monotonic() < deadline
             time.sleep(0.1)
-        ranks = ranks_of(launcher.pid).values()
-        assert len(ranks) == 2
+    (checkpoint,) = (tmp_path / "run" / "vqvae-training" / "checkpoints").iterdir()
+    assert (checkpoint / "manifest.json").exists()
+
+
+def test_a_run_that_was_paused_as_a_whole_goes_on(tmp_path, child_environment):
+    words, begun = training(tmp_path)
+    metrics = tmp_path / "run" / "vqvae-training" / "metrics.jsonl"
+    with running(words, begun, tmp_path, child_environment()) as launcher:
         for number, seconds in ((signal.SIGSTOP, PATIENCE + 3), (signal.SIGCONT, 3 * PERIOD)):
-            for pid in ranks:
-                os.kill(pid, number)
+            for pid in ranks_of(launcher.pid).values():
+                with suppress(ProcessLookupError):
+                    os.kill(pid, number)
             before = metrics.stat().st_size
             time.sleep(seconds)
         assert launcher.poll() is None
         assert metrics.stat().st_size > before
-    finally:
-        left = children_of(launcher.pid)
-        launcher.kill()
-        launcher.wait(30)
-        for pid in left:
-            os.kill(pid, signal.SIGKILL)

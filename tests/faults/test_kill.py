@@ -2,106 +2,109 @@
 
 import hashlib
 import os
-import random
 import shutil
 import signal
 import tempfile
 import time
-from functools import partial
 from pathlib import Path
 
 import pytest
-from warm import Warm
+from processes import kill_all
 
-SEED = int(os.environ.get("VQ_PRIOR_FAULT_SEED", "0")) or random.SystemRandom().randrange(1, 10**6)
-KILLS = int(os.environ.get("VQ_PRIOR_KILLS", "3"))
-
-
-def _digests(folder: Path) -> dict[str, str]:
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
+from vq_prior.fingerprint import fingerprint
 
 
-def _run(warm: Warm, words) -> float:
-    started = time.monotonic()
-    done = warm.run(words)
-    assert done.returncode == 0, done.stderr
-    return time.monotonic() - started
+def _digests(folder: Path) -> list[str]:
+    """Every byte below a folder; of a RUN its fingerprint, for its log tells the time."""
+    if any(folder.glob("*-training")):
+        return fingerprint(folder)
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return [f"{path.relative_to(folder)} {hashlib.sha256(path.read_bytes()).hexdigest()}" for path in files]
 
 
-def _run_with_kills(warm: Warm, rng: random.Random, words, out: Path, seconds: float, *, wanted: int = KILLS) -> None:
-    """Run a command to its end through `wanted` kills at random moments of its work, one at least.
+@pytest.fixture
+def survives_kills(warm, tmp_path, faults):
+    """Run a command to its end, then again and again through so many kills at random moments; compare each result."""
 
-    `seconds` is how long the command takes undisturbed. Each kill leaves less to do: the last ones meet the end too.
-    """
-    kills = 0
-    while True:
-        with open(os.devnull, "w") as nothing, tempfile.TemporaryFile("w+") as errors:
-            process = warm.start([*words, out], stdout=nothing.fileno(), stderr=errors.fileno())
-            if kills < wanted:
-                time.sleep(rng.uniform(0.02, 0.5) * seconds)
-                process.kill()
-            code = process.wait()
-            errors.seek(0)
-            assert code in (0, -signal.SIGKILL), errors.read()
-        if code == 0 and kills:
-            print(f"{kills} kills")
-            return
-        if code == 0:  # faster than its killer
-            shutil.rmtree(out)
-        else:
-            kills += 1
+    def kill(words, wanted, processes=1):
+        words = [*words, *(["--num-processes", processes] if processes > 1 else []), "--out"]
+        started = time.monotonic()
+        done = warm.run([*words, tmp_path / "whole"])
+        assert done.returncode == 0, done.stderr
+        seconds, whole = time.monotonic() - started, _digests(tmp_path / "whole")
+        assert whole
+        kills, ends, since = 0, 0, 0
+        while kills < wanted or since:
+            with open(os.devnull, "w") as nothing, tempfile.TemporaryFile("w+") as errors:
+                running = warm.start([*words, tmp_path / "killed"], stdout=nothing.fileno(), stderr=errors.fileno())
+                if kills < wanted:
+                    time.sleep(faults.rng.uniform(0.02, 0.6) * seconds)
+                    kill_all(running.pid)
+                code = running.wait()
+                errors.seek(0)
+                assert code in (0, -signal.SIGKILL), errors.read()
+            if code:
+                kills, since = kills + 1, since + 1
+                continue
+            assert _digests(tmp_path / "killed") == whole, f"after {since} kills"
+            shutil.rmtree(tmp_path / "killed")
+            ends, since = ends + 1, 0
+        print(f"{kills} kills on the way to {ends} ends")
+        faults.planted(kills)
 
-
-@pytest.fixture(scope="module")
-def run(warm):
-    """Run a command and return how many seconds it took."""
-    return partial(_run, warm)
-
-
-@pytest.fixture(scope="module")
-def run_with_kills(warm):
-    """Run a command to its end through kills at random moments."""
-    print(f"VQ_PRIOR_FAULT_SEED={SEED}")
-    return partial(_run_with_kills, warm, random.Random(SEED))
+    return kill
 
 
-def test_training_a_codec(tmp_path, run, run_with_kills):
-    words = ["train-vqvae", "--data", "digits", "--steps", 80, "--batch-size", 32, "--checkpoint-every", 7, "--out"]
-    seconds = run([*words, tmp_path / "whole"])
-    run_with_kills(words, tmp_path / "killed", seconds)
-    assert _digests(tmp_path / "killed" / "vqvae") == _digests(tmp_path / "whole" / "vqvae")
+@pytest.mark.fault("F1", "R2")
+def test_training_a_codec(survives_kills, faults):
+    words = ["train-vqvae", "--data", "digits", "--steps", 80, "--batch-size", 32, "--checkpoint-every", 7]
+    survives_kills(words, faults.number(3, 100))
 
 
-def test_training_a_prior(tmp_path, run, run_with_kills, tiny_run):
-    words = ["train-prior", "--codes", tiny_run / "codes", "--steps", 40, "--batch-size", 32]
-    words += ["--checkpoint-every", 7, "--out"]
-    seconds = run([*words, tmp_path / "whole"])
-    run_with_kills(words, tmp_path / "killed", seconds)
-    assert _digests(tmp_path / "killed" / "prior") == _digests(tmp_path / "whole" / "prior")
+@pytest.mark.fault("F1", "R2")
+def test_training_a_prior(survives_kills, faults, tiny_run):
+    words = ["train-prior", "--codes", tiny_run / "codes", "--steps", 40, "--batch-size", 32, "--checkpoint-every", 7]
+    survives_kills(words, faults.number(3, 100))
 
 
-def test_fine_tuning_a_prior(tmp_path, run, run_with_kills, tiny_model, tiny_run):
+@pytest.mark.fault("F1")
+def test_fine_tuning_a_prior(survives_kills, faults, tiny_model, tiny_run):
     words = ["train-prior", "--from", tiny_model, "--lora", "--codes", tiny_run / "codes", "--steps", 30]
-    words += ["--batch-size", 32, "--checkpoint-every", 7, "--out"]
-    seconds = run([*words, tmp_path / "whole"])
-    run_with_kills(words, tmp_path / "killed", seconds, wanted=min(KILLS, 1))
-    assert _digests(tmp_path / "killed" / "prior") == _digests(tmp_path / "whole" / "prior")
+    survives_kills([*words, "--batch-size", 32, "--checkpoint-every", 7], faults.number(1, 20))
 
 
-def test_dumping_codes(tmp_path, run, run_with_kills, tiny_run, many_digits):
-    words = ["extract-codes", "--codec", tiny_run / "vqvae", "--data", many_digits, "--out"]
-    seconds = run([*words, tmp_path / "whole"])
-    run_with_kills(words, tmp_path / "killed", seconds)
-    assert _digests(tmp_path / "killed") == _digests(tmp_path / "whole")
+@pytest.mark.fault("F3", "R2", "R5")
+@pytest.mark.parametrize("processes", [1, 2, 4] if os.environ.get("VQ_PRIOR_FAULTS") == "full" else [1, 2])
+def test_dumping_codes(processes, survives_kills, faults, tiny_run, many_digits):
+    words = ["extract-codes", "--codec", tiny_run / "vqvae", "--data", many_digits]
+    survives_kills(words, faults.number(3 if processes == 1 else 1, 50), processes)
 
 
-def test_generating(tmp_path, run, run_with_kills, tiny_run):
-    words = ["generate", "--model", tiny_run / "model", "--num-images", 300, "--batch-size", 8, "--out"]
-    seconds = run([*words, tmp_path / "whole"])
-    run_with_kills(words, tmp_path / "killed", seconds)
-    assert _digests(tmp_path / "killed") == _digests(tmp_path / "whole")
-    assert len(_digests(tmp_path / "whole")) == 302
+@pytest.mark.fault("F4", "R5")
+def test_a_dump_goes_on_with_other_processes_batches_and_workers(warm, tmp_path, faults, tiny_run, many_digits):
+    words = ["extract-codes", "--codec", tiny_run / "vqvae", "--data", many_digits]
+    done = warm.run([*words, "--out", tmp_path / "whole"])
+    assert done.returncode == 0, done.stderr
+    whole = _digests(tmp_path / "whole")
+    for number in range(faults.number(1, 10)):
+        out, store = tmp_path / str(number), tmp_path / f".{number}.partial" / "store"
+        first, second, last = [4, 1, 3] if faults.full else [2, 1, 1]
+        for done, flags in enumerate((["--num-processes", first], ["--batch-size", 7, "--num-workers", second])):
+            with open(os.devnull, "w") as nothing:
+                running = warm.start([*words, *flags, "--out", out], stdout=nothing.fileno(), stderr=nothing.fileno())
+                deadline = time.monotonic() + 60
+                while len(list(store.rglob("shard-*"))) <= done and not out.exists() and time.monotonic() < deadline:
+                    time.sleep(0.01)
+                kill_all(running.pid)
+                running.wait()
+        flags = ["--num-processes", last, "--batch-size", 100]
+        done = warm.run([*words, *flags, "--out", out])
+        assert done.returncode == 0, done.stderr
+        assert _digests(out) == whole
+    faults.planted(2 * faults.number(1, 10))
+
+
+@pytest.mark.fault("F5", "R2")
+def test_generating(survives_kills, faults, tiny_run):
+    words = ["generate", "--model", tiny_run / "model", "--num-images", 300, "--batch-size", 8]
+    survives_kills(words, faults.number(3, 50))
