@@ -11,13 +11,15 @@ Letters: C channels; n pictures.
 """
 
 import io
+import os
+import threading
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import islice
-from os import cpu_count
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -29,12 +31,14 @@ from vq_prior.core.errors import ArtifactError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 MAX_SIDE = 16_384
-MAX_PIXELS = 64 << 20
+MAX_PIXELS, MAX_WEBP_PIXELS = 64 << 20, 10 << 20  # the decoder of WebP takes 16 bytes for each pixel
 MAX_CACHE_BYTES = 4 << 30
 ROWS_PER_TASK, BYTES_PER_TASK = 64, 4 << 20
 VIEWS = {"none": 1, "flip": 2, "ten-crop": 10}
 ENLARGED = 1.1  # sides of the picture that crops are taken from
 RULE = "exif, 16-bit to 8, alpha on white, bicubic cover, centre crop; 1"
+
+_mute = threading.Lock()
 
 Encoded = bytes | NDArray[np.uint8]
 S = TypeVar("S")
@@ -81,7 +85,7 @@ def open_picture(encoded: Encoded, name: str) -> Image.Image:
     """Return a picture whose header was read and checked, its pixels not yet decoded.
 
     Raises:
-        ArtifactError: If it is no picture of a known format, or larger than 16384 a side or 64 megapixels.
+        ArtifactError: If it is no picture of a known format, or larger than 16384 a side or 64 megapixels (WebP: 10).
     """
     if isinstance(encoded, np.ndarray):
         return Image.fromarray(encoded[..., 0] if encoded.ndim == 3 and encoded.shape[-1] == 1 else encoded)
@@ -95,10 +99,11 @@ def open_picture(encoded: Encoded, name: str) -> Image.Image:
         raise ArtifactError(f"{name} announces more than {MAX_PIXELS} pixels; remove or shrink it") from error
     except Exception as error:  # decoders raise whatever they like on damaged headers
         raise ArtifactError(f"{name} is not a readable picture ({', '.join(FORMATS)}); remove or replace it") from error
-    if max(picture.size) > MAX_SIDE or picture.width * picture.height > MAX_PIXELS:
+    most = MAX_WEBP_PIXELS if picture.format == "WEBP" else MAX_PIXELS
+    if max(picture.size) > MAX_SIDE or picture.width * picture.height > most:
         raise ArtifactError(
             f"{name} has {picture.width} x {picture.height} pixels, "
-            f"more than {MAX_SIDE} a side or {MAX_PIXELS} in all; remove or shrink it"
+            f"more than {MAX_SIDE} a side or {most} in all; remove or shrink it"
         )
     return picture
 
@@ -112,10 +117,36 @@ def read_header(encoded: Encoded, name: str) -> Header:
     if picture.format in ("JPEG", "TIFF", "WEBP", "PNG") and _orientation(picture) in (5, 6, 7, 8):
         width, height = height, width
     grey = picture.mode in ("1", "L", "LA", "La", "I", "F") or picture.mode.startswith("I;16")
-    if picture.mode == "P" and (palette := picture.getpalette("RGB")):
+    if picture.mode == "P" and (palette := _palette(picture, name)):
         colours = np.asarray(palette).reshape(-1, 3)
         grey = bool((colours == colours[:, :1]).all())
     return Header(height, width, grey)
+
+
+def _palette(picture: Image.Image, name: str) -> list[int] | None:
+    try:
+        return picture.getpalette("RGB")  # decodes the pixels
+    except Exception as error:
+        raise _undecodable(name, error) from error
+
+
+@contextmanager
+def _muted() -> Iterator[None]:
+    """Keep off stderr what a C library writes there; libtiff speaks of every damaged file."""
+    with _mute:
+        kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+        try:
+            os.dup2(nothing, 2)
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            os.close(nothing)
+
+
+def _undecodable(name: str, error: Exception) -> ArtifactError:
+    """Return the error of a picture whose data are damaged; decoders raise whatever they like then."""
+    return ArtifactError(f"{name} cannot be decoded ({str(error)[:80]}); remove or replace it")
 
 
 def _plain(encoded: Encoded) -> PlainJPEG | None:
@@ -176,7 +207,8 @@ def picture_array(picture: Image.Image, transform: Transform, name: str) -> NDAr
         if picture.format == "JPEG":
             side = 2 * max(transform.height, transform.width)
             picture.draft(None, (side, side))
-        picture.load()
+        with _muted() if picture.format == "TIFF" else nullcontext():
+            picture.load()
         if _orientation(picture) != 1:
             picture = ImageOps.exif_transpose(picture)
         picture = _eight_bits(picture)
@@ -185,8 +217,8 @@ def picture_array(picture: Image.Image, transform: Transform, name: str) -> NDAr
         if picture.mode != mode:
             picture = picture.convert(mode)
         picture = _fit(picture, transform)
-    except Exception as error:  # decoders raise whatever they like on damaged data
-        raise ArtifactError(f"{name} cannot be decoded ({str(error)[:80]}); remove or replace it") from error
+    except Exception as error:
+        raise _undecodable(name, error) from error
     pixels = np.asarray(picture, dtype=np.uint8)
     return pixels.reshape(transform.height, transform.width, transform.channels)
 
@@ -261,7 +293,7 @@ def in_threads(
     function: Callable[[int], T], rows: Iterable[int], num_workers: int | None, *, rows_per_task: int = ROWS_PER_TASK
 ) -> Iterator[T]:
     """Yield `function(row)` in order, computed ahead by threads (pictures decode without the interpreter's lock)."""
-    workers = num_workers or cpu_count() or 1
+    workers = num_workers or os.cpu_count() or 1
     if workers == 1:
         yield from map(function, rows)
         return

@@ -3,6 +3,8 @@
 from pathlib import Path
 
 from vq_prior.core.artifacts import MANIFEST, verify_manifest
+from vq_prior.core.code_store import MAX_INDEX_BYTES
+from vq_prior.core.config import pretty_json, read_json
 from vq_prior.core.errors import ArtifactError
 
 
@@ -23,9 +25,12 @@ def verify(path: Path) -> list[str]:
         from vq_prior.pipeline import VQPriorPipeline
 
         VQPriorPipeline.from_pretrained(path)
+        _require_as_written(path / "config.json")
+        for part in ("vqvae", "prior"):
+            _require_as_written(path / part / MANIFEST)
         return [f"{path}: the model is whole, its codec and prior belong together"]
     if (path / MANIFEST).is_file():
-        verify_manifest(path)
+        _verify_sealed(path)
         return [f"{path}: every file matches the manifest"]
     if (path / "checkpoints").is_dir():
         return _verify_checkpoints(path / "checkpoints")
@@ -33,6 +38,19 @@ def verify(path: Path) -> list[str]:
     if not lines:
         raise ArtifactError(f"{path} holds no artefact of vq-prior that could be checked")
     return lines
+
+
+def _verify_sealed(folder: Path) -> bool:
+    sealed = verify_manifest(folder)
+    if sealed:
+        _require_as_written(folder / MANIFEST)
+    return sealed
+
+
+def _require_as_written(path: Path) -> None:
+    """Raise `ArtifactError` if the JSON of a file that no other one seals is laid out otherwise than we write it."""
+    if path.is_file() and path.read_bytes() != pretty_json(read_json(path, max_bytes=MAX_INDEX_BYTES)):
+        raise ArtifactError(f"{path} is damaged: its bytes are not those that were written; fetch or make it anew")
 
 
 def is_artefact(path: Path) -> bool:
@@ -46,6 +64,7 @@ def _verify_store(path: Path) -> str:
 
     store = CodeStore.open(path)
     store.verify()
+    _require_as_written(path / "codes.json")
     rows = len(store) + len(CodeStore.open(path, "validation"))
     return f"{path}: {rows} rows of codes match their index"
 
@@ -53,7 +72,7 @@ def _verify_store(path: Path) -> str:
 def _verify_checkpoints(folder: Path) -> list[str]:
     lines = []
     for checkpoint in sorted(folder.glob("step-*")):
-        if not verify_manifest(checkpoint):
+        if not _verify_sealed(checkpoint):
             raise ArtifactError(f"{checkpoint} has no {MANIFEST}")
         lines.append(f"{checkpoint}: every file matches the manifest")
     if not lines:

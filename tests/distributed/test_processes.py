@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 
@@ -15,6 +16,7 @@ from vq_prior import score
 from vq_prior.cli import main
 from vq_prior.core.media import save_png
 
+IN_FULL = os.environ.get("VQ_PRIOR_FAULTS") == "full"
 ACCELERATE_LAUNCH = "import runpy; runpy.run_module('accelerate.commands.launch', run_name='__main__')"
 
 
@@ -59,21 +61,11 @@ def codes_of_one(dump_codes):
     return dump_codes("ours")
 
 
+@pytest.mark.fault("R5")
 @pytest.mark.parametrize("launcher", ["two", "accelerate"])
 def test_the_code_store_is_the_same(dump_codes, codes_of_one, launcher):
     assert codes_of_one
     assert dump_codes(launcher) == codes_of_one
-
-
-def test_the_images_are_the_same_for_processes_and_batch_sizes(tmp_path, run, tiny_run):
-    words = ["generate", "--model", tiny_run / "model", "--seed", 0, "--num-images", 20]
-    for name, flags, how in (
-        ("whole", ["--batch-size", 20], "ours"),
-        ("single", ["--batch-size", 1], "two"),
-    ):
-        done = run([*words, *flags, "--out", tmp_path / name], how)
-        assert done.returncode == 0, done.stderr
-    assert _digests(tmp_path / "single") == _digests(tmp_path / "whole")
 
 
 COMMANDS = """
@@ -81,10 +73,65 @@ import json, sys
 from vq_prior import commands
 from vq_prior.cli import parse
 from vq_prior.core.runtime import leave_runtime
-for words in json.loads(sys.argv[1]):
-    getattr(commands, words[0])(parse([*words, "--num-processes", "2"]).settings)
+for words in json.loads(sys.argv[2]):
+    getattr(commands, words[0].replace("-", "_"))(parse([*words, "--num-processes", sys.argv[1]]).settings)
 leave_runtime(0)
 """
+
+
+@pytest.fixture
+def together(tmp_path, warm, child_environment):
+    """Run several commands one after the other in the same processes of the launcher, or in one."""
+
+    def together(commands, processes):
+        script = tmp_path / "commands.py"
+        script.write_text(COMMANDS)
+        words = json.dumps([list(map(str, command)) for command in commands])
+        how = ["--multi_gpu", "--num_processes", processes, "--main_process_port", "0"]
+        launch = [*(how if processes > 1 else ["--num_processes", 1]), script, processes, words]
+        done = warm.run(ACCELERATE_LAUNCH, child_environment(ACCELERATE_USE_CPU="1"), arguments=launch, timeout=1200)
+        assert done.returncode == 0, done.stderr
+
+    return together
+
+
+WORKERS, BATCHES = (1, 2, 5), (1, 100, 4096)
+
+
+@pytest.mark.fault("F4", "R5")
+@pytest.mark.parametrize("processes", [1, 2, 3, 4] if IN_FULL else [3])
+def test_the_code_store_is_the_same_for_batches_and_workers(
+    processes, together, codes_of_one, tiny_run, many_digits, tmp_path, faults
+):
+    words = ["extract-codes", "--codec", tiny_run / "vqvae", "--data", many_digits]
+    cases = [(batch, workers) for batch in BATCHES for workers in WORKERS]
+    if not faults.full:
+        cases = faults.rng.sample(cases, 2)
+    flags = ["--batch-size", "--num-workers"]
+    outs = [tmp_path / f"batch {batch}, {workers} workers" for batch, workers in cases]
+    lists = [[*words, flags[0], b, flags[1], w, "--out", out] for (b, w), out in zip(cases, outs, strict=True)]
+    together(lists, processes)
+    for out in outs:
+        assert _digests(out) == codes_of_one, out.name
+    faults.planted(len(outs))
+
+
+@pytest.mark.fault("F33", "R6")
+@pytest.mark.parametrize("processes", [1, 2, 3, 4] if IN_FULL else [3])
+def test_the_images_are_the_same_for_any_batch_and_number(processes, together, run, tiny_run, tmp_path, faults):
+    words = ["generate", "--model", tiny_run / "model", "--seed", faults.rng.randrange(1000), "--num-images"]
+    done = run([*words, 64, "--batch-size", 64, "--out", tmp_path / "whole"])
+    assert done.returncode == 0, done.stderr
+    whole = {name: digest for name, digest in _digests(tmp_path / "whole").items() if name[:6].isdigit()}
+    numbers, batches = ((1, 7, 64), (1, 4, 16)) if faults.full else ((1, 7), (1, 4))
+    cases = [(number, batch) for number in numbers for batch in batches]
+    outs = [tmp_path / f"{number} by {batch}" for number, batch in cases]
+    lists = [[*words, n, "--batch-size", b, "--out", out] for (n, b), out in zip(cases, outs, strict=True)]
+    together(lists, processes)
+    for (number, _), out in zip(cases, outs, strict=True):
+        images = {name: digest for name, digest in _digests(out).items() if name[:6].isdigit()}
+        assert images == {name: whole[name] for name in sorted(whole)[:number]}, out.name
+    faults.planted(len(outs))
 
 
 @pytest.fixture
@@ -99,7 +146,8 @@ def given(tmp_path):
     return {"image": path, "data": tmp_path / "data", "classifier": write_classifier(tmp_path / "vit", DIGITS)}
 
 
-def test_all_that_draws_or_scores_writes_the_same(tmp_path, given, tiny_model, warm, child_environment, monkeypatch):
+@pytest.mark.fault("R6")
+def test_all_that_draws_or_scores_writes_the_same(tmp_path, given, tiny_model, together, monkeypatch):
     def stop_at_the_third(path, picture, **how):
         if path.name == "000002.png":
             raise KeyboardInterrupt
@@ -122,16 +170,12 @@ def test_all_that_draws_or_scores_writes_the_same(tmp_path, given, tiny_model, w
     with monkeypatch.context() as patch:
         patch.setattr(score, "save_png", stop_at_the_third)
         assert main(scores) == 75  # one process begins what two go on with
-    script = tmp_path / "commands.py"
-    script.write_text(COMMANDS)
-    launch = ["--multi_gpu", "--num_processes", "2", "--main_process_port", "0", script]
-    words = json.dumps(commands("two", "--batch-size", 3))
-    done = warm.run(ACCELERATE_LAUNCH, child_environment(ACCELERATE_USE_CPU="1"), arguments=[*launch, words])
-    assert done.returncode == 0, done.stderr
+    together(commands("two", "--batch-size", 3), 2)
     assert len(_digests(tmp_path / "one")) == 7 + 7 + 22 + 9
     assert _digests(tmp_path / "two") == _digests(tmp_path / "one")
 
 
+@pytest.mark.fault("R4")
 def test_training_on_two_processes_follows_one(tmp_path, run):
     words = ["train-vqvae", "--data", "digits", "--steps", 20, "--batch-size", 30, "--log-every", 5]
     words += ["--precision", "fp32", "--out"]
@@ -146,6 +190,7 @@ def test_training_on_two_processes_follows_one(tmp_path, run):
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
 
 
+@pytest.mark.fault("F11")
 def test_a_failure_is_one_line_whichever_process_meets_it(tmp_path, child_environment):
     words = ["train-vqvae", "--data", str(tmp_path / "nowhere"), "--out", str(tmp_path / "out"), "--num-processes", "2"]
     command = [sys.executable, "-m", "vq_prior", *words]

@@ -5,7 +5,7 @@ safetensors. The bytes are a function of (data, codec) alone.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,7 +58,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class CodeIndex:
-    """`codes.json`."""
+    """`codes.json`; `sha256` is that of all the rest of it, which `write_index` fills in."""
 
     format_version: int
     codec: Source
@@ -69,6 +69,7 @@ class CodeIndex:
     columns: tuple[Column, ...]
     rows_per_shard: int
     shards: tuple[Shard, ...]
+    sha256: str = ""
 
 
 def code_dtype(num_codes: int) -> np.dtype[Any]:
@@ -129,7 +130,11 @@ def write_index(folder: Path, index: CodeIndex) -> None:
     """Write `codes.json` into a folder whose shards are complete."""
     from vq_prior.core.artifacts import write_atomic
 
-    write_atomic(folder / INDEX, pretty_json(index))
+    write_atomic(folder / INDEX, pretty_json(replace(index, sha256=_sealed(index))))
+
+
+def _sealed(index: CodeIndex) -> str:
+    return sha256(canonical_json(replace(index, sha256=""))).hexdigest()
 
 
 class CodeStore:
@@ -215,10 +220,10 @@ class CodeStore:
         return result
 
     def verify(self) -> None:
-        """Check every byte of both splits: hashes, code ranges, labels.
+        """Check every byte of both splits and of the index: hashes, code ranges, labels.
 
         Raises:
-            ArtifactError: Naming the first shard that is damaged.
+            ArtifactError: Naming the first file that is damaged.
         """
         for shard in self.index.shards:
             path = self.folder / shard.file
@@ -236,6 +241,8 @@ class CodeStore:
         for path in sorted(self.folder.rglob("*")):
             if path.is_file() and path.relative_to(self.folder).as_posix() not in known:
                 raise ArtifactError(f"{path} does not belong to the store")
+        if self.index.sha256 and self.index.sha256 != _sealed(self.index):
+            raise ArtifactError(f"{self.folder / INDEX} is damaged: it is not what was written; extract the codes anew")
 
     def to_dataset(self, rows: range | None = None) -> "datasets.Dataset":
         """Return the split, or a range of its rows, as a `datasets.Dataset` with one feature a column."""
