@@ -226,7 +226,7 @@ def run_steps(t: Training) -> None:
                 if t.step % s.checkpoint_every == 0 or t.done() or stopping:
                     save(t)
                 if stopping and not t.done():
-                    raise Stopped(f"stopped by {stop.signal_name or 'a signal'} at step {t.step}, saved; run it again")
+                    raise Stopped(f"stopped after step {t.step}, state saved; run the same command to continue")
         finally:
             log.close()
 

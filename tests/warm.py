@@ -224,7 +224,7 @@ def _become(request: dict[str, Any], streams: list[int]) -> None:
             from vq_prior.cli import main
 
             sys.argv = ["vq-prior", *request["words"]]
-            code = main(request["words"])
+            code = main()
         else:
             sys.argv = ["-c", *request["arguments"]]
             exec(request["code"], {"__name__": "__main__"})

@@ -18,7 +18,7 @@ from torch import Tensor
 from stage1_vqvae.evaluate import transform_of
 from vq_prior.core import metrics
 from vq_prior.core.components import label_index
-from vq_prior.core.errors import EnvironmentFault, Stopped, UsageError, VQPriorError
+from vq_prior.core.errors import EnvironmentFault, UsageError, VQPriorError
 from vq_prior.core.media import to_picture, to_pixels
 from vq_prior.doctor import doctor
 from vq_prior.given_images import images_of
@@ -55,7 +55,7 @@ def app(settings: App) -> None:
     try:
         while True:
             time.sleep(3600)
-    except (KeyboardInterrupt, Stopped):
+    except KeyboardInterrupt:
         blocks.close(verbose=False)
 
 

@@ -24,6 +24,8 @@ from typing import Any
 from vq_prior import __version__
 from vq_prior.core.errors import ERROR_FILE_VARIABLE, LOST, EnvironmentFault, Stopped, UsageError, VQPriorError, tell
 
+STOPPED = "stopped; run the same command to continue"
+
 
 @dataclass(frozen=True)
 class Command:
@@ -275,13 +277,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not words or words[0] in ("--help", "-h", "help"):
         print(usage())
         return 0 if words else 2
-    for name in ("SIGTERM", "SIGINT", "SIGUSR1"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), _raise_stopped)
+    for number in _signals():
+        signal.signal(number, _raise_stopped)
     _quiet_libraries(debug)
     if ERROR_FILE_VARIABLE in os.environ:
         _end_with_launcher()
-    code = _run(words, debug)
+    try:
+        code = _run(words, debug)
+    except KeyboardInterrupt:  # a second signal, while the first was being told
+        code = Stopped.exit_code
+    if argv is None:
+        _ignore_signals()
     if "torch" in sys.modules:
         from vq_prior.core.runtime import leave_runtime
 
@@ -301,8 +307,10 @@ def _run(words: list[str], debug: bool) -> int:
         return 0
     except VQPriorError as error:
         return _fail(str(error), error.exit_code, debug)
-    except (KeyboardInterrupt, BrokenPipeError):
-        return _fail("stopped; run the same command to continue", Stopped.exit_code, debug)
+    except KeyboardInterrupt as error:
+        return _fail(str(error) or STOPPED, Stopped.exit_code, debug)
+    except BrokenPipeError:
+        return _fail(STOPPED, Stopped.exit_code, debug)
     except OSError as error:
         return _fail(_describe_os_error(error), EnvironmentFault.exit_code, debug)
     except MemoryError:
@@ -315,8 +323,19 @@ def _run(words: list[str], debug: bool) -> int:
         return _fail(f"unexpected {type(error).__name__}: {text} (--debug shows where)", 1, debug)
 
 
+def _signals() -> list[signal.Signals]:
+    return [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
+
+
+def _ignore_signals() -> None:
+    """Let nothing disturb the end of this process: it is a moment away, and its exit code is known."""
+    for number in _signals():
+        signal.signal(number, signal.SIG_IGN)
+
+
 def _raise_stopped(number: int, _frame: FrameType | None) -> None:
-    raise Stopped(f"stopped by {signal.Signals(number).name}; run the same command to continue")
+    # No `Exception`: it may come at any moment, and what guards against strange files must not take it for one.
+    raise KeyboardInterrupt(STOPPED.replace("stopped", f"stopped by {signal.Signals(number).name}"))
 
 
 def _end_with_launcher() -> None:

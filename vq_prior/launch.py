@@ -17,6 +17,8 @@ from typing import Any
 from vq_prior.cli import Invocation
 from vq_prior.core.errors import ERROR_FILE_VARIABLE, LOST, EnvironmentFault, Stopped
 
+STOPS = (-signal.SIGTERM, -signal.SIGINT, *([-signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else []))
+
 
 def launch(invocation: Invocation) -> int:
     """Run the command on `invocation.num_processes` processes of this machine and return its exit code."""
@@ -77,18 +79,20 @@ def _free_port() -> int:
 
 def _explain(report: Path, failure: Any) -> int:
     """Print the first error of the processes and return its exit code."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
     failures = {} if failure is None else failure.failures
-    killed = {rank: each for rank, each in failures.items() if each.exitcode < 0 and each.exitcode != -signal.SIGTERM}
+    killed = {rank: each for rank, each in failures.items() if each.exitcode < 0 and each.exitcode not in STOPS}
     if report.is_file():
         first = json.loads(report.read_text(encoding="utf-8"))
         # That a process was killed says more than that another one missed it.
         if not (killed and LOST in first["line"]):
             print(first["line"], file=sys.stderr, flush=True)
             return int(first["exit_code"])
-    if failure is None:
+    rank, cause = (None, None) if failure is None else next(iter(killed.items()), failure.get_first_failure())
+    if cause is None or cause.exitcode in STOPS:
         print("error: stopped; run the same command to continue", file=sys.stderr, flush=True)
         return Stopped.exit_code
-    rank, cause = next(iter(killed.items()), failure.get_first_failure())
     reason = signal.Signals(-cause.exitcode).name if cause.exitcode < 0 else f"exit code {cause.exitcode}"
     line = f"error: process {rank} ended by {reason}; run the same command to continue from the last saved state"
     print(line, file=sys.stderr, flush=True)

@@ -5,8 +5,11 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
+from processes import ranks_of
 
 MAX_SECONDS = 60
 
@@ -35,6 +38,7 @@ def _wait_until(condition):
         time.sleep(0.02)
 
 
+@pytest.mark.fault("F9", "F44", "R11")
 @pytest.mark.parametrize(
     ("number", "processes"), [(signal.SIGTERM, 1), (signal.SIGINT, 1), (signal.SIGINT, 2), (signal.SIGTERM, 2)]
 )
@@ -58,6 +62,7 @@ def test_training_stops_at_a_step_and_continues(tmp_path, start, number, process
     assert f"continuing from step {step}" in told.read_text()
 
 
+@pytest.mark.fault("F44", "R11")
 def test_a_stop_before_the_first_step_is_one_line_too(tmp_path, start):
     words = ["train-vqvae", "--data", "digits", "--out", tmp_path / "run", "--steps", 100_000]
     process, _, errors = start("early", words, anew=True)
@@ -66,3 +71,99 @@ def test_a_stop_before_the_first_step_is_one_line_too(tmp_path, start):
     assert process.wait(MAX_SECONDS) == 75, errors.read_text()
     assert errors.read_text().startswith("error: stopped")
     assert errors.read_text().count("\n") == 1
+
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+WHO = {"alone": 1, "launcher": 2, "rank 0": 2, "rank 1": 2, "all": 2}
+AT_ONCE = 10.0  # seconds for a step, a save and the end of two processes
+
+
+@pytest.fixture
+def survives_signals(survives, faults):
+    """Send a command signals at random moments: it saves, says so in one line, ends with 75 and can go on."""
+    struck, longest = [0.0], [0.0]
+
+    def send(pid, number):
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+    def strike(running, seconds, who, number):
+        if number is None:
+            number = faults.rng.choice(SIGNALS)
+        until = time.monotonic() + faults.rng.uniform(0.02, 0.7) * seconds
+        while time.monotonic() < until or (who.startswith("rank") and not ranks_of(running.pid).get(who[5:])):
+            if not Path(f"/proc/{running.pid}").exists():
+                return
+            time.sleep(0.01)
+        ranks = ranks_of(running.pid)
+        struck[0] = time.monotonic()
+        if who in ("alone", "launcher"):
+            send(running.pid, number)
+        elif who == "all":  # as a terminal does
+            for pid in (running.pid, *ranks.values()):
+                send(pid, number)
+        elif who[5:] in ranks:
+            send(ranks[who[5:]], number)
+        if faults.rng.random() < 0.3 and number != signal.SIGINT:  # schedulers repeat themselves
+            time.sleep(0.1)
+            send(running.pid, number)
+
+    def has_ended(code, lines):
+        longest[0] = max(longest[0], time.monotonic() - struck[0] if code else 0)
+        assert longest[0] < AT_ONCE
+        assert code in (0, 75), lines
+        assert len(lines) == (code == 75), lines
+        assert all(line.startswith("error: ") and "run the same command" in line for line in lines), lines
+        return code == 0
+
+    def survive(words, wanted, who, number=None):
+        survives(words, wanted, lambda *what: strike(*what, who, number), has_ended, WHO[who])
+        print(f"at most {longest[0]:.1f} s from the signal to the end")
+
+    return survive
+
+
+def work(name, run, data):
+    """The words of each long command, with so much to do that a signal meets it at work."""
+    return {
+        "train-vqvae": ["train-vqvae", "--data", "digits", "--steps", 150, "--batch-size", 32],
+        "train-prior": ["train-prior", "--codes", run / "codes", "--steps", 80, "--batch-size", 32],
+        "extract-codes": ["extract-codes", "--codec", run / "vqvae", "--data", data],
+        "generate": ["generate", "--model", run / "model", "--num-images", 300, "--batch-size", 8],
+    }[name]
+
+
+FULL = os.environ.get("VQ_PRIOR_FAULTS") == "full"
+CASES = [("train-vqvae", "alone"), ("train-prior", "alone"), ("extract-codes", "alone"), ("generate", "alone")]
+CASES += [("train-vqvae", "rank 1")]
+if FULL:
+    CASES = [(name, who) for name, _ in CASES[:4] for who in WHO]
+
+
+@pytest.mark.fault("F9", "F44", "R11")
+@pytest.mark.parametrize(("name", "who"), CASES)
+def test_signals_at_random_moments(name, who, survives_signals, tiny_run, many_digits, faults):
+    wanted = faults.number(2, 50 if name == "train-vqvae" else 10)
+    survives_signals(work(name, tiny_run, many_digits), wanted, who)
+
+
+@pytest.mark.fault("F44", "R11")
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_second_interruption_ends_it_at_once(processes, start, tmp_path, faults):
+    for turn in range(faults.number(1, 20)):
+        words = ["train-vqvae", "--data", "digits", "--out", tmp_path / f"run{turn}", "--steps", 100_000]
+        words += ["--log-every", 5, *(["--num-processes", processes] if processes > 1 else [])]
+        process, _, errors = start(f"turn{turn}", words, anew=True)
+        metrics = tmp_path / f"run{turn}" / "vqvae-training" / "metrics.jsonl"
+        _wait_until(lambda metrics=metrics: metrics.exists() and metrics.stat().st_size)
+        started = time.monotonic()
+        os.killpg(process.pid, signal.SIGINT)
+        time.sleep(faults.rng.uniform(0, 0.2))
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(MAX_SECONDS) == 75, errors.read_text()
+        assert time.monotonic() - started < AT_ONCE
+        lines = [line for line in errors.read_text().splitlines() if line.strip()]
+        assert len(lines) <= 1, lines
+        assert all(line.startswith("error: ") for line in lines), lines
+    faults.planted(faults.number(1, 20))

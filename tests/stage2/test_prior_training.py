@@ -175,7 +175,7 @@ def test_sigterm_saves_and_stops(code_store: Path, tmp_path: Path, monkeypatch: 
         return update(training)
 
     monkeypatch.setattr(train, "update", signalled)
-    with pytest.raises(Stopped, match="SIGTERM at step 7, saved") as stopped:
+    with pytest.raises(Stopped, match="after step 7, state saved; run the same command") as stopped:
         train_prior(tiny(code_store, tmp_path / "cut"))
     assert stopped.value.exit_code == 75
     monkeypatch.setattr(train, "update", update)
