@@ -181,13 +181,14 @@ def update(t: Training) -> dict[str, Tensor]:
         set_learning_rate(optimizer, rate)
     measured = passes(t, t.step).finish()
     norm = whole(nn.utils.clip_grad_norm_(t.prior.model.parameters(), s.max_grad_norm))
-    if not bool(torch.isfinite(norm)):
+    finite = torch.isfinite(norm) & torch.isfinite(measured["train_nats"])
+    if int(sum_over_processes((~finite).to(torch.int32))):
         nats = float(sum_over_processes(measured["train_nats"]))
         rows = batch_rows(len(t.train), given(s.batch_size), s.seed, t.step)
         listed = keep_batch(t.folder, t.step, rows.tolist(), is_main=t.runtime.is_main)
         raise NumericError(
-            f"the gradient of step {t.step + 1} is not finite (loss {nats:.4g}); the step was not taken, "
-            f"its rows are in {listed}; lower --learning-rate"
+            f"the loss ({nats:.4g}) or gradient norm ({float(norm):.4g}) is not finite at step {t.step + 1}; "
+            f"the step was not taken, its rows are in {listed}; lower --learning-rate and start anew by --overwrite"
         )
     for optimizer in t.optimizers.values():
         optimizer.step()

@@ -5,17 +5,15 @@
 manifest. The latest is the highest step whose manifest holds.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from vq_prior.core.artifacts import new_folder, remove, verify_manifest, write_atomic
 from vq_prior.core.config import from_json, pretty_json, read_json
-from vq_prior.core.errors import ArtifactError, NumericError
+from vq_prior.core.errors import ArtifactError
 from vq_prior.core.tensors import read_tensors, write_tensors
 
 KINDS = ("modules", "optimizers", "averages")
@@ -49,22 +47,13 @@ class _State:
     state: dict[str, Any]
 
 
-def _require_finite(kind: str, name: str, tensors: Mapping[str, Tensor]) -> None:
-    for key, tensor in tensors.items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise NumericError(f"{kind} {name!r} is not finite at {key!r}; the checkpoint was not written")
-
-
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int = 2) -> Path:
     """Write a checkpoint whole below `folder`, retire all but the `keep` newest, and return its path.
 
     Raises:
-        NumericError: If a tensor is not finite; nothing is written then.
+        NumericError: If a tensor is not finite; no checkpoint is written then.
     """
     groups = {kind: getattr(checkpoint, kind) for kind in KINDS}
-    for kind, members in groups.items():
-        for name, tensors in members.items():
-            _require_finite(kind, name, tensors)
     final = folder / f"step-{checkpoint.step:08d}"
     folder.mkdir(parents=True, exist_ok=True)
     with new_folder(final) as staging:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vq_prior.core.config import parse_json
-from vq_prior.core.errors import ArtifactError
+from vq_prior.core.errors import ArtifactError, NumericError
 
 MAX_HEADER_BYTES = 4 << 20
 DTYPES = {
@@ -130,8 +130,12 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write tensors to a safetensors file; the same tensors give the same bytes.
 
     Raises:
+        NumericError: If a tensor is not finite; nothing is written then.
         OSError: If the disk is full or fails.
     """
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise NumericError(f"{path.stem} is not finite at {name!r}; it was not written")
     try:
         save_file(dict(sorted(tensors.items())), path, metadata={"format": "pt"})
     except SafetensorError as error:
