@@ -3,6 +3,7 @@
 Letters: n rows.
 """
 
+import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -16,6 +17,8 @@ from stage1_vqvae.checking import content_digest
 from stage1_vqvae.pixels import Encoded, Header, Pictures, in_threads, read_header
 from vq_prior.core.config import canonical_json
 from vq_prior.core.errors import ArtifactError
+
+MAX_FILE_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -59,10 +62,16 @@ class FileRows:
 
     def encoded(self, row: int) -> Encoded:
         """Return the file's bytes; raises `ArtifactError` if it cannot be read."""
+        path = self.paths[row]
         try:
-            return self.paths[row].read_bytes()
+            status = path.stat()
+            if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for, a device read without end
+                raise ArtifactError(f"{path} is not a file; remove it")
+            if status.st_size > MAX_FILE_BYTES:
+                raise ArtifactError(f"{path} has {status.st_size} bytes, more than the {MAX_FILE_BYTES} allowed")
+            return path.read_bytes()
         except OSError as error:
-            raise ArtifactError(f"{self.paths[row]} cannot be read: {error.strerror}") from error
+            raise ArtifactError(f"{path} cannot be read: {error.strerror}") from error
 
     def name(self, row: int) -> str:
         """Return the file's path."""

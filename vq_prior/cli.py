@@ -277,12 +277,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not words or words[0] in ("--help", "-h", "help"):
         print(usage())
         return 0 if words else 2
+    launched = ERROR_FILE_VARIABLE in os.environ
     for number in _signals():
-        signal.signal(number, _raise_stopped)
-    _quiet_libraries(debug)
-    if ERROR_FILE_VARIABLE in os.environ:
-        _end_with_launcher()
+        # One of several may be waiting for another where no handler is reached: it goes at once, its launcher speaks.
+        signal.signal(number, signal.SIG_DFL if launched else _raise_stopped)
     try:
+        if launched:
+            _end_with_launcher()
         code = _run(words, debug)
     except KeyboardInterrupt:  # a second signal, while the first was being told
         code = Stopped.exit_code
@@ -297,6 +298,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(words: list[str], debug: bool) -> int:
     try:
+        _quiet_libraries(debug)
         invocation = parse(words)
         if invocation.num_processes not in (None, 1) and "WORLD_SIZE" not in os.environ:
             from vq_prior.launch import launch

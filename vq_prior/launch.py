@@ -43,11 +43,18 @@ def launch(invocation: Invocation) -> int:
         arguments = launch_command_parser().parse_args(_launcher_words(invocation))
         try:
             launch_command(arguments)
-        except ChildFailedError as failure:
-            return _explain(report, failure)
+            return 0
+        except ChildFailedError as error:
+            failure = error
         except (SignalException, KeyboardInterrupt):
-            return _explain(report, None)
-    return 0
+            failure = None
+        while True:
+            try:
+                for number in (signal.SIGTERM, signal.SIGINT):
+                    signal.signal(number, signal.SIG_IGN)
+                return _explain(report, failure)
+            except (SignalException, KeyboardInterrupt):  # one more, before it was ignored
+                continue
 
 
 def _launcher_words(invocation: Invocation) -> list[str]:
@@ -79,8 +86,6 @@ def _free_port() -> int:
 
 def _explain(report: Path, failure: Any) -> int:
     """Print the first error of the processes and return its exit code."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
     failures = {} if failure is None else failure.failures
     killed = {rank: each for rank, each in failures.items() if each.exitcode < 0 and each.exitcode not in STOPS}
     if report.is_file():
