@@ -2,6 +2,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from vq_prior.core.artifacts import new_folder
@@ -95,7 +96,7 @@ def test_weights_are_loaded_whole_or_not_at_all(tmp_path):
         "'bias' holds values that are not finite": {"weight": torch.zeros(2, 3), "bias": torch.tensor([0, torch.nan])},
     }
     for message, tensors in wrong.items():
-        write_tensors(path, tensors)
+        save_file(tensors, path)
         with pytest.raises(ArtifactError, match=message):
             load_strictly(module, path)
         assert torch.equal(module.weight, before)

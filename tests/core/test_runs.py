@@ -91,6 +91,7 @@ def test_opening_creates_continues_refuses_and_overwrites(tmp_path):
     assert [path.name for path in folder.iterdir()] == ["config.json"]
 
 
+@pytest.mark.fault("F43")
 def test_a_config_of_another_version_is_refused(tmp_path):
     document = {"format_version": 3, "command": "x", "settings": {}, "inputs": {}}
     (tmp_path / "config.json").write_text(json.dumps(document))
@@ -154,6 +155,7 @@ def test_only_the_main_process_writes_and_speaks(tmp_path, capsys):
     assert capsys.readouterr() == ("", "")
 
 
+@pytest.mark.fault("F7")
 def test_a_full_disk_is_found_before_work_starts(tmp_path):
     require_free_space(tmp_path / "not" / "yet", 1)
     with pytest.raises(EnvironmentFault, match="are free"):

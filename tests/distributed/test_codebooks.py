@@ -69,6 +69,7 @@ def folder(tmp_path_factory, launch, request):
 
 
 @pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.fault("F24", "F25")
 def test_processes_and_pieces_give_the_codebook_of_one_batch(folder, name):
     whole, num_revived = moved(SETTINGS[name], slice(0, ROWS), 1)
     assert num_revived >= 10
@@ -98,6 +99,7 @@ leave_runtime(0)
 """
 
 
+@pytest.mark.fault("F24", "R14")
 def test_codebooks_one_ulp_apart_are_found_on_every_process(tmp_path, launch):
     launch(ONE_ULP_APART, tmp_path)
     for process in (0, 1):

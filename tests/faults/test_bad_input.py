@@ -70,10 +70,12 @@ def test_training_settings_out_of_range(fails, flags, named):
         (["--num-images", "0"], "num_images"),
     ],
 )
+@pytest.mark.fault("F34")
 def test_sampling_settings_out_of_range(fails, tiny_run, flags, named):
     fails(["generate", "--model", tiny_run / "model", *flags], 2, named)
 
 
+@pytest.mark.fault("F32")
 def test_a_damaged_model(fails, tiny_run, tmp_path):
     model = shutil.copytree(tiny_run / "model", tmp_path / "model")
     _flip(model / "vqvae" / "model.safetensors")
@@ -81,6 +83,7 @@ def test_a_damaged_model(fails, tiny_run, tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "missing"])
+@pytest.mark.fault("F27")
 def test_a_damaged_code_shard(fails, tiny_run, tmp_path, damage):
     codes = shutil.copytree(tiny_run / "codes", tmp_path / "codes")
     shard = codes / "train" / "shard-00000.safetensors"
@@ -93,6 +96,7 @@ def test_a_damaged_code_shard(fails, tiny_run, tmp_path, damage):
     fails(["train-prior", "--codes", codes], 3, "shard-00000")
 
 
+@pytest.mark.fault("F30", "R10")
 def test_a_prior_with_another_codecs_codes(fails, tiny_run, tmp_path, capsys):
     words = ["train-vqvae", "--data", "digits", "--steps", "3", "--batch-size", "16", "--seed", "9"]
     assert main([*words, "--out", str(tmp_path / "other")]) == 0
@@ -108,3 +112,29 @@ def test_a_run_with_other_settings_is_not_overwritten(tiny_run, capsys):
     error = capsys.readouterr().err
     assert "learning-rate" in error
     assert "-> 0.5" in error
+
+
+BAD = {
+    "--temperature": ("0", "-1", "nan", "inf", "-inf", "x", "1e999"),
+    "--top-k": ("0", "-3", "100000", "1.5", "nan", "x"),
+    "--top-p": ("0", "-0.1", "1.1", "nan", "inf", "x"),
+    "--min-p": ("-0.1", "1.1", "nan", "inf", "x"),
+    "--guidance-scale": ("nan", "inf", "-inf", "x"),
+    "--labels": ("10", "-1", "cat", "99999", "zero,cat", "1.5"),
+    "--num-images": ("0", "-1", "x", "1e3", "10000000000"),
+    "--seed": ("-1", "x", "1.5", str(2**64)),
+    "--batch-size": ("0", "-4", "x", "100000"),
+}
+
+
+@pytest.mark.fault("F34")
+def test_no_bad_sampling_argument_reaches_the_model(fails, tiny_run, faults):
+    single = [(flag, value) for flag, values in BAD.items() for value in values]
+    good = [("--temperature", "0.5"), ("--top-k", "5"), ("--top-p", "0.5"), ("--seed", "3"), ("--batch-size", "2")]
+    cases = [[one] for one in single]
+    while len(cases) < 200:
+        flag, value = faults.rng.choice(single)
+        cases.append([*[pair for pair in faults.rng.sample(good, 2) if pair[0] != flag], (flag, value)])
+    for case in cases if faults.full else faults.rng.sample(cases, 40):
+        fails(["generate", "--model", tiny_run / "model", *(word for pair in case for word in pair)], 2)
+    faults.planted(faults.number(40, 200))

@@ -48,6 +48,7 @@ def spoil(path: Path, kind: str) -> None:
 KINDS = ("truncated", "empty", "text", "dangling", "flipped", "bomb", "cut")
 
 
+@pytest.mark.fault("F18", "R15")
 def test_the_reported_set_is_the_planted_one(pictures, tmp_path, capsys):
     files = sorted(pictures.rglob("*.png"))
     rng = np.random.default_rng(1)
@@ -88,6 +89,7 @@ def test_a_list_is_taken_for_data_and_gives_the_same(pictures, tmp_path, capsys)
 
 
 @pytest.mark.parametrize("change", ["other pixels", "a file more", "a file less"])
+@pytest.mark.fault("F19", "F29")
 def test_what_changed_since_is_refused(change, pictures, tmp_path, capsys):
     out = tmp_path / "checked.json"
     assert main(["check-data", str(pictures), "--out", str(out)]) == 0

@@ -27,6 +27,7 @@ def commands(run: Path, out: Path) -> dict[str, tuple[list[str], Path]]:
 
 
 @pytest.mark.parametrize("name", ["train-vqvae", "train-prior", "generate"])
+@pytest.mark.fault("F28")
 def test_a_second_run_is_refused_and_a_killed_one_is_not_in_the_way(
     name, tiny_run, tmp_path, child_environment, capsys
 ):
@@ -58,6 +59,7 @@ def test_a_second_run_is_refused_and_a_killed_one_is_not_in_the_way(
     assert not lock.exists()
 
 
+@pytest.mark.fault("F28")
 def test_claims_of_one_process_do_not_stand_in_its_own_way(tmp_path):
     claim(tmp_path / "a")
     claim(tmp_path / "a")

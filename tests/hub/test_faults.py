@@ -123,6 +123,7 @@ PULLS: dict[str, tuple[str, str, dict[str, Any], int, str]] = {
 
 
 @pytest.mark.parametrize("name", PULLS)
+@pytest.mark.fault("F6", "F40")
 def test_a_pull_that_fails_leaves_what_was_there_and_succeeds_afterwards(
     hub, resident, tmp_path, new_files, old_files, name
 ):
@@ -171,6 +172,7 @@ def test_a_revision_that_does_not_exist_is_named(hub, resident, tmp_path, revisi
         ("GET", WEIGHTS, {"status": 429, "retry_after": 1}),
     ],
 )
+@pytest.mark.fault("F40")
 def test_what_passes_is_waited_for(hub, resident, tmp_path, new_files, method, path, what):
     fault = hub.fail(method, path, **what)
     done = resident.run("pull", "owner/m", "--out", tmp_path / "model", cache=tmp_path / "cache")
@@ -178,6 +180,7 @@ def test_what_passes_is_waited_for(hub, resident, tmp_path, new_files, method, p
     assert files_of(tmp_path / "model") == new_files
 
 
+@pytest.mark.fault("F39")
 def test_a_pull_is_the_commit_that_was_resolved_first(hub, resident, tmp_path, new_files):
     other = {name: other_bytes(content) for name, content in new_files.items()}
     hub.fail("HEAD", "prior/model.safetensors", before=lambda: hub.commit("owner/m", other))
@@ -192,6 +195,7 @@ GENERATES += ("other bytes of prior/model.safetensors", "weights cut after 1000"
 
 
 @pytest.mark.parametrize("name", GENERATES)
+@pytest.mark.fault("F40")
 def test_a_generate_by_id_that_fails_leaves_nothing_and_succeeds_afterwards(hub, resident, tmp_path, name):
     method, path, what, code, message = PULLS[name]
     parent = tmp_path / "parent"
@@ -236,6 +240,7 @@ PUSHES: dict[str, tuple[str, str, dict[str, Any], int, str]] = {
 
 
 @pytest.mark.parametrize("name", PUSHES)
+@pytest.mark.fault("F6", "F40")
 def test_a_push_that_fails_changes_nothing_and_succeeds_afterwards(hub, resident, tiny_model, name):
     method, path, what, code, message = PUSHES[name]
     hub.add_repo("owner/c", {"config.json": b"{}", "mine.txt": b"kept"})
@@ -297,6 +302,7 @@ def test_a_push_whose_answer_was_lost_looks_whether_it_arrived(hub, resident, ti
 
 
 @pytest.mark.parametrize("what", [{}, {"cut_upload_after": 100}, {"status": 500}])
+@pytest.mark.fault("F39")
 def test_a_push_does_not_overwrite_what_another_pushed_meanwhile(hub, resident, tiny_model, what):
     """Also if the other's files have the same names and sizes, as those of a second training have."""
     assert resident.run("push", "--model", tiny_model / "vqvae", "--repo-id", "owner/c").code == 0
@@ -313,6 +319,7 @@ def digest(files: dict[str, bytes]) -> str:
 
 
 @pytest.mark.usefixtures("hub")
+@pytest.mark.fault("F6")
 def test_a_killed_pull_leaves_the_old_or_the_new_and_a_rerun_completes(resident, tmp_path, new_files, old_files):
     timing = resident.run("pull", "owner/m", "--out", tmp_path / "timing", cache=tmp_path / "c0").seconds
     generator, interrupted = random.Random(0), 0
@@ -334,6 +341,7 @@ def test_a_killed_pull_leaves_the_old_or_the_new_and_a_rerun_completes(resident,
     assert interrupted >= 4
 
 
+@pytest.mark.fault("F6")
 def test_a_killed_push_leaves_the_old_or_the_new_and_a_rerun_completes(hub, resident, tiny_model):
     words = ("push", "--model", tiny_model / "vqvae", "--repo-id", "owner/c")
     timing = resident.run(*words).seconds
@@ -349,6 +357,7 @@ def test_a_killed_push_leaves_the_old_or_the_new_and_a_rerun_completes(hub, resi
     assert interrupted >= 4
 
 
+@pytest.mark.fault("F40")
 def test_without_a_network_the_cached_copy_does(new_files, tmp_path, child_environment):
     with LoopbackHub() as hub, Resident(child_environment(**hub_environment(hub, tmp_path / "cache"))) as resident:
         hub.add_repo("owner/m", new_files)
@@ -407,6 +416,7 @@ def test_the_command_line_says_it_in_one_line(lfs_hub, run_cli, child_environmen
     assert (done.returncode, (tmp_path / "images/000000.png").is_file()) == (0, True), done.stderr
 
 
+@pytest.mark.fault("F40")
 def test_a_wrong_token_is_refused_before_anything_is_made(run_cli, tiny_model, tmp_path):
     with LoopbackHub(require_token="secret") as hub:
         environment = hub_environment(hub, tmp_path / "cache", token="hf_other")

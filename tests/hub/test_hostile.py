@@ -347,12 +347,14 @@ def assert_harmless(done: Done, start: float) -> None:
     assert not Path("pwned").exists()
 
 
+@pytest.mark.fault("F36", "R9")
 def test_the_audit_hook_sees_what_it_is_there_for(resident, tmp_path):
     seen = [event.split(" ")[0] for event in resident.misbehave(tmp_path / "evil.py").events]
     assert seen == ["pickle.find_class", "compile", "exec", "os.system", "open"]
 
 
 @pytest.mark.parametrize("name", IGNORED)
+@pytest.mark.fault("F36", "R9")
 def test_what_does_not_belong_is_ignored(server, resident, start, good, name):
     files = IGNORED[name](good)
     server.add_repo("owner/m", files)
@@ -369,6 +371,7 @@ def test_what_does_not_belong_is_ignored(server, resident, start, good, name):
 
 
 @pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.fault("F35", "F36", "F37", "F38", "R9")
 def test_what_would_harm_is_refused_in_one_line(server, resident, start, good, name):
     change, message = REFUSED[name]
     server.add_repo("owner/m", change(good))
@@ -394,6 +397,7 @@ PULLED = (
 
 
 @pytest.mark.parametrize("name", PULLED)
+@pytest.mark.fault("F38", "R9")
 def test_a_pull_of_it_writes_nothing(server, resident, start, place, good, name):
     server.add_repo("owner/m", REFUSED[name][0](good))
     parent = place / "parent"
@@ -416,6 +420,7 @@ def test_a_large_file_whose_size_the_hub_hides_is_refused(server, resident, star
 
 
 @pytest.mark.parametrize("names", [[ESCAPES] * 10, ["<b>|`x`" + str(n) for n in range(10)], ["a" * 50_000] * 10])
+@pytest.mark.fault("F38")
 def test_names_of_classes_cannot_steer_a_terminal(server, resident, start, place, good, names):
     server.add_repo("owner/m", labelled(names)(good))
     assert_harmless(resident.load("owner/m"), start)

@@ -143,3 +143,13 @@ def test_examples_in_docstrings_are_true(name):
     result = doctest.testmod(module)
     assert result.attempted > 0
     assert result.failed == 0
+
+
+def test_every_fault_has_a_test():
+    named = set()
+    for path in (REPOSITORY / "tests").rglob("test_*.py"):
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(call, ast.Call) and ast.unparse(call.func) == "pytest.mark.fault":
+                named |= {ast.literal_eval(argument) for argument in call.args}
+    expected = {*(f"F{number}" for number in range(1, 45)), *(f"R{number}" for number in range(1, 17))}
+    assert named == expected

@@ -118,6 +118,7 @@ def test_accumulated_steps_follow_whole_ones(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("fail", [False, True])
+@pytest.mark.fault("F23")
 def test_a_collapsed_codebook_is_said_with_its_remedy(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], fail: bool
 ) -> None:
