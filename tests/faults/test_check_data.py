@@ -29,23 +29,31 @@ def pictures(tmp_path: Path) -> Path:
 def spoil(path: Path, kind: str) -> None:
     whole = path.read_bytes()
     path.unlink()
-    if kind == "truncated":
-        path.write_bytes(whole[: len(whole) // 2])
-    elif kind == "empty":
-        path.write_bytes(b"")
-    elif kind == "text":
-        path.write_text("this is no picture")
-    elif kind == "dangling":
+    if kind == "dangling":
         path.symlink_to("nowhere.png")
-    elif kind == "flipped":
-        path.write_bytes(whole[:60] + bytes([whole[60] ^ 255]) + whole[61:])
-    elif kind == "bomb":  # its header announces 60,000 x 60,000 pixels
-        path.write_bytes(whole[:16] + (60_000).to_bytes(4, "big") * 2 + whole[24:])
-    elif kind == "cut":
-        path.write_bytes(whole[:20])
+    elif kind == "loop":
+        path.symlink_to(path.name)
+    elif kind == "pipe":
+        os.mkfifo(path)
+    else:
+        # "bomb": its header announces 60,000 x 60,000 pixels
+        path.write_bytes(
+            {
+                "truncated": whole[: len(whole) // 2],
+                "empty": b"",
+                "text": b"this is no picture",
+                "flipped": whole[:60] + bytes([whole[60] ^ 255]) + whole[61:],
+                "bomb": whole[:16] + (60_000).to_bytes(4, "big") * 2 + whole[24:],
+                "cut": whole[:20],
+                "zip": b"PK\x03\x04" + whole,
+                "no width": whole[:16] + bytes(4) + whole[20:],
+                "svg": b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+            }[kind]
+        )
 
 
 KINDS = ("truncated", "empty", "text", "dangling", "flipped", "bomb", "cut")
+MORE_KINDS = (*KINDS, "loop", "pipe", "zip", "no width", "svg")
 
 
 @pytest.mark.fault("F18", "R15")
@@ -125,3 +133,29 @@ def test_a_list_that_is_none_is_refused(text, named, tmp_path, capsys):
     assert main(words) == 3
     assert named in capsys.readouterr().err
     assert main(["check-data", "digits", "--out", str(tmp_path / "list.txt")]) == 2
+
+
+@pytest.mark.fault("F18", "R15")
+def test_one_in_a_hundred_of_twelve_kinds(tmp_path, faults):
+    count = faults.number(600, 10_000)
+    rng = np.random.default_rng(0)
+    (tmp_path / "pictures").mkdir()
+    for number in range(count):
+        pixels = rng.integers(0, 256, size=(8, 8), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "pictures" / f"{number:05d}.png")
+    files = sorted((tmp_path / "pictures").iterdir())
+    good = open_data(str(tmp_path / "pictures"))
+    rows = faults.rng.sample(range(count), max(count // 100, len(MORE_KINDS)))
+    for number, row in enumerate(rows):
+        spoil(files[row], MORE_KINDS[number % len(MORE_KINDS)])
+    out = tmp_path / "checked.json"
+    assert main(["check-data", str(tmp_path / "pictures"), "--out", str(out), "--policy", "skip"]) == 0
+    listed = json.loads(out.read_text())["splits"]["train"]
+    assert {picture["row"] for picture in listed["bad"]} == set(rows)
+    used = open_data(str(out))
+    kept = np.concatenate([used.train.source_index, used.validation.source_index])
+    assert sorted(kept) == sorted(set(range(count)) - set(rows))
+    assert set(used.validation.source_index) <= set(good.validation.source_index)
+    words = ["train-vqvae", "--data", str(out), "--out", str(tmp_path / "run"), "--steps", "2", "--batch-size", "8"]
+    assert main(words) == 0
+    faults.planted(len(rows))
