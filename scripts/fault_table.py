@@ -27,6 +27,7 @@ def run_row(row: str, *, full: bool) -> tuple[str, str, str]:
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "--fault", row, f"--junitxml={report}"]
+        command += ["-o", "junit_family=xunit1"]  # the one that knows properties
         code = subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
         if not report.exists():
             return f"pytest ended with {code}", "", ""
