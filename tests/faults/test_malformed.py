@@ -41,7 +41,7 @@ class Bounded:
     def __call__(self, read, what) -> None:
         if STATUS.exists():
             Path("/proc/self/clear_refs").write_text("5")  # the peak begins here
-        before, started = memory("VmRSS"), time.monotonic()
+        before, started = memory("VmRSS"), time.process_time()  # not the time of whoever else is busy here
         try:
             read()
             told = ""
@@ -49,7 +49,7 @@ class Bounded:
             told = str(error)
         self.refused += bool(told)
         assert told.isprintable(), (told, what)
-        self.slowest = max(self.slowest, time.monotonic() - started)
+        self.slowest = max(self.slowest, time.process_time() - started)
         self.largest = max(self.largest, memory("VmHWM") - before)
         assert self.slowest < MAX_SECONDS, what
         assert self.largest < MAX_GROWTH_MB, what

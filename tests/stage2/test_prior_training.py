@@ -223,7 +223,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_update(
 
     passes = train.passes
     monkeypatch.setattr(train, "passes", spoil)
-    with pytest.raises(NumericError, match="step 6 is not finite"):
+    with pytest.raises(NumericError, match="not finite at step 6"):
         train_prior(tiny(code_store, tmp_path))
     assert not (tmp_path / "prior").exists()
 
