@@ -1,5 +1,6 @@
 """What may come from outside, made wrong at random: pictures, safetensors files and JSON."""
 
+import copy
 import io
 import json
 import random
@@ -30,6 +31,10 @@ TEXTS: tuple[bytes, ...] = (
 TEXTS += (b"[" * 200_000, b'{"a":' * 100_000, b"[" + b"[]," * 300_000 + b"[]]", b'{"a": 1, "a": 2}', b"9" * 100_000)
 SIZES = (0, 1, 4096, 16_384, 65_500, 2**31 - 1, 2**32 - 1)
 ROTATED = bytes.fromhex("45786966000049492a0008000000010012010300010000000600")  # EXIF: a quarter turn
+
+
+def _value(rng: random.Random) -> Any:
+    return copy.deepcopy(rng.choice(VALUES))  # what is put somewhere may be changed there
 
 
 def bytes_changed(rng: random.Random, data: bytes) -> bytes:
@@ -114,11 +119,11 @@ def json_changed(rng: random.Random, data: bytes) -> bytes:
             holder = holder[step]
         how = rng.randrange(5)
         if how == 0 and isinstance(holder, dict):
-            holder[rng.choice(("new", "", last + "2", "../x"))] = rng.choice(VALUES)
+            holder[rng.choice(("new", "", last + "2", "../x"))] = _value(rng)
         elif how == 1:
             del holder[last]
         else:
-            holder[last] = rng.choice(VALUES)
+            holder[last] = _value(rng)
     text = json.dumps(document)
     if rng.random() < 0.1 and isinstance(document, dict) and document:
         text = text[:-1] + ", " + json.dumps({rng.choice(list(document)): 1})[1:]
@@ -150,11 +155,11 @@ def tensors_changed(rng: random.Random, data: bytes) -> bytes:
     elif how == 4:
         header[rng.choice((name + "2", "", "../x", "\ud800", "_orig_mod." + name))] = dict(entry)
     elif how == 5:
-        header["__metadata__"] = rng.choice(VALUES)
+        header["__metadata__"] = _value(rng)
     elif how == 6:
         header |= {f"t{n}": {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]} for n in range(20_000)}
     elif how == 7:
-        entry[rng.choice(("shape", "dtype", "more"))] = rng.choice(VALUES)
+        entry[rng.choice(("shape", "dtype", "more"))] = _value(rng)
     elif how == 8:
         payload = payload[: rng.randrange(len(payload))]
     elif how == 9:
