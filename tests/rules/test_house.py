@@ -46,7 +46,7 @@ FILES = tracked_files()
 TEXT = {
     path.relative_to(REPOSITORY).as_posix(): path.read_text(encoding="utf-8")
     for path in FILES
-    if path.suffix not in (".png", ".jpg", ".gif", ".webp")
+    if path.suffix not in (".png", ".jpg", ".gif", ".webp", ".safetensors")
 }
 OUTSIDE_TESTS = {name: text for name, text in TEXT.items() if not name.startswith("tests/")}
 SOURCES = {name: text for name, text in OUTSIDE_TESTS.items() if name.endswith(".py")}

@@ -1,0 +1,64 @@
+"""What released versions wrote, kept in tests/golden by scripts/golden: this version reads it, and goes on with it."""
+
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vq_prior.fingerprint import fingerprint
+
+GOLDEN = sorted(path for path in (Path(__file__).parents[1] / "golden").iterdir() if path.is_dir())
+
+pytestmark = [pytest.mark.fault("F43"), pytest.mark.parametrize("golden", GOLDEN, ids=lambda path: path.name)]
+
+
+@pytest.fixture
+def run(golden, tmp_path):
+    """A copy of what that version wrote."""
+    shutil.copytree(golden, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_every_part_is_whole_and_its_codes_are_those_that_its_codec_gives(run, run_cli):
+    for part in ("vqvae", "prior", "model", "codes", "vqvae-training", "prior-training"):
+        done = run_cli("verify", run / part)
+        assert done.returncode == 0, f"{part}: {done.stderr}"
+    done = run_cli("verify", run / "codes", "--codec", run / "vqvae")
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_fingerprint_is_the_one_that_was_taken_then(golden, run):
+    (run / "fingerprint.txt").unlink()
+    assert fingerprint(run) == (golden / "fingerprint.txt").read_text().splitlines()
+
+
+def test_a_model_draws_the_images_that_it_drew(golden, run, run_cli, tmp_path):
+    done = run_cli("generate", "--model", run / "model", "--num-images", 16, "--seed", 7, "--out", tmp_path / "drawn")
+    assert done.returncode == 0, done.stderr
+    same = 0
+    for number in range(16):
+        name = f"{number:06d}.png"
+        was = np.asarray(Image.open(golden / "samples" / name), dtype=int)
+        now = np.asarray(Image.open(tmp_path / "drawn" / name), dtype=int)
+        same += np.abs(was - now).max() <= 1
+    assert same >= 15  # another processor rounds otherwise: a level of a pixel, and seldom a token
+
+
+@pytest.mark.parametrize("stage", ["vqvae", "prior"])
+def test_a_training_goes_on(run, run_cli, stage):
+    """From its checkpoint to more steps, by the command of then."""
+    checkpoint = next((run / f"{stage}-training" / "checkpoints").iterdir())
+    steps = int(checkpoint.name.removeprefix("step-"))
+    small = {
+        "vqvae": "--data digits --model.width 8 --model.num-residual-blocks 1"
+        " --quantizer.num-codes 32 --quantizer.code-dim 4",
+        "prior": "--model.num-layers 1 --model.hidden-size 16 --model.num-heads 2 --codes run/codes --codec run",
+    }[stage]
+    words = [f"train-{stage}", "--out", "run", "--batch-size", 64, "--steps", steps + 20, *small.split()]
+    done = run_cli(*words, cwd=run.parent)
+    assert done.returncode == 0, done.stderr
+    assert re.search(rf"continuing (at|from) step {steps}\b", done.stdout)
+    assert (checkpoint.parent / f"step-{steps + 20:08d}").is_dir()
