@@ -85,20 +85,33 @@ def _free_port() -> int:
 
 
 def _explain(report: Path, failure: Any) -> int:
-    """Print the first error of the processes and return its exit code."""
+    """Print the first error of the processes and return its exit code.
+
+    Args:
+        report: Where they left it, if any did.
+        failure: The launcher's `ChildFailedError`; None if the launcher itself was told to stop.
+    """
     failures = {} if failure is None else failure.failures
     killed = {rank: each for rank, each in failures.items() if each.exitcode < 0 and each.exitcode not in STOPS}
-    if report.is_file():
-        first = json.loads(report.read_text(encoding="utf-8"))
-        # That a process was killed says more than that another one missed it.
-        if not (killed and LOST in first["line"]):
-            print(first["line"], file=sys.stderr, flush=True)
-            return int(first["exit_code"])
-    rank, cause = (None, None) if failure is None else next(iter(killed.items()), failure.get_first_failure())
-    if cause is None or cause.exitcode in STOPS:
+    stopped = failure is None or any(each.exitcode in STOPS for each in failures.values())
+    first = _read_report(report)
+    # That a process was killed or stopped says more than that another one missed it.
+    if first is not None and not ((killed or stopped) and LOST in first["line"]):
+        print(first["line"], file=sys.stderr, flush=True)
+        return int(first["exit_code"])
+    if stopped and not killed:
         print("error: stopped; run the same command to continue", file=sys.stderr, flush=True)
         return Stopped.exit_code
+    rank, cause = next(iter(killed.items()), None) or failure.get_first_failure()
     reason = signal.Signals(-cause.exitcode).name if cause.exitcode < 0 else f"exit code {cause.exitcode}"
     line = f"error: process {rank} ended by {reason}; run the same command to continue from the last saved state"
     print(line, file=sys.stderr, flush=True)
     return EnvironmentFault.exit_code
+
+
+def _read_report(report: Path) -> dict[str, Any] | None:
+    """Return what a process left there; None if none did, or one was ended while it wrote."""
+    try:
+        return json.loads(report.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None

@@ -1,5 +1,6 @@
 """SIGTERM and Ctrl-C: exit code 75, one line, the state saved; the same command continues."""
 
+import json
 import os
 import signal
 import subprocess
@@ -10,6 +11,10 @@ from pathlib import Path
 
 import pytest
 from processes import ranks_of
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+
+from vq_prior.core.errors import LOST
+from vq_prior.launch import _explain
 
 MAX_SECONDS = 60
 
@@ -145,6 +150,42 @@ if FULL:
 def test_signals_at_random_moments(name, who, survives_signals, tiny_run, many_digits, faults):
     wanted = faults.number(2, 50 if name == "train-vqvae" else 10)
     survives_signals(work(name, tiny_run, many_digits), wanted, who)
+
+
+MISSED = {"line": f"error: {LOST}; run the same command to continue", "exit_code": 5}
+POISONED = {"line": "error: the loss (nan) is not finite at step 3", "exit_code": 4}
+
+
+@pytest.mark.fault("F9", "F10", "R11", "R12")
+@pytest.mark.parametrize(
+    ("told", "ended", "code", "words"),
+    [
+        (MISSED, {0: -signal.SIGTERM, 1: 5}, 75, "stopped"),
+        (MISSED, {0: 5, 1: -signal.SIGINT}, 75, "stopped"),
+        (MISSED, None, 75, "stopped"),
+        (None, {1: -signal.SIGUSR1}, 75, "stopped"),
+        (None, None, 75, "stopped"),
+        ("{", None, 75, "stopped"),  # a process was ended while it wrote
+        (MISSED, {0: 5, 1: -signal.SIGKILL}, 5, "process 1 ended by SIGKILL"),
+        (MISSED, {0: -signal.SIGTERM, 1: -signal.SIGKILL}, 5, "process 1 ended by SIGKILL"),
+        (MISSED, {0: 5}, 5, LOST),
+        (POISONED, {0: 4, 1: -signal.SIGTERM}, 4, "not finite"),
+        (None, {0: 1}, 5, "process 0 ended by exit code 1"),
+    ],
+)
+def test_what_ended_first_is_what_is_told(tmp_path, capsys, told, ended, code, words):
+    """The first error of any process, but the cause before what others saw of it."""
+    report = tmp_path / "error.json"
+    if told is not None:
+        report.write_text(told if isinstance(told, str) else json.dumps(told))
+    failure = None
+    if ended is not None:
+        failures = {rank: ProcessFailure(rank, 1, number, "none") for rank, number in ended.items()}
+        failure = ChildFailedError("vq-prior", failures)
+    assert _explain(report, failure) == code
+    errors = capsys.readouterr().err
+    assert words in errors
+    assert errors.count("\n") == 1
 
 
 @pytest.mark.fault("F44", "R11")

@@ -15,6 +15,8 @@ from collections.abc import Callable
 
 from torch.distributed import TCPStore
 
+from vq_prior.core.errors import LOST
+
 PERIOD, PATIENCE = 2.0, 16.0  # seconds; together with the launcher's own, a lost process ends the run within 30
 FAREWELL = "left"
 
@@ -62,7 +64,7 @@ class Watchdog(threading.Thread):
                         self._lost(_sentence(other, said))
             except RuntimeError:  # the store went with the process that held it
                 if not self._left.wait(2 * PERIOD):
-                    self._lost("the process that held the group together was lost")
+                    self._lost(f"{LOST}: the one that held the group together")
                 return
 
     def leave(self) -> None:
