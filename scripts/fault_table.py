@@ -34,11 +34,12 @@ def run_row(row: str, *, full: bool) -> tuple[str, str, str]:
         suite = ElementTree.parse(report).getroot()
     tests = [case for case in suite.iter("testcase") if case.find("skipped") is None]
     failed = [case for case in tests if case.find("failure") is not None or case.find("error") is not None]
-    told: dict[str, list[str]] = {"count": [], "seed": []}
+    told: dict[str, list[str]] = {"count": [], "seed": [], "figure": []}
     for case in tests:
         for entry in case.iter("property"):
             told.setdefault(entry.get("name", ""), []).append(entry.get("value", ""))
     outcome = f"{len(tests)} tests passed" if tests and not failed else f"{len(failed)} of {len(tests)} tests FAILED"
+    outcome = "; ".join([outcome, *told["figure"]])
     return outcome, str(sum(map(int, told["count"])) or ""), " ".join(sorted(set(told["seed"])))
 
 

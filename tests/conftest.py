@@ -117,6 +117,11 @@ class Faults:
         self._record("count", count)
         print(f"{count} faults survived")
 
+    def figure(self, text: str) -> None:
+        """Note what was measured, for the page."""
+        self._record("figure", text)
+        print(text)
+
 
 @pytest.fixture
 def faults(request: pytest.FixtureRequest, record_property: Callable[[str, object], None]) -> Faults:
