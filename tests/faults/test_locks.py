@@ -15,23 +15,24 @@ from vq_prior.core.errors import EnvironmentFault
 from vq_prior.core.locks import claim, release_claims
 
 
-def commands(run: Path, out: Path) -> dict[str, tuple[list[str], Path]]:
+def commands(run: Path, data: Path, out: Path) -> dict[str, tuple[list[str], Path]]:
     """Each command that writes a folder for a while, and the lock beside what it writes."""
     model, codes = str(run / "model"), str(run / "codes")
     train = ["--batch-size", "8", "--checkpoint-every", "100000"]
     return {
         "train-vqvae": (["--data", "digits", "--out", str(out), "--steps", "100000", *train], out / "vqvae-training"),
         "train-prior": (["--codes", codes, "--out", str(out), "--steps", "100000", *train], out / "prior-training"),
+        "extract-codes": (["--codec", str(run / "vqvae"), "--data", str(data), "--out", str(out)], out),
         "generate": (["--model", model, "--num-images", "100000", "--batch-size", "4", "--out", str(out)], out),
     }
 
 
-@pytest.mark.parametrize("name", ["train-vqvae", "train-prior", "generate"])
+@pytest.mark.parametrize("name", ["train-vqvae", "train-prior", "extract-codes", "generate"])
 @pytest.mark.fault("F28")
 def test_a_second_run_is_refused_and_a_killed_one_is_not_in_the_way(
-    name, tiny_run, tmp_path, child_environment, capsys
+    name, tiny_run, many_digits, tmp_path, child_environment, capsys
 ):
-    words, folder = commands(tiny_run, tmp_path / "out")[name]
+    words, folder = commands(tiny_run, many_digits, tmp_path / "out")[name]
     lock = folder.with_name(f".{folder.name}.lock")
     first = subprocess.Popen(
         [sys.executable, "-m", "vq_prior", name, *words],
@@ -44,7 +45,8 @@ def test_a_second_run_is_refused_and_a_killed_one_is_not_in_the_way(
         while not (lock.is_file() and lock.read_text()):
             assert first.poll() is None
             assert time.monotonic() < deadline
-            time.sleep(0.05)
+            time.sleep(0.02)
+        first.send_signal(signal.SIGSTOP)  # the dump would end too soon; one that sleeps holds its folder as well
         assert main([name, *words]) == 5
         lines = capsys.readouterr().err.strip().splitlines()
         assert len(lines) == 1

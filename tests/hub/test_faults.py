@@ -314,6 +314,37 @@ def test_a_push_does_not_overwrite_what_another_pushed_meanwhile(hub, resident, 
     assert {name: hub.files("owner/c")[name] for name in theirs} == theirs
 
 
+@pytest.mark.fault("F6")
+def test_a_connection_that_drops_anywhere_changes_nothing(hub, resident, tmp_path, tiny_model, new_files, faults):
+    """After any number of bytes of a file, coming or going: nothing half there, and the next try completes it."""
+    cuts = faults.number(2, 50)
+    names = [name for name, content in new_files.items() if name.endswith(".safetensors") and len(content) > 1]
+    for number in range(cuts):
+        out, cache = tmp_path / f"p{number}" / "model", tmp_path / f"p{number}" / "cache"
+        out.parent.mkdir()
+        name = faults.rng.choice(names)
+        after = faults.rng.randrange(len(new_files[name]))
+        hub.fail("GET", f"/resolve/.*{name}", times=None, cut_answer_after=after)
+        done = resident.run("pull", "owner/m", "--out", out, cache=cache)
+        assert_one_line(done, 5, "check the network")
+        assert not out.exists()
+        hub.faults.clear()
+        done = resident.run("pull", "owner/m", "--out", out, cache=cache)
+        assert (done.code, done.stderr) == (0, ""), f"{name} cut after {after} bytes"
+        assert files_of(out) == new_files
+    words = ("push", "--model", tiny_model / "vqvae", "--repo-id", "owner/c")
+    sent = sum(map(len, files_of(tiny_model / "vqvae").values()))
+    for _ in range(cuts):
+        hub.add_repo("owner/c", {"config.json": b"{}"})
+        before = hub.commits("owner/c")
+        hub.fail("POST", COMMIT, times=None, cut_upload_after=faults.rng.randrange(sent))
+        assert_one_line(resident.run(*words), 5, "check the network")
+        assert hub.commits("owner/c") == before
+        hub.faults.clear()
+        assert (resident.run(*words).code, len(hub.commits("owner/c"))) == (0, 2)
+    faults.planted(2 * cuts)
+
+
 def digest(files: dict[str, bytes]) -> str:
     return hashlib.sha256(repr(sorted(files.items())).encode()).hexdigest()
 
