@@ -43,6 +43,13 @@ def _wait_until(condition):
         time.sleep(0.02)
 
 
+def _catches(pid, number):
+    """Whether a process has a handler of its own for a signal."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    mask = int(next(line for line in status.splitlines() if line.startswith("SigCgt")).split()[1], 16)
+    return bool(mask >> (number - 1) & 1)
+
+
 @pytest.mark.fault("F9", "F44", "R11")
 @pytest.mark.parametrize(
     ("number", "processes"), [(signal.SIGTERM, 1), (signal.SIGINT, 1), (signal.SIGINT, 2), (signal.SIGTERM, 2)]
@@ -71,7 +78,7 @@ def test_training_stops_at_a_step_and_continues(tmp_path, start, number, process
 def test_a_stop_before_the_first_step_is_one_line_too(tmp_path, start):
     words = ["train-vqvae", "--data", "digits", "--out", tmp_path / "run", "--steps", 100_000]
     process, _, errors = start("early", words, anew=True)
-    time.sleep(1.0)
+    _wait_until(lambda: _catches(process.pid, signal.SIGTERM))  # before that it is not ours yet but Python's
     os.killpg(process.pid, signal.SIGINT)
     assert process.wait(MAX_SECONDS) == 75, errors.read_text()
     assert errors.read_text().startswith("error: stopped")
