@@ -27,6 +27,12 @@ from vq_prior.core.errors import ERROR_FILE_VARIABLE, LOST, EnvironmentFault, St
 STOPPED = "stopped; run the same command to continue"
 
 
+class Interrupted(KeyboardInterrupt):
+    """A signal, wherever it met the command. No `Exception`: what guards against strange files must not take it for
+    one. And not KeyboardInterrupt itself: one that leaves the text of an `exec`, of which libraries run many while they
+    are imported, has CPython end the process by SIGINT after all (`unhandled_keyboard_interrupt`)."""
+
+
 @dataclass(frozen=True)
 class Command:
     """One command: where its settings and its code live (`module:name`), what it does, and whether it shares the work
@@ -336,8 +342,7 @@ def _ignore_signals() -> None:
 
 
 def _raise_stopped(number: int, _frame: FrameType | None) -> None:
-    # No `Exception`: it may come at any moment, and what guards against strange files must not take it for one.
-    raise KeyboardInterrupt(STOPPED.replace("stopped", f"stopped by {signal.Signals(number).name}"))
+    raise Interrupted(STOPPED.replace("stopped", f"stopped by {signal.Signals(number).name}"))
 
 
 def _end_with_launcher() -> None:
