@@ -220,3 +220,28 @@ def test_a_second_interruption_ends_it_at_once(processes, start, tmp_path, fault
         assert len(lines) <= 1, lines
         assert all(line.startswith("error: ") for line in lines), lines
     faults.planted(faults.number(1, 20))
+
+
+STEP_OF_A_MINUTE = """
+import time
+from vq_prior.core.runtime import stop_flag
+
+with stop_flag():
+    print("begun", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.fault("F44", "R11")
+def test_a_second_interruption_does_not_wait_for_the_step(child_environment):
+    command = [sys.executable, "-c", STEP_OF_A_MINUTE]
+    with subprocess.Popen(command, env=child_environment(), stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "begun\n"
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+        assert process.poll() is None  # the first waits for the end of the step
+        process.send_signal(signal.SIGINT)
+        try:
+            assert process.wait(AT_ONCE) == 75
+        finally:
+            process.kill()
