@@ -52,16 +52,23 @@ def _catches(pid, number):
 
 @pytest.mark.fault("F9", "F44", "R11")
 @pytest.mark.parametrize(
-    ("number", "processes"), [(signal.SIGTERM, 1), (signal.SIGINT, 1), (signal.SIGINT, 2), (signal.SIGTERM, 2)]
+    ("number", "processes", "rank"),
+    [
+        (signal.SIGTERM, 1, None),
+        (signal.SIGINT, 1, None),
+        (signal.SIGINT, 2, None),
+        (signal.SIGTERM, 2, None),
+        (signal.SIGTERM, 2, "1"),  # one alone, and not the one that saves
+    ],
 )
-def test_training_stops_at_a_step_and_continues(tmp_path, start, number, processes):
+def test_training_stops_at_a_step_and_continues(tmp_path, start, number, processes, rank):
     words = ["train-vqvae", "--data", "digits", "--out", tmp_path / "run", "--steps", 100_000, "--log-every", 5]
     several = ["--num-processes", processes] if processes > 1 else []
     process, _, errors = start("first", [*words, *several], anew=processes > 1)
     metrics = tmp_path / "run" / "vqvae-training" / "metrics.jsonl"
     _wait_until(lambda: metrics.exists() and metrics.stat().st_size)
     # A terminal sends Ctrl-C to every process of the group, a scheduler its signal to the one it started.
-    (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
+    (os.killpg if number == signal.SIGINT else os.kill)(ranks_of(process.pid)[rank] if rank else process.pid, number)
     assert process.wait(MAX_SECONDS) == 75, errors.read_text()
     assert errors.read_text().startswith("error: stopped after step ")
     assert errors.read_text().count("\n") == 1
