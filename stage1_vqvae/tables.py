@@ -44,7 +44,7 @@ class TableRows:
     def _block(self, number: int) -> Any:
         with self._lock:
             if number not in self._held:
-                column = self._blocks[number][2]()
+                column = _contents(self._blocks[number][2]())
                 self._held[number] = column
                 self._held_bytes += column.nbytes
                 while self._held_bytes > MAX_HELD_BYTES and len(self._held) > 1:
@@ -55,8 +55,7 @@ class TableRows:
     def encoded(self, row: int) -> Encoded:
         """Return the picture file's bytes; raises `ArtifactError` if the row holds none."""
         number = bisect_right(self._first, row) - 1
-        value = self._block(number)[row - self._first[number]].as_py()
-        content = value.get("bytes") if isinstance(value, dict) else value
+        content = self._block(number)[row - self._first[number]].as_py()
         if not isinstance(content, bytes):
             raise ArtifactError(f"{self.name(row)} holds no picture bytes; store the pictures inside the table")
         return content
@@ -67,6 +66,15 @@ class TableRows:
         file = self._blocks[number][0]
         first = next(self._first[n] for n, block in enumerate(self._blocks) if block[0] == file)
         return f"{file} row {row - first}"
+
+
+def _contents(column: Any) -> Any:
+    """Return the files' bytes where a column holds them beside their paths, and any other column as it is."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    apart = pa.types.is_struct(column.type) and column.type.get_field_index("bytes") >= 0
+    return pc.struct_field(column, "bytes") if apart else column
 
 
 class _TableFile:

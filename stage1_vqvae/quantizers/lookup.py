@@ -30,7 +30,7 @@ def nearest_codes(vectors: Tensor, codebook: Tensor) -> Tensor:
     scaled = F.pad((-2 * codebook).t(), padding)
     rows = min(N, max(1, CHUNK_ELEMENTS.get(device.type, 1 << 20) // squares.shape[0]))
     table = torch.empty((rows, squares.shape[0]), device=device)
-    every_row = torch.arange(rows, device=device)
+    first_blocks = torch.arange(rows, device=device) * num_blocks
     codes = torch.empty(N, dtype=torch.int64, device=device)
     with torch.autocast(device.type, enabled=False):
         for first in range(0, N, rows or 1):
@@ -38,7 +38,8 @@ def nearest_codes(vectors: Tensor, codebook: Tensor) -> Tensor:
             n = part.shape[0]
             blocks = torch.addmm(squares, part, scaled, out=table[:n]).view(n, num_blocks, BLOCK)
             block = blocks.amin(2).argmin(1)
-            codes[first : first + n] = block * BLOCK + blocks[every_row[:n], block].argmin(1)
+            chosen = blocks.view(-1, BLOCK).index_select(0, first_blocks[:n] + block)
+            torch.add(chosen.argmin(1), block, alpha=BLOCK, out=codes[first : first + n])
     return codes
 
 
