@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vq_prior.core.errors import ArtifactError
-from vq_prior.core.tensors import DTYPES, read_header, read_tensors, write_tensors
+from vq_prior.core.tensors import DTYPES, MAX_TENSORS, read_header, read_tensors, write_tensors
 
 F32 = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
 
@@ -78,6 +78,14 @@ def test_a_header_length_beyond_reason_is_refused(tmp_path, length):
     path.write_bytes(struct.pack("<Q", length) + b"{}")
     with pytest.raises(ArtifactError, match="not a whole safetensors file"):
         read_header(path)
+
+
+def test_more_tensors_than_any_model_has_are_refused(tmp_path):
+    empty = {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]}
+    header = {f"t{n}": empty for n in range(MAX_TENSORS)}
+    assert len(read_header(file_of(tmp_path / "x.safetensors", header, b""))) == MAX_TENSORS
+    with pytest.raises(ArtifactError, match=f"more than {MAX_TENSORS} tensors"):
+        read_header(file_of(tmp_path / "x.safetensors", header | {"one": empty}, b""))
 
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path):

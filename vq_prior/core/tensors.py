@@ -16,7 +16,7 @@ from torch import Tensor
 from vq_prior.core.config import parse_json
 from vq_prior.core.errors import ArtifactError, NumericError
 
-MAX_HEADER_BYTES = 4 << 20
+MAX_HEADER_BYTES, MAX_TENSORS = 4 << 20, 1 << 14
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -46,7 +46,8 @@ def read_header(path: Path) -> dict[str, TensorHeader]:
     """Return the tensors a safetensors file announces, without reading any of them.
 
     Raises:
-        ArtifactError: If the file is missing, truncated, or its header is malformed, overlapping or too large.
+        ArtifactError: If the file is missing, truncated, or its header is malformed, overlapping or too large (4 MiB,
+            16384 tensors).
     """
     try:
         size = path.stat().st_size
@@ -55,39 +56,47 @@ def read_header(path: Path) -> dict[str, TensorHeader]:
             length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else -1
             if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
                 raise ArtifactError(f"{path} is not a whole safetensors file; fetch or write it anew")
-            document = parse_json(file.read(length).rstrip(b" "), f"the header of {path}")
+            header = file.read(length).rstrip(b" ")
     except OSError as error:
         raise ArtifactError(f"{path} cannot be read: {error.strerror}") from error
+    if header.count(b'"dtype"') > MAX_TENSORS:
+        raise ArtifactError(f"the header of {path} announces more than {MAX_TENSORS} tensors")
+    document = parse_json(header, f"the header of {path}")
     if not isinstance(document, dict):
         raise ArtifactError(f"the header of {path} is not an object")
     metadata = document.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
         raise ArtifactError(f"the header of {path} is malformed at '__metadata__'")
-    headers = {name: _tensor_header(path, name, entry, 8 + length) for name, entry in document.items()}
+    headers: dict[str, TensorHeader] = {}
+    for name, entry in document.items():
+        announced = _announced(entry, 8 + length)
+        if announced is None:
+            raise ArtifactError(f"the header of {path} is malformed at tensor {name!r}")
+        headers[name] = announced
     position = 8 + length
-    for name, header in sorted(headers.items(), key=lambda item: (item[1].start, item[1].end)):
-        if header.start != position:
+    for name, tensor in sorted(headers.items(), key=lambda item: (item[1].start, item[1].end)):
+        if tensor.start != position:
             raise ArtifactError(f"{path}: tensor {name!r} overlaps another or leaves a gap")
-        position = header.end
+        position = tensor.end
     if position != size:
         raise ArtifactError(f"{path} has {size} bytes where its header announces {position}; fetch or write it anew")
     return headers
 
 
-def _tensor_header(path: Path, name: str, entry: object, payload: int) -> TensorHeader:
-    fault = ArtifactError(f"the header of {path} is malformed at tensor {name!r}")
+def _announced(entry: object, payload: int) -> TensorHeader | None:
+    """Return what an entry of a header says of its tensor, or None if it is malformed."""
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
-        raise fault
+        return None
     shape, offsets = entry["shape"], entry["data_offsets"]
     if not isinstance(shape, list) or not isinstance(offsets, list) or len(shape) > 8 or len(offsets) != 2:
-        raise fault
+        return None
     if not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in (*shape, *offsets)):
-        raise fault
+        return None
     dtype = DTYPES.get(entry["dtype"]) if isinstance(entry["dtype"], str) else None
     if dtype is None:
-        raise fault
+        return None
     if offsets[1] - offsets[0] != prod(shape) * dtype.itemsize:
-        raise fault
+        return None
     return TensorHeader(dtype, tuple(shape), payload + offsets[0], payload + offsets[1])
 
 
