@@ -81,17 +81,30 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fault", help="only the tests that `pytest.mark.fault` gives this name, F1 to F44 or R1 to R16")
 
 
+# All workers of a run draw the same tests: what they share is the name of the run.
+_RUN = int(os.environ.get("PYTEST_XDIST_TESTRUNUID", "0"), 16) or random.SystemRandom().getrandbits(64)
+SEED = int(os.environ.get("VQ_PRIOR_FAULT_SEED", "0")) or 1 + _RUN % (10**6 - 1)
+IN_FULL = os.environ.get("VQ_PRIOR_FAULTS") == "full"
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keep the tests of `--fault` alone."""
+    """Keep the tests of `--fault` alone; without it, and where no file is named, one `one_of` case of each test."""
     wanted = config.getoption("--fault")
     if wanted:
-        chosen = [item for item in items if any(wanted in mark.args for mark in item.iter_markers("fault"))]
-        config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
-        items[:] = chosen
-
-
-SEED = int(os.environ.get("VQ_PRIOR_FAULT_SEED", "0")) or random.SystemRandom().randrange(1, 10**6)
-IN_FULL = os.environ.get("VQ_PRIOR_FAULTS") == "full"
+        left_out = [item for item in items if all(wanted not in mark.args for mark in item.iter_markers("fault"))]
+    elif IN_FULL or config.args_source is not pytest.Config.ArgsSource.TESTPATHS:
+        left_out = []
+    else:
+        cases: dict[str, list[pytest.Item]] = {}
+        for item in items:
+            if item.get_closest_marker("one_of"):
+                cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
+        drawn = [random.Random(f"{SEED} {name}").choice(of_test) for name, of_test in cases.items()]
+        left_out = [item for of_test in cases.values() for item in of_test if item not in drawn]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        unwanted = set(left_out)
+        items[:] = [item for item in items if item not in unwanted]
 
 
 class Faults:

@@ -69,6 +69,7 @@ if FULL:
     CASES = [(c, n, r) for c in COMMANDS for n in (signal.SIGKILL, signal.SIGSTOP) for r in "01"]
 
 
+@pytest.mark.one_of
 @pytest.mark.fault("F10", "R12")
 @pytest.mark.parametrize(("name", "number", "rank"), CASES)
 def test_a_lost_process_ends_the_run(name, number, rank, tmp_path, child_environment, tiny_run, many_digits, faults):

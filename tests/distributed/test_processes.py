@@ -61,6 +61,7 @@ def codes_of_one(dump_codes):
     return dump_codes("ours")
 
 
+@pytest.mark.one_of
 @pytest.mark.fault("R5")
 @pytest.mark.parametrize("launcher", ["two", "accelerate"])
 def test_the_code_store_is_the_same(dump_codes, codes_of_one, launcher):

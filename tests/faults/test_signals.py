@@ -56,9 +56,9 @@ def _catches(pid, number):
     [
         (signal.SIGTERM, 1, None),
         (signal.SIGINT, 1, None),
-        (signal.SIGINT, 2, None),
-        (signal.SIGTERM, 2, None),
-        (signal.SIGTERM, 2, "1"),  # one alone, and not the one that saves
+        pytest.param(signal.SIGINT, 2, None, marks=pytest.mark.one_of),
+        pytest.param(signal.SIGTERM, 2, None, marks=pytest.mark.one_of),
+        pytest.param(signal.SIGTERM, 2, "1", marks=pytest.mark.one_of),  # one alone, and not the one that saves
     ],
 )
 def test_training_stops_at_a_step_and_continues(tmp_path, start, number, processes, rank):
@@ -207,6 +207,7 @@ def test_what_ended_first_is_what_is_told(tmp_path, capsys, told, ended, code, w
     assert errors.count("\n") == 1
 
 
+@pytest.mark.one_of
 @pytest.mark.fault("F44", "R11")
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_second_interruption_ends_it_at_once(processes, start, tmp_path, faults):
