@@ -41,6 +41,7 @@ def test_fine_tuning_a_prior(survives_kills, faults, tiny_model, tiny_run):
     survives_kills([*words, "--batch-size", 32, "--checkpoint-every", 7], faults.number(1, 20))
 
 
+@pytest.mark.one_of
 @pytest.mark.fault("F3", "R2", "R5")
 @pytest.mark.parametrize("processes", [1, 2, 4] if os.environ.get("VQ_PRIOR_FAULTS") == "full" else [1, 2])
 def test_dumping_codes(processes, survives_kills, faults, tiny_run, many_digits):

@@ -27,6 +27,7 @@ def commands(run: Path, data: Path, out: Path) -> dict[str, tuple[list[str], Pat
     }
 
 
+@pytest.mark.one_of
 @pytest.mark.parametrize("name", ["train-vqvae", "train-prior", "extract-codes", "generate"])
 @pytest.mark.fault("F28")
 def test_a_second_run_is_refused_and_a_killed_one_is_not_in_the_way(

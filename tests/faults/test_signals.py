@@ -164,6 +164,7 @@ if FULL:
     CASES = [(name, who) for name, _ in CASES[:4] for who in WHO]
 
 
+@pytest.mark.one_of
 @pytest.mark.fault("F9", "F44", "R11")
 @pytest.mark.parametrize(("name", "who"), CASES)
 def test_signals_at_random_moments(name, who, survives_signals, tiny_run, many_digits, faults):

@@ -63,6 +63,7 @@ def test_a_run_that_is_well_is_healthy_whatever_is_named(well, tmp_path, capsys)
     assert len(measured["samples"]["nearest_training_row"]) == measured["samples"]["num_images"]
 
 
+@pytest.mark.one_of
 @pytest.mark.parametrize("name", GOOD)
 def test_other_runs_that_are_well_are_healthy(name, trainer, tmp_path):
     trainer.whole(tmp_path / "run", "digits", *GOOD[name], prior_steps=120)
