@@ -48,6 +48,13 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fit the evaluator's embedded network for a moment, not for its 800 steps; commands in this process alone."""
+    monkeypatch.setattr("vq_prior.evaluator.STEPS", 40)
+    monkeypatch.setattr("vq_prior.evaluate.STEPS", 40)
+
+
 @pytest.fixture(scope="session")
 def repository() -> Path:
     """The root of the repository."""

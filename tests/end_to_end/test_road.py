@@ -7,9 +7,9 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 from PIL import Image
 
-from vq_prior import evaluate, evaluator
 from vq_prior.cli import main
 
 FOREIGN = """
@@ -95,9 +95,8 @@ def test_dry_run_prints_the_plan_and_writes_nothing(tiny_run, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def test_evaluate_reconstruct_and_verify(tiny_run, tmp_path, capsys, monkeypatch):
-    for module in (evaluate, evaluator):  # the embedded network is fitted for a moment, not for its 800 steps
-        monkeypatch.setattr(module, "STEPS", 40)
+@pytest.mark.usefixtures("quick")
+def test_evaluate_reconstruct_and_verify(tiny_run, tmp_path, capsys):
     run = str(tiny_run)
     words = ["evaluate", "--model", run + "/model", "--data", "digits", "--num-images", "60"]
     assert main([*words, "--out", str(tmp_path / "e.json")]) == 0

@@ -17,7 +17,6 @@ from stage1_vqvae.foreign import ForeignCodec
 from stage1_vqvae.foreign_weights import foreign_files
 from stage1_vqvae.model import VQVAE, Architecture, VQVAEConfig
 from stage1_vqvae.quantizer_settings import QuantizerSettings
-from vq_prior import evaluate, evaluator
 from vq_prior.cli import main
 from vq_prior.core.artifacts import new_folder
 from vq_prior.core.code_store import CodeStore
@@ -393,11 +392,8 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_whole_road_with_a_foreign_codec(
-    tmp_path: Path, pictures: Path, run_cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for module in (evaluate, evaluator):  # the embedded network is fitted for a moment, not for its 800 steps
-        monkeypatch.setattr(module, "STEPS", 40)
+@pytest.mark.usefixtures("quick")
+def test_the_whole_road_with_a_foreign_codec(tmp_path: Path, pictures: Path, run_cli: Callable[..., Any]) -> None:
     whole_model("janus_vqgan").save_pretrained(tmp_path / "whole", max_shard_size="200KB")
     codes, run = tmp_path / "codes", tmp_path / "run"
 

@@ -15,7 +15,6 @@ from stage1_vqvae.codecs import open_codec
 from stage1_vqvae.evaluate import transform_of
 from stage1_vqvae.pixels import load_pixels
 from stage1_vqvae.sources import open_data
-from vq_prior import evaluator
 from vq_prior.cli import main
 from vq_prior.core import metrics
 from vq_prior.core.media import to_unit_range
@@ -125,13 +124,6 @@ def test_psnr_and_ssim_are_those_of_scikit_image(shape):
     for number, (x, y) in enumerate(zip(first.astype(np.float64) + 1, second.astype(np.float64) + 1, strict=True)):
         assert psnr[number] == pytest.approx(peak_signal_noise_ratio(x, y, data_range=2.0), rel=1e-5)
         assert ssim[number] == pytest.approx(structural_similarity(x, y, channel_axis=0, **window), rel=1e-5)
-
-
-@pytest.fixture
-def quick(monkeypatch):
-    """Fit the embedded network for a moment."""
-    monkeypatch.setattr(evaluator, "STEPS", 40)
-    monkeypatch.setattr("vq_prior.evaluate.STEPS", 40)
 
 
 def evaluated(out, *words):
