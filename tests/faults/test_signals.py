@@ -44,8 +44,11 @@ def _wait_until(condition):
 
 
 def _catches(pid, number):
-    """Whether a process has a handler of its own for a signal."""
-    status = Path(f"/proc/{pid}/status").read_text()
+    """Whether a process has a handler of its own for a signal, or has ended."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return True
     mask = int(next(line for line in status.splitlines() if line.startswith("SigCgt")).split()[1], 16)
     return bool(mask >> (number - 1) & 1)
 
@@ -115,6 +118,7 @@ def survives_signals(survives, faults):
         if number is None:
             number = faults.rng.choice(SIGNALS)
         until = time.monotonic() + faults.rng.uniform(0.02, 0.7) * seconds
+        _wait_until(lambda: _catches(running.pid, signal.SIGTERM))  # before that it is Python's, not yet ours
         while time.monotonic() < until or (who.startswith("rank") and not ranks_of(running.pid).get(who[5:])):
             if not Path(f"/proc/{running.pid}").exists():
                 return
