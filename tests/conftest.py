@@ -83,6 +83,15 @@ def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warm]:
         yield process
 
 
+@pytest.fixture(scope="session")
+def launched(warm: Warm) -> dict[str, str]:
+    """What the environment of a launcher needs for the processes that it starts to fork, too.
+
+    They are no children of the launcher then: not for tests that look for them there.
+    """
+    return {"PYTHON_EXEC": str(warm.python())}
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add `--fault R2`: only the tests of this row of docs/reliability.md, or of this fault."""
     parser.addoption("--fault", help="only the tests that `pytest.mark.fault` gives this name, F1 to F44 or R1 to R16")
@@ -92,10 +101,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 _RUN = int(os.environ.get("PYTEST_XDIST_TESTRUNUID", "0"), 16) or random.SystemRandom().getrandbits(64)
 SEED = int(os.environ.get("VQ_PRIOR_FAULT_SEED", "0")) or 1 + _RUN % (10**6 - 1)
 IN_FULL = os.environ.get("VQ_PRIOR_FAULTS") == "full"
+BEGUN_FIRST = ("test_doctor.py",)  # long files whose names come late
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keep the tests of `--fault` alone; without it, and where no file is named, one `one_of` case of each test."""
+    """Keep the tests of `--fault` alone; without it, and where no file is named, one test of each `one_of`."""
+    items.sort(key=lambda item: item.path.name not in BEGUN_FIRST)  # what begins last ends alone
     wanted = config.getoption("--fault")
     if wanted:
         left_out = [item for item in items if all(wanted not in mark.args for mark in item.iter_markers("fault"))]
@@ -104,8 +115,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     else:
         cases: dict[str, list[pytest.Item]] = {}
         for item in items:
-            if item.get_closest_marker("one_of"):
-                cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
+            if mark := item.get_closest_marker("one_of"):
+                cases.setdefault(mark.args[0] if mark.args else item.nodeid.partition("[")[0], []).append(item)
         drawn = [random.Random(f"{SEED} {name}").choice(of_test) for name, of_test in cases.items()]
         left_out = [item for of_test in cases.values() for item in of_test if item not in drawn]
     if left_out:
@@ -149,8 +160,22 @@ def faults(request: pytest.FixtureRequest, record_property: Callable[[str, objec
     return Faults(request.node.name, record_property)
 
 
+ACCELERATE_LAUNCH = "import runpy; runpy.run_module('accelerate.commands.launch', run_name='__main__')"
+
+
 @pytest.fixture(scope="session")
-def launch() -> Callable[..., None]:
+def accelerate_launch(warm: Warm, launched: dict[str, str]) -> RunCli:
+    """Run `accelerate launch WORDS`: `accelerate_launch("-m", "vq_prior", ...)`."""
+
+    def run(*words: object, timeout: float = 300) -> "subprocess.CompletedProcess[str]":
+        environment = clean_environment(ACCELERATE_USE_CPU="1", **launched)
+        return warm.run(ACCELERATE_LAUNCH, environment, arguments=words, timeout=timeout)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def launch(accelerate_launch: RunCli) -> Callable[..., None]:
     """Run a Python text on processes of the launcher, and expect it to succeed: `launch(text, folder, ...)`.
 
     Its arguments are the folder and the others as text, lists as JSON.
@@ -160,16 +185,9 @@ def launch() -> Callable[..., None]:
         script = folder / "several_processes.py"
         script.write_text(text)
         words = [json.dumps(argument) if isinstance(argument, list) else str(argument) for argument in arguments]
-        command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", f"--num_processes={processes}"]
-        command += ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"]
-        done = subprocess.run(
-            [*command, str(script), str(folder), *words],
-            env=clean_environment(ACCELERATE_USE_CPU="1"),
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=False,
-        )
+        how = ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"]
+        how += ["--multi_gpu", f"--num_processes={processes}"]
+        done = accelerate_launch(*how, script, folder, *words, timeout=timeout)
         assert done.returncode == 0, done.stderr
 
     return launch

@@ -4,8 +4,9 @@
         done = warm.run(["generate", "--model", model, "--out", out], environment, cwd=folder)
 
 A command so begins as a new process would: a process group, working folder, environment and streams of its own, and
-no state of the commands before it. `Warm.shim` puts a `vq-prior` on PATH that runs its words here. What libraries
-read from the environment while they are imported is that of `Warm`; where that differs, the shim starts Python anew.
+no state of the commands before it. `Warm.shim` puts a `vq-prior` on PATH that runs its words here, `Warm.python` is a
+program for a launcher to start its processes with. What libraries read from the environment while they are imported is
+that of `Warm`; where that differs, both start Python anew.
 """
 
 import array
@@ -25,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-READ_WHILE_IMPORTED = ("HF_", "HUGGING", "TRANSFORMERS_", "DATASETS_", "OMP_", "MKL_", "TORCH_")
+READ_WHILE_IMPORTED = ("HF_", "HUGGING", "TRANSFORMERS_", "DATASETS_", "OMP_", "MKL_", "TORCH_CPP_", "TORCH_LOGS")
 WHAT_TAKES_SECONDS = ("accelerate.commands.launch", "datasets", "peft", "sklearn.datasets", "stage1_vqvae.train")
 WHAT_TAKES_SECONDS += ("stage2_prior.train", "vq_prior.commands", "vq_prior.pipeline", "vq_prior.share")
 MAX_REQUEST_BYTES = 100_000
@@ -152,19 +153,27 @@ class Warm:
 
     def shim(self) -> Path:
         """Return a folder for PATH with a `vq-prior` that runs its words in this process."""
-        command = self.folder / "bin" / "vq-prior"
-        command.parent.mkdir(parents=True, exist_ok=True)
-        line = f'exec "{sys.executable}" -I -S "{Path(__file__)}" run "{self.address}" "$@"'
-        command.write_text(f"#!/bin/sh\n{line}\n", encoding="utf-8")
-        command.chmod(command.stat().st_mode | stat.S_IXUSR)
-        return command.parent
+        return self._program("vq-prior", "run").parent
+
+    def python(self) -> Path:
+        """Return a program that does here what `python -u -m vq_prior WORDS` and `python -u SCRIPT WORDS` ask for."""
+        return self._program("launched-python", "python")
+
+    def _program(self, name: str, what: str) -> Path:
+        program = self.folder / "bin" / name
+        program.parent.mkdir(parents=True, exist_ok=True)
+        line = f'exec "{sys.executable}" -I -S "{Path(__file__)}" {what} "{self.address}" "$@"'
+        program.write_text(f"#!/bin/sh\n{line}\n", encoding="utf-8")
+        program.chmod(program.stat().st_mode | stat.S_IXUSR)
+        return program
 
 
 def _serve(address: str) -> None:
     from vq_prior.cli import _quiet_libraries
 
-    mine = dict(os.environ)
+    before = dict(os.environ)
     _quiet_libraries(False)  # as a command does before it imports anything
+    quiet = {name: value for name, value in os.environ.items() if name not in before}
     for module in WHAT_TAKES_SECONDS:
         import_module(module)
 
@@ -181,16 +190,16 @@ def _serve(address: str) -> None:
             os._exit(0)
         connection, _ = listener.accept()
         if not os.fork():
-            _handle(connection, mine)
+            _handle(connection, quiet)
         connection.close()
 
 
-def _handle(connection: socket.socket, mine: dict[str, str]) -> None:
+def _handle(connection: socket.socket, quiet: dict[str, str]) -> None:
     """Start one command, tell its pid and then its exit code, and end this process."""
     try:
         text, streams, _, _ = socket.recv_fds(connection, MAX_REQUEST_BYTES, 2)
         request = json.loads(text)
-        if not same_imports(request["environment"], mine):
+        if not same_imports(quiet | request["environment"], dict(os.environ)):
             connection.send(b"0")
             os._exit(0)
         child = os.fork()
@@ -238,13 +247,28 @@ def _become(request: dict[str, Any], streams: list[int]) -> None:
     os._exit(code if isinstance(code, int) else 1)
 
 
+def _stand_in(address: str, python: list[str]) -> None:
+    """Be what `python -u -m vq_prior WORDS` or `python -u SCRIPT WORDS` would be, by a process that forks there."""
+    asked: dict[str, Any] = {"words": None, "code": None, "environment": dict(os.environ), "cwd": os.getcwd()}
+    if python[1:3] == ["-m", "vq_prior"]:
+        asked["words"] = python[3:]
+    else:
+        asked |= {"code": Path(python[1]).read_text(), "arguments": python[2:]}
+    running = start(address, asked, 1, 2)
+    if not running.pid:
+        os.execv(sys.executable, [sys.executable, *python])
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, lambda number, _frame: running.kill(number))
+    ended = running.wait()
+    if ended < 0:
+        with suppress(OSError):  # what cannot be caught needs no resetting
+            signal.signal(-ended, signal.SIG_DFL)
+        os.kill(os.getpid(), -ended)
+    sys.exit(ended)
+
+
 if __name__ == "__main__":
     if sys.argv[1] == "serve":
         _serve(sys.argv[2])
     else:
-        asked = {"words": sys.argv[3:], "code": None, "environment": dict(os.environ), "cwd": os.getcwd()}
-        running = start(sys.argv[2], asked, 1, 2)
-        if not running.pid:
-            os.execv(sys.executable, [sys.executable, "-m", "vq_prior", *sys.argv[3:]])
-        ended = running.wait()
-        sys.exit(ended if ended >= 0 else 128 - ended)
+        _stand_in(sys.argv[2], ["-u", "-m", "vq_prior", *sys.argv[3:]] if sys.argv[1] == "run" else sys.argv[3:])

@@ -1,8 +1,6 @@
 """`--fsdp`: parameters cut over the processes; what is saved is that of a training without it."""
 
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -17,12 +15,12 @@ STEPS = ["--batch-size", 16, "--checkpoint-every", 10, "--eval-every", 10, "--wa
 
 
 @pytest.fixture(scope="module")
-def train(warm, tiny_run):
+def train(run_cli, launched, tiny_run):
     """Train a prior on the codes of `tiny_run`."""
 
     def train(out, steps, *flags):
         words = ["train-prior", "--codes", tiny_run / "codes", "--out", out, "--steps", steps, *SIZES, *STEPS, *flags]
-        done = warm.run(words)
+        done = run_cli(*words, env=launched)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -106,19 +104,12 @@ leave_runtime(0)
 """
 
 
-def test_a_launcher_whose_file_says_fsdp_shards(tmp_path, tiny_run, repository, child_environment):
+def test_a_launcher_whose_file_says_fsdp_shards(tmp_path, tiny_run, repository, accelerate_launch):
     config = repository / "scripts" / "launch" / "fsdp.yaml"
     words = ["train-prior", "--codes", tiny_run / "codes", "--codec", tiny_run, "--out", tmp_path / "run"]
     words += ["--steps", 3, "--batch-size", 8, *SIZES]
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config, "--num_processes", 2]
-    done = subprocess.run(
-        list(map(str, [*launch, "--main_process_port", 0, "-m", "vq_prior", *words])),
-        env=child_environment(ACCELERATE_USE_CPU="1"),
-        capture_output=True,
-        text=True,
-        timeout=180,
-        check=False,
-    )
+    how = ["--config_file", config, "--num_processes", 2, "--main_process_port", 0]
+    done = accelerate_launch(*how, "-m", "vq_prior", *words)
     assert done.returncode == 0, done.stderr
     assert "no sample grids while training: no process holds the whole prior (--fsdp)" in done.stdout
     assert (tmp_path / "run" / "model").is_dir()

@@ -91,6 +91,7 @@ def test_a_lost_process_ends_the_run(name, number, rank, tmp_path, child_environ
     faults.planted(faults.number(1, 5))
 
 
+@pytest.mark.one_of("launcher")
 @pytest.mark.fault("F10", "R12")
 def test_the_processes_of_a_lost_launcher_save_and_end(tmp_path, child_environment):
     with running(*training(tmp_path), tmp_path, child_environment()) as launcher:
@@ -104,6 +105,7 @@ def test_the_processes_of_a_lost_launcher_save_and_end(tmp_path, child_environme
     assert (checkpoint / "manifest.json").exists()
 
 
+@pytest.mark.one_of("launcher")
 def test_a_run_that_was_paused_as_a_whole_goes_on(tmp_path, child_environment):
     words, begun = training(tmp_path)
     metrics = tmp_path / "run" / "vqvae-training" / "metrics.jsonl"

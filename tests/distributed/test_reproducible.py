@@ -120,13 +120,14 @@ def test_pieces_cover_every_row_in_order_and_are_the_shards_of_the_whole_batch()
     assert Runtime(_Place(), "fp32").pieces(10, 3) == [slice(0, 3), slice(3, 6), slice(6, 10)]
 
 
-def test_what_cannot_be_reproducible_is_refused(tmp_path, run_cli):
+def test_what_cannot_be_reproducible_is_refused(tmp_path, run_cli, launched):
     settings = TrainVQVAE("digits", tmp_path / "run", steps=2, reproducible=True)
     with pytest.raises(UsageError, match="at least 8, one row for each logical shard, got 7"):
         train_vqvae(replace(settings, batch_size=7))
     with pytest.raises(UsageError, match="leave out --gradient-accumulation-steps 2"):
         train_vqvae(replace(settings, gradient_accumulation_steps=2))
-    done = run_cli("train-vqvae", "--data", "digits", "--out", tmp_path / "run", "--reproducible", "--num-processes", 3)
+    words = ["train-vqvae", "--data", "digits", "--out", tmp_path / "run", "--reproducible", "--num-processes", 3]
+    done = run_cli(*words, env=launched)
     assert done.returncode == 2
     assert "runs on 1, 2, 4 or 8 processes, got 3" in done.stderr
     assert done.stderr.count("\n") == 1

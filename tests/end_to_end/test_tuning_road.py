@@ -86,11 +86,11 @@ def test_classes_are_those_of_the_new_folder(tiny_run, pictures, tmp_path, capsy
     assert not (tmp_path / "refused").exists()
 
 
-def test_two_processes_and_every_weight(tiny_model, pictures, tmp_path, run_cli):
-    for out, more in (("lora", ()), ("full", ("--no-lora",))):
-        done = run_cli(*words(tiny_model, pictures, tmp_path / out, *more, "--num-processes", "2"))
-        assert done.returncode == 0, done.stderr
-        assert (tmp_path / out / "model" / "prior" / "model.safetensors").is_file()
+@pytest.mark.parametrize("more", [(), ("--no-lora",)], ids=["lora", "every weight"])
+def test_two_processes(more, tiny_model, pictures, tmp_path, run_cli, launched):
+    done = run_cli(*words(tiny_model, pictures, tmp_path / "out", *more, "--num-processes", "2"), env=launched)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "model" / "prior" / "model.safetensors").is_file()
 
 
 def test_a_dry_run_leaves_nothing(tiny_model, pictures, tmp_path, capsys):

@@ -23,25 +23,28 @@ def survives_kills(survives, faults):
     return lambda words, wanted, processes=1: survives(words, wanted, kill, has_ended, processes)
 
 
+@pytest.mark.one_of("killed")
 @pytest.mark.fault("F1", "R2")
 def test_training_a_codec(survives_kills, faults):
     words = ["train-vqvae", "--data", "digits", "--steps", 80, "--batch-size", 32, "--checkpoint-every", 7]
     survives_kills(words, faults.number(3, 100))
 
 
+@pytest.mark.one_of("killed")
 @pytest.mark.fault("F1", "R2")
 def test_training_a_prior(survives_kills, faults, tiny_run):
     words = ["train-prior", "--codes", tiny_run / "codes", "--steps", 40, "--batch-size", 32, "--checkpoint-every", 7]
     survives_kills(words, faults.number(3, 100))
 
 
+@pytest.mark.one_of("killed")
 @pytest.mark.fault("F1")
 def test_fine_tuning_a_prior(survives_kills, faults, tiny_model, tiny_run):
     words = ["train-prior", "--from", tiny_model, "--lora", "--codes", tiny_run / "codes", "--steps", 30]
     survives_kills([*words, "--batch-size", 32, "--checkpoint-every", 7], faults.number(1, 20))
 
 
-@pytest.mark.one_of
+@pytest.mark.one_of("killed dump")
 @pytest.mark.fault("F3", "R2", "R5")
 @pytest.mark.parametrize("processes", [1, 2, 4] if os.environ.get("VQ_PRIOR_FAULTS") == "full" else [1, 2])
 def test_dumping_codes(processes, survives_kills, faults, tiny_run, many_digits):
@@ -49,6 +52,7 @@ def test_dumping_codes(processes, survives_kills, faults, tiny_run, many_digits)
     survives_kills(words, faults.number(3 if processes == 1 else 1, 50), processes)
 
 
+@pytest.mark.one_of("killed dump")
 @pytest.mark.fault("F4", "R5")
 def test_a_dump_goes_on_with_other_processes_batches_and_workers(
     warm, tmp_path, faults, tiny_run, many_digits, digests
@@ -75,6 +79,7 @@ def test_a_dump_goes_on_with_other_processes_batches_and_workers(
     faults.planted(2 * faults.number(1, 10))
 
 
+@pytest.mark.one_of("killed")
 @pytest.mark.fault("F5", "R2")
 def test_generating(survives_kills, faults, tiny_run):
     words = ["generate", "--model", tiny_run / "model", "--num-images", 300, "--batch-size", 8]

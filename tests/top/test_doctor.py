@@ -63,13 +63,14 @@ def test_a_run_that_is_well_is_healthy_whatever_is_named(well, tmp_path, capsys)
     assert len(measured["samples"]["nearest_training_row"]) == measured["samples"]["num_images"]
 
 
-@pytest.mark.one_of
+@pytest.mark.one_of("well")
 @pytest.mark.parametrize("name", GOOD)
 def test_other_runs_that_are_well_are_healthy(name, trainer, tmp_path):
     trainer.whole(tmp_path / "run", "digits", *GOOD[name], prior_steps=120)
     assert examined(tmp_path, "--model", tmp_path / "run" / "model") == (0, [])
 
 
+@pytest.mark.one_of("well")
 def test_a_run_without_labels_is_healthy(trainer, tmp_path):
     data = digit_folder(tmp_path / "pictures", count=1500, classes=False)
     trainer.whole(tmp_path / "run", str(data), prior_steps=120)
@@ -130,13 +131,13 @@ def test_an_untrained_prior_is_named_and_fails(well, tmp_path):
 
 
 def test_an_overfitted_prior_is_named(well, tmp_path):
-    prior = overfit(well / "prior", tmp_path / "p", well / "codes", rows=1708, steps=400)
+    prior = overfit(well / "prior", tmp_path / "p", well / "codes", rows=600, steps=200)
     _, faults = examined(tmp_path, "--prior", prior, "--codes", well / "codes")
     assert faults[0] == "prior overfitted"
 
 
 def test_a_memorised_set_is_named(well, tmp_path):
-    prior = overfit(well / "prior", tmp_path / "p", well / "codes", rows=64, steps=200)
+    prior = overfit(well / "prior", tmp_path / "p", well / "codes", rows=64, steps=120)
     _, faults = examined(tmp_path, "--prior", prior, "--codes", well / "codes", "--codec", well)
     assert faults[:2] == ["prior overfitted", "memorised training set"]
 
