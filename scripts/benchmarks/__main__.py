@@ -15,6 +15,7 @@ BENCHMARKS = {
     "train-prior": ("train_prior", "a training step of stage two against a stock Llama"),
     "recipe": ("recipe", "held-out nats of our default recipe of stage two and of a plain one, by seconds"),
     "sample": ("sample", "drawing token sequences against generate() of transformers"),
+    "processes": ("processes", "two processes with one thread each against one with two threads, job by job"),
     "quantisers": ("quantisers", "quantisers by codebook size and code dimension: errors, use, and nats of a prior"),
     "protocol": ("protocol", "one recipe of train-vqvae over several seeds, by the same measures"),
 }
