@@ -32,7 +32,7 @@ def launch(invocation: Invocation) -> int:
         os.environ["ACCELERATE_USE_CPU"] = "1"
     if not invocation.debug:
         logging.disable(logging.CRITICAL)  # the launcher would announce the signal it passes on
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
+        os.environ["TORCH_CPP_LOG_LEVEL"] = "FATAL"  # as a process would that it cannot reach a peer that is ending
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.default_int_handler)
     if hasattr(signal, "SIGUSR1"):  # the launcher passes SIGTERM on; a scheduler's SIGUSR1 means the same to us

@@ -81,6 +81,22 @@ def test_a_recipe_leaves_paths_to_the_user_and_yields_to_flags(command, name, fl
         parse([command, "--recipe", name])
 
 
+WHAT_PROCESSES_GET = """
+import os
+from accelerate.commands import launch
+from vq_prior.cli import main
+launch.launch_command = lambda _arguments: print(os.environ.get("TORCH_CPP_LOG_LEVEL"))
+main(["train-vqvae", "--data", "digits", "--out", "x", "--num-processes", "2", *WORDS])
+"""
+
+
+@pytest.mark.parametrize(("words", "level"), [([], "FATAL"), (["--debug"], "None")])
+def test_launched_processes_do_not_tell_of_peers_that_they_cannot_reach(words, level, warm, tmp_path):
+    """One that joins while another ends by a signal would: five lines of gloo beside the one that says it all."""
+    done = warm.run(WHAT_PROCESSES_GET.replace("WORDS", repr(words)), cwd=tmp_path)
+    assert done.stdout.split() == [level], done.stderr
+
+
 def test_launcher_words_keep_every_flag_but_num_processes():
     invocation = parse(["extract-codes", "--num-processes=2", "--codec", "a", "--data", "b", "--out", "c"])
     assert invocation.num_processes == 2
