@@ -5,6 +5,7 @@ C channels, D code dimension, N places of a grid; `*shape` stands for the spatia
 """
 
 import math
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
@@ -204,6 +205,8 @@ class SonnetEncoder(nn.Module):
     section 4.1, made narrower).
     """
 
+    joined: Callable[[Tensor], Tensor] | None = None  # does the same in less time; see joined.py
+
     def __init__(self, sizes: Sizes) -> None:
         super().__init__()
         rank, width = sizes.rank, sizes.width
@@ -216,6 +219,8 @@ class SonnetEncoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return latents, [B, D, *grid]."""
+        if self.joined is not None and not torch.is_grad_enabled():
+            return self.joined(images)
         x = images
         for layer in self.down:
             x = F.relu(layer(x), inplace=True)  # a convolution's backward pass does not read what it gave

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from stage1_vqvae.codecs import AnyCodec, open_codec
 from stage1_vqvae.evaluate import transform_of
 from stage1_vqvae.foreign import ForeignCodec
+from stage1_vqvae.joined import joined_layers
 from stage1_vqvae.pixels import VIEWS, Transform, ahead, batched, decoded_ahead, views_of
 from stage1_vqvae.rows import ImageRows
 from stage1_vqvae.settings import ExtractCodes, check, parse_size
@@ -177,7 +178,8 @@ def _write_shards(
         leave=False,
     )
     shards = [(images, settings.views if split == "train" else "none") for split, images, *_ in todo]
-    with closing(_encoded(codec, shards, transform, runtime.device, settings)) as batches:
+    batches = _encoded(codec, shards, transform, runtime.device, settings)
+    with joined_layers(codec), closing(batches):
         for split, images, number, rows in todo:
             codes: list[list[Any]] = [[] for _ in codec.spec.levels]
             while sum(map(len, codes[0])) < len(rows):
