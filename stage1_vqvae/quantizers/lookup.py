@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CHUNK_ELEMENTS = {"cpu": 1 << 19, "cuda": 1 << 23}  # of the table of distances that exists at a time, float32
+CHUNK_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 23}  # of the table of distances that exists at a time, float32
 BLOCK = 64
 
 
@@ -28,7 +28,7 @@ def nearest_codes(vectors: Tensor, codebook: Tensor) -> Tensor:
     padding = (0, num_blocks * BLOCK - K)
     squares = F.pad(codebook.square().sum(1), padding, value=float("inf"))
     scaled = F.pad((-2 * codebook).t(), padding)
-    rows = min(N, max(1, CHUNK_ELEMENTS.get(device.type, 1 << 19) // squares.shape[0]))
+    rows = min(N, max(1, CHUNK_ELEMENTS.get(device.type, 1 << 20) // squares.shape[0]))
     table = torch.empty((rows, squares.shape[0]), device=device)
     first_blocks = torch.arange(rows, device=device) * num_blocks
     codes = torch.empty(N, dtype=torch.int64, device=device)
