@@ -45,8 +45,8 @@ from vq_prior.core.runtime import (
     gather_rows,
     has_native_bf16,
     require_same_everywhere,
+    signal_control,
     start_runtime,
-    stop_flag,
     sum_over_processes,
 )
 from vq_prior.core.tensors import read_tensors
@@ -310,7 +310,7 @@ def _loop(
             log.show(step, "reconstructions", _pictures(model, average, validation, device))
         runtime.barrier()
 
-    with stop_flag() as stop:
+    with signal_control() as control:
         for step in range(first, s.steps):
             share = runtime.share(B)
             rows = batch_rows(len(train), B, s.seed, step)
@@ -370,10 +370,12 @@ def _loop(
                 log.write(done, values)
                 watch(use, model.spec.levels[0], num_images, done, s, log)
                 num_revived, window_start, measured_steps = 0.0, time.monotonic(), 0
-            stopping = stop.agreed()
-            if done % s.checkpoint_every == 0 or done == s.steps or stopping:
+            asked = control.agreed()
+            if done % s.checkpoint_every == 0 or done == s.steps or asked.save:
                 save(done)
-            if stopping and done < s.steps:
+            if asked.save and not asked.stop:
+                log.say(f"state saved after step {done}, as SIGUSR2 asks")
+            if asked.stop and done < s.steps:
                 log.close()
                 raise Stopped(f"stopped after step {done}, state saved; run the same command to continue")
     log.close()

@@ -39,8 +39,8 @@ from vq_prior.core.runtime import (
     cut,
     has_native_bf16,
     sharding_asked,
+    signal_control,
     start_runtime,
-    stop_flag,
     sum_over_processes,
     unwrap,
 )
@@ -206,7 +206,7 @@ def run_steps(t: Training) -> None:
     if codec is not None and is_sharded(next(t.prior.model.parameters())):
         codec = None
         log.say("no sample grids while training: no process holds the whole prior (--fsdp)")
-    with stop_flag() as stop:
+    with signal_control() as control:
         try:
             while not t.done():
                 t.window.add(update(t))
@@ -223,10 +223,12 @@ def run_steps(t: Training) -> None:
                     log.write(t.step, values)
                 if codec is not None and t.runtime.is_main and (t.step % sample_every == 0 or t.done()):
                     save_samples(t, codec, log)
-                stopping = stop.agreed()
-                if t.step % s.checkpoint_every == 0 or t.done() or stopping:
+                asked = control.agreed()
+                if t.step % s.checkpoint_every == 0 or t.done() or asked.save:
                     save(t)
-                if stopping and not t.done():
+                if asked.save and not asked.stop:
+                    log.say(f"state saved after step {t.step}, as SIGUSR2 asks")
+                if asked.stop and not t.done():
                     raise Stopped(f"stopped after step {t.step}, state saved; run the same command to continue")
         finally:
             log.close()

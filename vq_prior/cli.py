@@ -287,6 +287,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for number in _signals():
         # One of several may be waiting for another where no handler is reached: it goes at once, its launcher speaks.
         signal.signal(number, signal.SIG_DFL if launched else _raise_stopped)
+    if hasattr(signal, "SIGUSR2"):  # asks a training to save; before its first step and elsewhere nothing is to do
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     try:
         if launched:
             _end_with_launcher()
@@ -318,6 +320,9 @@ def _run(words: list[str], debug: bool) -> int:
     except KeyboardInterrupt as error:
         return _fail(str(error) or STOPPED, Stopped.exit_code, debug)
     except BrokenPipeError:
+        if "--help" in words or "-h" in words:  # `--help | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left goes out at the end
+            return 0
         return _fail(STOPPED, Stopped.exit_code, debug)
     except OSError as error:
         return _fail(_describe_os_error(error), EnvironmentFault.exit_code, debug)
@@ -372,7 +377,8 @@ def _quiet_libraries(debug: bool) -> None:
     for variable in ("TRANSFORMERS_VERBOSITY", "HF_HUB_VERBOSITY", "DATASETS_VERBOSITY"):
         os.environ.setdefault(variable, "error")
     if not debug:
-        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+        # What is an error to a command is raised; gloo would tell of each peer that ends before it could join.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
         logging.captureWarnings(True)
         logging.getLogger().addHandler(logging.NullHandler())
 

@@ -4,6 +4,7 @@ The processes hand their first error to the launcher through a file, so that one
 line reaches stderr whatever fails where.
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -13,6 +14,8 @@ import sys
 import tempfile
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from vq_prior.cli import Invocation
 from vq_prior.core.errors import ERROR_FILE_VARIABLE, LOST, EnvironmentFault, Stopped
@@ -32,11 +35,12 @@ def launch(invocation: Invocation) -> int:
         os.environ["ACCELERATE_USE_CPU"] = "1"
     if not invocation.debug:
         logging.disable(logging.CRITICAL)  # the launcher would announce the signal it passes on
-        os.environ["TORCH_CPP_LOG_LEVEL"] = "FATAL"  # as a process would that it cannot reach a peer that is ending
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.default_int_handler)
     if hasattr(signal, "SIGUSR1"):  # the launcher passes SIGTERM on; a scheduler's SIGUSR1 means the same to us
         signal.signal(signal.SIGUSR1, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    if hasattr(signal, "SIGUSR2"):
+        signal.signal(signal.SIGUSR2, lambda *_: _tell_one())
     with tempfile.TemporaryDirectory(prefix="vq-prior-") as folder:
         report = Path(folder) / "error.json"
         os.environ[ERROR_FILE_VARIABLE] = str(report)
@@ -55,6 +59,13 @@ def launch(invocation: Invocation) -> int:
                 return _explain(report, failure)
             except (SignalException, KeyboardInterrupt):  # one more, before it was ignored
                 continue
+
+
+def _tell_one() -> None:
+    """Pass SIGUSR2 (save now) on to one of the processes, which agree on it; the launcher would end by it."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for child in [child for child in psutil.Process().children() if "vq_prior" in child.cmdline()][:1]:
+            child.send_signal(signal.SIGUSR2)
 
 
 def _launcher_words(invocation: Invocation) -> list[str]:

@@ -19,7 +19,7 @@ from vq_prior.core.runtime import (
     full_state,
     gather_rows,
     has_native_bf16,
-    stop_flag,
+    signal_control,
     sum_over_processes,
     unwrap,
 )
@@ -29,8 +29,8 @@ import atexit, json, os, signal, sys
 import torch
 from torch import nn
 from vq_prior.core.metrics import CodeCounts
-from vq_prior.core.runtime import full_state, gather_rows, leave_runtime, start_runtime, stop_flag, sum_over_processes
-from vq_prior.core.runtime import unwrap
+from vq_prior.core.runtime import full_state, gather_rows, leave_runtime, signal_control, start_runtime
+from vq_prior.core.runtime import sum_over_processes, unwrap
 runtime = start_runtime()
 rank = runtime.process_index
 mine = torch.tensor([1.0 + rank, 10.0])
@@ -53,11 +53,12 @@ seen["unwrapped"] = unwrap(wrapped) is module
 wrapped(torch.full((1, 2), 1.0 + rank)).sum().backward()
 seen["gradient"] = module.weight.grad.tolist()
 seen["buffer"] = module.statistic.item()
-with stop_flag() as flag:
-    seen["before"] = flag.agreed()
-    if rank == 1:
-        os.kill(os.getpid(), signal.SIGTERM)
-    seen["after"] = flag.agreed()
+with signal_control() as control:
+    seen["asked"] = [control.agreed()]
+    for number in (signal.SIGUSR2, signal.SIGTERM):
+        if rank == 1:
+            os.kill(os.getpid(), number)
+        seen["asked"].append(control.agreed())
 runtime.barrier()
 with open(f"{sys.argv[1]}/{rank}.json", "w") as file:
     json.dump(seen, file)
@@ -109,7 +110,7 @@ def test_saved_names_do_not_show_the_wrapper(two):
 
 
 def test_a_signal_to_one_process_stops_both(two):
-    assert [(one["before"], one["after"]) for one in two.values()] == [(False, True)] * 2
+    assert [one["asked"] for one in two.values()] == [[[False, False], [False, True], [True, True]]] * 2
 
 
 def test_one_process_needs_no_launcher(child_environment):
@@ -189,20 +190,26 @@ def test_a_module_that_merely_has_a_module_is_not_unwrapped():
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGINT"])
 def test_a_signal_raises_the_flag_and_former_handlers_come_back(name):
     former = signal.getsignal(getattr(signal, name))
-    with stop_flag() as flag:
-        assert not flag.agreed()
+    with signal_control() as control:
+        assert control.agreed() == (False, False)
         os.kill(os.getpid(), getattr(signal, name))
-        assert flag.agreed()
-        assert flag.signal_name == name
+        assert control.agreed() == (True, True)
+        assert control.stop_signal == name
     assert signal.getsignal(getattr(signal, name)) is former
+
+
+def test_a_save_is_asked_for_once():
+    with signal_control() as control:
+        os.kill(os.getpid(), signal.SIGUSR2)
+        assert [control.agreed() for _ in range(2)] == [(False, True), (False, False)]
 
 
 def test_a_second_ctrl_c_ends_the_process_at_once(child_environment):
     code = (
-        "import time; from vq_prior.core.runtime import stop_flag\n"
-        "with stop_flag() as flag:\n"
+        "import time; from vq_prior.core.runtime import signal_control\n"
+        "with signal_control() as control:\n"
         "    print('ready', flush=True)\n"
-        "    while not flag.signal_name: time.sleep(0.01)\n"
+        "    while not control.stop_signal: time.sleep(0.01)\n"
         "    print('asked', flush=True)\n"
         "    time.sleep(60)\n"
     )

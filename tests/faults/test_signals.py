@@ -84,6 +84,28 @@ def test_training_stops_at_a_step_and_continues(tmp_path, start, number, process
     assert f"continuing from step {step}" in told.read_text()
 
 
+@pytest.mark.fault("F9", "R11")
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_save_at_once_leaves_the_run_as_it_was(processes, tmp_path, start):
+    """Asked for where nothing is to save yet, too; told to the launcher, it reaches the processes."""
+    words = ["train-vqvae", "--data", "digits", "--out", tmp_path / "run", "--steps", 100_000, "--log-every", 5]
+    process, told, errors = start("run", [*words, "--num-processes", processes], anew=processes > 1)
+    if processes == 1:
+        _wait_until(lambda: told.read_text())
+        os.kill(process.pid, signal.SIGUSR2)
+    metrics = tmp_path / "run" / "vqvae-training" / "metrics.jsonl"
+    _wait_until(lambda: metrics.exists() and metrics.stat().st_size)
+    length = metrics.stat().st_size
+    os.kill(process.pid, signal.SIGUSR2)
+    _wait_until(lambda: "as SIGUSR2 asks" in told.read_text())
+    (checkpoint,) = (tmp_path / "run" / "vqvae-training" / "checkpoints").iterdir()
+    assert f"state saved after step {int(checkpoint.name.removeprefix('step-'))}, as SIGUSR2 asks" in told.read_text()
+    _wait_until(lambda: metrics.stat().st_size > 2 * length)
+    os.kill(process.pid, signal.SIGTERM)
+    assert process.wait(MAX_SECONDS) == 75, errors.read_text()
+    assert errors.read_text().startswith("error: stopped after step ")
+
+
 @pytest.mark.fault("F44", "R11")
 def test_a_stop_before_the_first_step_is_one_line_too(tmp_path, start, faults):
     """While libraries are imported, too: some run texts by `exec`, through which CPython ends by SIGINT after all."""
@@ -237,9 +259,9 @@ def test_a_second_interruption_ends_it_at_once(processes, start, tmp_path, fault
 
 STEP_OF_A_MINUTE = """
 import time
-from vq_prior.core.runtime import stop_flag
+from vq_prior.core.runtime import signal_control
 
-with stop_flag():
+with signal_control():
     print("begun", flush=True)
     time.sleep(60)
 """

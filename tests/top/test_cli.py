@@ -30,6 +30,14 @@ def test_every_command_has_help(command, capsys):
     assert f"vq-prior {command}" in capsys.readouterr().out
 
 
+def test_help_whose_reader_is_gone_is_no_error():
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run([sys.executable, "-m", "vq_prior", "train-prior", "--help"], stdout=write, stderr=-1)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 @pytest.mark.parametrize(
     ("words", "named"),
     [

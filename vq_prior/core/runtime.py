@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -347,40 +347,59 @@ def full_state(module: nn.Module, *, keep: bool = True) -> dict[str, Tensor]:
     return gathered(unwrap(module).state_dict(), keep=keep)
 
 
-class StopFlag:
-    """Whether a signal asked this run to stop; read at step boundaries with `agreed()`."""
+class Asked(NamedTuple):
+    """What a run was asked for since the last step boundary.
+
+    Attributes:
+        stop: To save its state and end.
+        save: To save its state, whatever the interval; true where `stop` is.
+    """
+
+    stop: bool
+    save: bool
+
+
+class Control:
+    """What signals ask of this run; read at step boundaries with `agreed()`.
+
+    Attributes:
+        stop_signal: Name of the signal that asked it to stop.
+    """
 
     def __init__(self) -> None:
-        self.signal_name: str | None = None
+        self.stop_signal: str | None = None
+        self._save = False
 
-    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
-        if self.signal_name is not None and number == signal.SIGINT:
+    def _on_stop(self, number: int, _frame: FrameType | None) -> None:
+        if self.stop_signal is not None and number == signal.SIGINT:
             os._exit(75)
-        self.signal_name = signal.Signals(number).name
+        self.stop_signal = signal.Signals(number).name
 
-    def agreed(self) -> bool:
-        """Return whether any process was asked to stop; every process gets the same answer."""
-        asked = torch.tensor([1 if self.signal_name else 0], dtype=torch.int32)
+    def _on_save(self, _number: int, _frame: FrameType | None) -> None:
+        self._save = True
+
+    def agreed(self) -> Asked:
+        """Return what any process was asked for; every process gets the same answer. A save is asked for once."""
+        stop, save, self._save = self.stop_signal is not None, self._save, False
+        asked = torch.tensor([stop, save], dtype=torch.int32)
         if dist.is_available() and dist.is_initialized() and dist.get_backend() == "nccl":
             asked = asked.cuda()
-        return bool(sum_over_processes(asked).item())
+        stop, save = map(bool, sum_over_processes(asked).tolist())
+        return Asked(stop, save or stop)
 
 
 @contextmanager
-def stop_flag() -> Iterator[StopFlag]:
-    """Yield a flag that SIGTERM, SIGUSR1 and Ctrl-C raise; the former handlers come back afterwards.
+def signal_control() -> Iterator[Control]:
+    """Yield what SIGTERM, SIGUSR1 and Ctrl-C (stop) and SIGUSR2 (save now) ask; former handlers come back afterwards.
 
-    The handler only sets the flag. A second Ctrl-C ends the process at once.
+    The handlers only set flags. A second Ctrl-C ends the process at once.
     """
-    flag = StopFlag()
-    former = {number: signal.signal(number, flag._on_signal) for number in _stop_signals()}
+    control = Control()
+    handlers = dict.fromkeys(("SIGTERM", "SIGUSR1", "SIGINT"), control._on_stop) | {"SIGUSR2": control._on_save}
+    known = {getattr(signal, name): handler for name, handler in handlers.items() if hasattr(signal, name)}
+    former = {number: signal.signal(number, handler) for number, handler in known.items()}
     try:
-        yield flag
+        yield control
     finally:
         for number, handler in former.items():
             signal.signal(number, handler)
-
-
-def _stop_signals() -> list[signal.Signals]:
-    names = ("SIGTERM", "SIGUSR1", "SIGINT")
-    return [getattr(signal, name) for name in names if hasattr(signal, name)]
