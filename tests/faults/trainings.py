@@ -53,15 +53,15 @@ def train(stage: str, out: Path, codes: Path, **changes: Any) -> None:
 @contextmanager
 def stopped_after(step: int) -> Iterator[None]:
     """Ask the training inside to stop at the boundary after so many steps of its own, as a signal would."""
-    asked = runtime.StopFlag.agreed
+    asked = runtime.Control.agreed
     steps = iter(range(1, 10**9))
-    runtime.StopFlag.agreed = lambda _: next(steps) == step  # type: ignore[method-assign]
+    runtime.Control.agreed = lambda _: runtime.Asked(*[next(steps) == step] * 2)  # type: ignore[method-assign]
     try:
         yield
     except Stopped:
         pass
     finally:
-        runtime.StopFlag.agreed = asked  # type: ignore[method-assign]
+        runtime.Control.agreed = asked  # type: ignore[method-assign]
 
 
 def train_in_goes(stage: str, out: Path, codes: Path, lengths: list[int], **changes: Any) -> None:
