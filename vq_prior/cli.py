@@ -10,7 +10,6 @@ import io
 import os
 import re
 import shutil
-import signal
 import sys
 import typing
 from collections.abc import Iterator, Sequence
@@ -18,19 +17,11 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from vq_prior import __version__
-from vq_prior.core.errors import ERROR_FILE_VARIABLE, LOST, EnvironmentFault, Stopped, UsageError, VQPriorError, tell
-
-STOPPED = "stopped; run the same command to continue"
-
-
-class Interrupted(KeyboardInterrupt):
-    """A signal, wherever it met the command. No `Exception`: what guards against strange files must not take it for
-    one. And not KeyboardInterrupt itself: one that leaves the text of an `exec`, of which libraries run many while they
-    are imported, has CPython end the process by SIGINT after all (`unhandled_keyboard_interrupt`)."""
+from vq_prior.core.errors import LOST, EnvironmentFault, Stopped, UsageError, VQPriorError, tell
+from vq_prior.interruption import STOPPED, Interruption, hear_signals, ignore_signals
 
 
 @dataclass(frozen=True)
@@ -283,20 +274,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not words or words[0] in ("--help", "-h", "help"):
         print(usage())
         return 0 if words else 2
-    launched = ERROR_FILE_VARIABLE in os.environ
-    for number in _signals():
-        # One of several may be waiting for another where no handler is reached: it goes at once, its launcher speaks.
-        signal.signal(number, signal.SIG_DFL if launched else _raise_stopped)
-    if hasattr(signal, "SIGUSR2"):  # asks a training to save; before its first step and elsewhere nothing is to do
-        signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    interruption, stderr = Interruption(), sys.stderr
     try:
-        if launched:
-            _end_with_launcher()
-        code = _run(words, debug)
-    except KeyboardInterrupt:  # a second signal, while the first was being told
-        code = Stopped.exit_code
+        try:
+            hear_signals(interruption)
+            code = _run(words, debug)
+            interruption.is_too_late = True
+        except Exception as error:
+            interruption.is_too_late = True
+            code = _fail(*_explain(error), debug)
+    except KeyboardInterrupt as error:  # at most one, and before anything was told
+        sys.stderr = stderr  # it can come where a block has ended that turned it elsewhere and has not turned it back
+        code = _fail(str(error) or STOPPED, Stopped.exit_code, debug)
     if argv is None:
-        _ignore_signals()
+        ignore_signals()
     if "torch" in sys.modules:
         from vq_prior.core.runtime import leave_runtime
 
@@ -305,57 +296,35 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(words: list[str], debug: bool) -> int:
+    _quiet_libraries(debug)
     try:
-        _quiet_libraries(debug)
         invocation = parse(words)
-        if invocation.num_processes not in (None, 1) and "WORLD_SIZE" not in os.environ:
-            from vq_prior.launch import launch
-
-            return launch(invocation)
-        module, _, attribute = COMMANDS[invocation.command].run.partition(":")
-        getattr(import_module(module), attribute)(invocation.settings)
+    except BrokenPipeError:  # `--help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left goes out at the end
         return 0
-    except VQPriorError as error:
-        return _fail(str(error), error.exit_code, debug)
-    except KeyboardInterrupt as error:
-        return _fail(str(error) or STOPPED, Stopped.exit_code, debug)
-    except BrokenPipeError:
-        if "--help" in words or "-h" in words:  # `--help | head`
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left goes out at the end
-            return 0
-        return _fail(STOPPED, Stopped.exit_code, debug)
-    except OSError as error:
-        return _fail(_describe_os_error(error), EnvironmentFault.exit_code, debug)
-    except MemoryError:
-        return _fail("out of memory; lower --batch-size", EnvironmentFault.exit_code, debug)
-    except Exception as error:  # the last line of defence: one line, and the traceback on request
-        text = re.sub(r"\s+", " ", str(error)).strip()[:300]
-        lost = ("torch" in type(error).__module__ and "Dist" in type(error).__name__) or "gloo" in text
-        if lost:
-            return _fail(f"{LOST}; run the same command to continue", EnvironmentFault.exit_code, debug)
-        return _fail(f"unexpected {type(error).__name__}: {text} (--debug shows where)", 1, debug)
+    if invocation.num_processes not in (None, 1) and "WORLD_SIZE" not in os.environ:
+        from vq_prior.launch import launch
+
+        return launch(invocation)
+    module, _, attribute = COMMANDS[invocation.command].run.partition(":")
+    getattr(import_module(module), attribute)(invocation.settings)
+    return 0
 
 
-def _signals() -> list[signal.Signals]:
-    return [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
-
-
-def _ignore_signals() -> None:
-    """Let nothing disturb the end of this process: it is a moment away, and its exit code is known."""
-    for number in _signals():
-        signal.signal(number, signal.SIG_IGN)
-
-
-def _raise_stopped(number: int, _frame: FrameType | None) -> None:
-    raise Interrupted(STOPPED.replace("stopped", f"stopped by {signal.Signals(number).name}"))
-
-
-def _end_with_launcher() -> None:
-    """Have the system (Linux) stop this process, its state saved, when the launcher that started it is killed."""
-    if sys.platform == "linux":
-        import ctypes
-
-        ctypes.CDLL(None).prctl(1, int(signal.SIGTERM), 0, 0, 0)  # PR_SET_PDEATHSIG
+def _explain(error: Exception) -> tuple[str, int]:
+    """Return the one line and the exit code of what ended a command."""
+    if isinstance(error, VQPriorError):
+        return str(error), error.exit_code
+    if isinstance(error, BrokenPipeError):
+        return STOPPED, Stopped.exit_code
+    if isinstance(error, OSError):
+        return _describe_os_error(error), EnvironmentFault.exit_code
+    if isinstance(error, MemoryError):
+        return "out of memory; lower --batch-size", EnvironmentFault.exit_code
+    text = re.sub(r"\s+", " ", str(error)).strip()[:300]
+    if ("torch" in type(error).__module__ and "Dist" in type(error).__name__) or "gloo" in text:
+        return f"{LOST}; run the same command to continue", EnvironmentFault.exit_code
+    return f"unexpected {type(error).__name__}: {text} (--debug shows where)", 1
 
 
 def _describe_os_error(error: OSError) -> str:

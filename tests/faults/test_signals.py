@@ -257,6 +257,56 @@ def test_a_second_interruption_ends_it_at_once(processes, start, tmp_path, fault
     faults.planted(faults.number(1, 20))
 
 
+TWO_SIGNALS = """
+import signal, sys
+from vq_prior import cli, interruption
+from vq_prior.core import errors
+
+words, first, lines = sys.argv[1:-1], int(sys.argv[-1]), 0
+FILES = cli.__file__, interruption.__file__, errors.__file__
+
+def strike(frame, event, _argument):
+    global lines
+    if frame.f_code.co_filename in FILES and event == "line":
+        lines += 1
+        if lines in (first, first + 1):
+            signal.raise_signal(signal.SIGTERM)
+    return strike
+
+sys.argv = ["vq-prior", *words]
+sys.settrace(strike)
+code = cli.main()
+sys.settrace(None)
+print(lines)
+sys.exit(code)
+"""
+
+
+@pytest.mark.fault("F44", "R11")
+def test_two_signals_at_any_line_of_the_command_line_are_one_line(warm, tmp_path, faults):
+    """At the first and the one after it, while a command begins, fails by itself (3) and tells it."""
+
+    def run(first):
+        done = warm.run(TWO_SIGNALS, arguments=["verify", tmp_path / "nothing", first], cwd=tmp_path)
+        assert done.returncode in (3, 75, -signal.SIGTERM), done.stderr
+        heard = done.returncode != -signal.SIGTERM
+        assert done.stderr.count("\n") == heard, (first, done.stderr)
+        assert done.stderr.startswith("error: " if heard else "")
+        return done
+
+    whole = run(-9)
+    assert whole.returncode == 3
+    lines = range(1, int(whole.stdout) + 1)
+    struck = sorted(faults.rng.sample(lines, faults.number(20, len(lines))))
+    codes = [run(first).returncode for first in struck]
+    heard = [
+        code for first, code in zip(struck, codes, strict=True) if first > 20
+    ]  # before that Python's handlers stand
+    assert heard == sorted(heard, reverse=True)
+    assert set(heard) <= {3, 75}
+    faults.planted(len(struck))
+
+
 STEP_OF_A_MINUTE = """
 import time
 from vq_prior.core.runtime import signal_control

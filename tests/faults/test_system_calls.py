@@ -29,7 +29,7 @@ import sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[5])
 from trainings import train
-from vq_prior.cli import _run
+from vq_prior.cli import main
 from vq_prior.core import checkpoints
 import stage1_vqvae.train, stage2_prior.run
 stage, out, codes, gate = sys.argv[1], *map(Path, sys.argv[2:5])
@@ -45,7 +45,7 @@ def waiting(folder, checkpoint, **how):
 stage1_vqvae.train.save_checkpoint = stage2_prior.run.save_checkpoint = waiting
 import vq_prior.commands
 vq_prior.commands.verify = lambda _: train(stage, out, codes, steps=4, checkpoint_every=2)
-sys.exit(_run(["verify", str(out)], False))
+sys.exit(main(["verify", str(out)]))
 """
 
 

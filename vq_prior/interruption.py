@@ -1,0 +1,60 @@
+"""What SIGTERM, SIGUSR1, Ctrl-C and SIGUSR2 do to a command outside the steps of a training."""
+
+import os
+import signal
+import sys
+from types import FrameType
+
+from vq_prior.core.errors import ERROR_FILE_VARIABLE, Stopped
+
+STOPPED = "stopped; run the same command to continue"
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal, wherever it met the command. No `Exception`: what guards against strange files must not take it for
+    one. And not KeyboardInterrupt itself: one that leaves the text of an `exec`, of which libraries run many while they
+    are imported, has CPython end the process by SIGINT after all (`unhandled_keyboard_interrupt`)."""
+
+
+class Interruption:
+    """What a signal does to a command: the first ends it, a second Ctrl-C ends it at once, any other changes nothing.
+
+    Attributes:
+        is_too_late: Whether the command's end is known and being told.
+    """
+
+    def __init__(self) -> None:
+        self.is_too_late = self._came = False
+
+    def __call__(self, number: int, _frame: FrameType | None) -> None:
+        if self.is_too_late:
+            return
+        if not self._came:
+            self._came = True
+            raise Interrupted(STOPPED.replace("stopped", f"stopped by {signal.Signals(number).name}"))
+        if number == signal.SIGINT:
+            os._exit(Stopped.exit_code)
+
+
+def _signals() -> list[signal.Signals]:
+    return [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
+
+
+def hear_signals(interruption: Interruption) -> None:
+    """Hand the signals of this process to `interruption`, or to its launcher where one started it."""
+    launched = ERROR_FILE_VARIABLE in os.environ
+    for number in _signals():
+        # One of several may be waiting for another where no handler is reached: it goes at once, its launcher speaks.
+        signal.signal(number, signal.SIG_DFL if launched else interruption)
+    if hasattr(signal, "SIGUSR2"):  # asks a training to save; before its first step and elsewhere nothing is to do
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    if launched and sys.platform == "linux":  # its state is saved, too, when the launcher is killed
+        import ctypes
+
+        ctypes.CDLL(None).prctl(1, int(signal.SIGTERM), 0, 0, 0)  # PR_SET_PDEATHSIG
+
+
+def ignore_signals() -> None:
+    """Let nothing disturb the end of this process: it is a moment away, and its exit code is known."""
+    for number in _signals():
+        signal.signal(number, signal.SIG_IGN)
