@@ -21,7 +21,7 @@ from typing import Any
 
 from vq_prior import __version__
 from vq_prior.core.errors import LOST, EnvironmentFault, Stopped, UsageError, VQPriorError, tell
-from vq_prior.interruption import STOPPED, Interruption, hear_signals, ignore_signals
+from vq_prior.core.interruption import STOPPED, Interruption, hear_signals, ignore_signals
 
 
 @dataclass(frozen=True)
@@ -282,8 +282,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             interruption.is_too_late = True
         except Exception as error:
             interruption.is_too_late = True
-            code = _fail(*_explain(error), debug)
-    except KeyboardInterrupt as error:  # at most one, and before anything was told
+            code = _fail(*_explain(error, interruption.told), debug)
+    except KeyboardInterrupt as error:  # before anything was told
+        interruption.is_too_late = True
         sys.stderr = stderr  # it can come where a block has ended that turned it elsewhere and has not turned it back
         code = _fail(str(error) or STOPPED, Stopped.exit_code, debug)
     if argv is None:
@@ -311,8 +312,15 @@ def _run(words: list[str], debug: bool) -> int:
     return 0
 
 
-def _explain(error: Exception) -> tuple[str, int]:
-    """Return the one line and the exit code of what ended a command."""
+def _explain(error: Exception, interrupted: str | None) -> tuple[str, int]:
+    """Return the one line and the exit code of what ended a command.
+
+    Args:
+        error: It.
+        interrupted: What a signal said that came before; libraries make errors of their own of its exception.
+    """
+    if interrupted and not isinstance(error, Stopped):
+        return interrupted, Stopped.exit_code
     if isinstance(error, VQPriorError):
         return str(error), error.exit_code
     if isinstance(error, BrokenPipeError):

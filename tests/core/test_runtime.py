@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 
+from vq_prior.core.interruption import Interrupted, Interruption
 from vq_prior.core.runtime import (
     Runtime,
     full_state,
@@ -196,6 +197,28 @@ def test_a_signal_raises_the_flag_and_former_handlers_come_back(name):
         assert control.agreed() == (True, True)
         assert control.stop_signal == name
     assert signal.getsignal(getattr(signal, name)) is former
+
+
+def test_a_repeated_signal_does_not_disturb_the_end_that_the_first_asked_for():
+    interruption = Interruption()
+    former = signal.signal(signal.SIGTERM, interruption)
+    try:
+        with pytest.raises(Interrupted, match="stopped by SIGTERM"):
+            signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+        interruption = Interruption()
+        signal.signal(signal.SIGTERM, interruption)
+        with signal_control():
+            signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+        time.sleep(1.1)
+        with pytest.raises(Interrupted):
+            signal.raise_signal(signal.SIGTERM)
+        interruption.is_too_late = True
+        time.sleep(1.1)
+        signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, former)
 
 
 def test_a_save_is_asked_for_once():

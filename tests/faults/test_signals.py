@@ -257,10 +257,32 @@ def test_a_second_interruption_ends_it_at_once(processes, start, tmp_path, fault
     faults.planted(faults.number(1, 20))
 
 
+TURNED_INTO_ANOTHER_ERROR = """
+import signal, sys
+import vq_prior.commands
+from vq_prior.cli import main
+
+def verify(_settings):
+    try:
+        signal.raise_signal(signal.SIGTERM)
+    except KeyboardInterrupt:
+        raise ValueError("could not determine the shape") from None
+
+vq_prior.commands.verify = verify
+sys.exit(main(["verify", "x"]))
+"""
+
+
+@pytest.mark.fault("F44", "R11")
+def test_an_interruption_that_a_library_turned_into_another_error_is_still_one(warm, tmp_path):
+    done = warm.run(TURNED_INTO_ANOTHER_ERROR, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (75, "error: stopped by SIGTERM; run the same command to continue\n")
+
+
 TWO_SIGNALS = """
 import signal, sys
-from vq_prior import cli, interruption
-from vq_prior.core import errors
+from vq_prior import cli
+from vq_prior.core import errors, interruption
 
 words, first, lines = sys.argv[1:-1], int(sys.argv[-1]), 0
 FILES = cli.__file__, interruption.__file__, errors.__file__

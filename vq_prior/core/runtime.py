@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from vq_prior.core.errors import EnvironmentFault, NumericError, UsageError, tell
 from vq_prior.core.identity import content_id
+from vq_prior.core.interruption import Interruption
 from vq_prior.core.sharding import gathered
 from vq_prior.core.shards import NUM_SHARDS, TreeSum
 from vq_prior.core.watchdog import Watchdog, watch_over
@@ -402,4 +403,6 @@ def signal_control() -> Iterator[Control]:
         yield control
     finally:
         for number, handler in former.items():
+            if control.stop_signal is not None and isinstance(handler, Interruption):
+                handler.heard(signal.Signals[control.stop_signal])  # what comes now repeats it
             signal.signal(number, handler)

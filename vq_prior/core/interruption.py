@@ -1,11 +1,13 @@
 """What SIGTERM, SIGUSR1, Ctrl-C and SIGUSR2 do to a command outside the steps of a training."""
 
+import math
 import os
 import signal
 import sys
+import time
 from types import FrameType
 
-from vq_prior.core.errors import ERROR_FILE_VARIABLE, Stopped
+from vq_prior.core.errors import ERROR_FILE_VARIABLE
 
 STOPPED = "stopped; run the same command to continue"
 
@@ -17,23 +19,30 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Interruption:
-    """What a signal does to a command: the first ends it, a second Ctrl-C ends it at once, any other changes nothing.
+    """What a signal does to a command: it raises `Interrupted`, wherever the command is.
+
+    One within a second of another is taken for its repetition, which would only disturb what the first has set going.
 
     Attributes:
+        told: What the last signal says, if one came; a library may have made another error of it, or dropped it.
         is_too_late: Whether the command's end is known and being told.
     """
 
     def __init__(self) -> None:
-        self.is_too_late = self._came = False
+        self.told: str | None = None
+        self.is_too_late = False
+        self._last = -math.inf
+
+    def heard(self, number: int) -> bool:
+        """Note a signal and return whether it is no repetition."""
+        now = time.monotonic()
+        is_new, self._last = now - self._last > 1, now
+        self.told = STOPPED.replace("stopped", f"stopped by {signal.Signals(number).name}")
+        return is_new
 
     def __call__(self, number: int, _frame: FrameType | None) -> None:
-        if self.is_too_late:
-            return
-        if not self._came:
-            self._came = True
-            raise Interrupted(STOPPED.replace("stopped", f"stopped by {signal.Signals(number).name}"))
-        if number == signal.SIGINT:
-            os._exit(Stopped.exit_code)
+        if not self.is_too_late and self.heard(number):
+            raise Interrupted(self.told)
 
 
 def _signals() -> list[signal.Signals]:
