@@ -198,15 +198,18 @@ def resume(t: Training) -> None:
     for name, tensors in (("prior", weights), *averages.items()):
         if {key: tensor.shape for key, tensor in tensors.items()} != expected:
             raise ArtifactError(f"{where}: the tensors of {name!r} are not those of this model")
+    progress = from_json(Progress, checkpoint.state.get("progress"), f"{where}: progress")
     if "ema" not in averages:
         raise ArtifactError(f"{where}: the averaged weights are missing")
+    if ("best" in averages) != (progress.best_nats is not None):
+        raise ArtifactError(f"{where}: the weights of the best measurement are missing, or there was none")
     present = t.prior.model.state_dict()
     t.prior.model.load_state_dict({name: like(tensor, present[name]) for name, tensor in weights.items()})
     for name, optimizer in t.optimizers.items():
         load_optimizer_tensors(optimizer, t.prior.model, checkpoint.optimizers.get(name, {}), where)
     t.average.load(averages["ema"])
     t.best = {name: like(tensor, present[name]) for name, tensor in averages.get("best", {}).items()}
-    t.progress, t.step = from_json(Progress, checkpoint.state.get("progress"), f"{where}: progress"), checkpoint.step
+    t.progress, t.step = progress, checkpoint.step
     t.window.load(checkpoint.state.get("window"))
     if t.runtime.is_main and not t.done():
         print(f"continuing at step {t.step} of {t.settings.steps}", flush=True)

@@ -49,10 +49,9 @@ def test_a_checkpoint_without_one_of_its_parts_is_refused(stage, begun, capsys, 
     words = ["40" if word == "30" else word for word in words]  # more steps: it goes on from the checkpoint
     kept = Path(shutil.copytree(checkpoint, tmp_path / "kept"))
     config = (folder / "config.json").read_bytes()
-    cases = [(path, None) for path in sorted(kept.iterdir()) if path.name != MANIFEST]
-    cases += [(path, key) for path, _ in cases if path.suffix == ".safetensors" for key in read_tensors(path)]
-    if not faults.full:
-        cases = faults.rng.sample(cases, 6)
+    files = [path for path in sorted(kept.iterdir()) if path.name != MANIFEST]
+    tensors = [(path, key) for path in files if path.suffix == ".safetensors" for key in read_tensors(path)]
+    cases = [(path, None) for path in files] + faults.rng.sample(tensors, faults.number(3, len(tensors)))
     for path, key in cases:
         victim = checkpoint / path.name
         if key is None:
