@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CHUNK_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 23}  # of the table of distances that exists at a time, float32
+CHUNK_ELEMENTS = {"cpu": 1 << 19, "cuda": 1 << 23}  # of the table of similarities that exists at a time, float32
 BLOCK = 64
 
 
@@ -13,10 +13,8 @@ BLOCK = 64
 def nearest_codes(vectors: Tensor, codebook: Tensor) -> Tensor:
     """Return the index of the nearest codebook row of each vector, [N] int64; ties go to the lowest index.
 
-    Squared Euclidean distance in float32, as |e|^2 - 2 z.e (|z|^2 does not change the
-    order), in chunks, so that the N x K table never exists whole. A minimum is found by
-    vector instructions where its index is not, so each row's search is in two steps: the
-    first block of codes that holds the minimum, then the first code of the block.
+    Squared Euclidean distance in float32, as the largest 2 z.e - |e|^2 (|z|^2 does not
+    change the order), in chunks, so that the K x N table never exists whole.
 
     Args:
         vectors: [N, D]; N may be 0.
@@ -24,23 +22,32 @@ def nearest_codes(vectors: Tensor, codebook: Tensor) -> Tensor:
     """
     vectors, codebook = vectors.detach().float(), codebook.detach().float()
     N, K, device = vectors.shape[0], codebook.shape[0], vectors.device
-    num_blocks = -(-K // BLOCK)
-    padding = (0, num_blocks * BLOCK - K)
-    squares = F.pad(codebook.square().sum(1), padding, value=float("inf"))
-    scaled = F.pad((-2 * codebook).t(), padding)
-    rows = min(N, max(1, CHUNK_ELEMENTS.get(device.type, 1 << 20) // squares.shape[0]))
-    table = torch.empty((rows, squares.shape[0]), device=device)
-    first_blocks = torch.arange(rows, device=device) * num_blocks
+    chunk = min(N, max(1, CHUNK_ELEMENTS.get(device.type, 1 << 19) // K))
+    doubled, less = 2 * codebook, -codebook.square().sum(1, keepdim=True)
+    memory = torch.empty(K * chunk, device=device)
     codes = torch.empty(N, dtype=torch.int64, device=device)
     with torch.autocast(device.type, enabled=False):
-        for first in range(0, N, rows or 1):
-            part = vectors[first : first + rows]
+        for first in range(0, N, chunk or 1):
+            part = vectors[first : first + chunk]
             n = part.shape[0]
-            blocks = torch.addmm(squares, part, scaled, out=table[:n]).view(n, num_blocks, BLOCK)
-            block = blocks.amin(2).argmin(1)
-            chosen = blocks.view(-1, BLOCK).index_select(0, first_blocks[:n] + block)
-            torch.add(chosen.argmin(1), block, alpha=BLOCK, out=codes[first : first + n])
+            table = torch.addmm(less, doubled, part.t(), out=memory[: K * n].view(K, n))
+            codes[first : first + n] = _first_largest(table)
     return codes
+
+
+def _first_largest(table: Tensor) -> Tensor:
+    """Return the row of the first largest number of each column of a table [K, n], [n] int64.
+
+    On a CPU `argmax` looks at one number at a time, while pooling of channels that are
+    innermost compares a vector of them: columns as channels, blocks of rows for its threads.
+    """
+    if table.device.type != "cpu":
+        return table.argmax(0)
+    K, n = table.shape
+    pixels = table.view(1, 1, K, n).permute(0, 3, 1, 2)
+    largest, rows = F.max_pool2d(pixels, (1, BLOCK), ceil_mode=True, return_indices=True)
+    block = F.max_pool2d(largest, (1, largest.shape[3]), return_indices=True)[1]
+    return rows.gather(3, block).view(n)
 
 
 def sums_by_code(vectors: Tensor, codes: Tensor, num_codes: int) -> Tensor:
