@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from stage1_vqvae import extract, train
+from stage1_vqvae.convolutions import ROWS
 from stage1_vqvae.evaluate import evaluate_codec
 from stage1_vqvae.extract import extract_codes
 from stage1_vqvae.model import load_codec
@@ -114,6 +115,16 @@ def test_accumulated_steps_follow_whole_ones(tmp_path: Path, name: str) -> None:
         settings = tiny(tmp_path / str(pieces), quantizer=quantizer, gradient_accumulation_steps=pieces)
         codebooks.append(load_codec(train_vqvae(settings)).quantizer.codebook.detach())
     # float32 sums in another order, through Adam, over 12 steps
+    assert float((codebooks[1] - codebooks[0]).norm() / codebooks[0].norm()) < 1e-3
+
+
+@pytest.mark.parametrize("network", ["residual", "sonnet"])
+def test_accumulated_steps_follow_whole_ones_in_bfloat16(tmp_path: Path, network: str) -> None:
+    codebooks = []
+    for pieces in (1, 2):
+        model = ModelSettings(width=16, num_residual_blocks=1, network=network)
+        changes = {"model": model, "batch_size": 2 * ROWS, "gradient_accumulation_steps": pieces, "precision": "bf16"}
+        codebooks.append(load_codec(train_vqvae(tiny(tmp_path / str(pieces), **changes))).quantizer.codebook.detach())
     assert float((codebooks[1] - codebooks[0]).norm() / codebooks[0].norm()) < 1e-3
 
 
