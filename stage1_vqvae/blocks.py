@@ -1,6 +1,6 @@
 """Convolutional blocks in 1, 2 or 3 spatial dimensions, and the encoders and decoders made of them.
 
-The only file that knows how many spatial dimensions there are. Letters: B batch,
+The only file, beside convolutions.py, that knows how many spatial dimensions there are. Letters: B batch,
 C channels, D code dimension, N places of a grid; `*shape` stands for the spatial axes.
 """
 

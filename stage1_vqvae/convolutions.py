@@ -2,7 +2,8 @@
 
 Autocast gives a weight's gradient in bfloat16: a batch of 64 is rounded once, two of 32 are rounded twice, and after 20
 steps codebooks of the two differ by 6e-3. Here, on a CPU, gradients are computed for 16 rows at a time, whatever the
-batch, and summed in float32, so that pieces and processes of 16 rows or a multiple give those of one batch.
+batch, and summed in float32, so that pieces and processes of 16 rows or a multiple give those of one batch, to the
+rounding of that sum. The linear layers of attention are left as autocast has them.
 """
 
 from typing import Any
@@ -46,7 +47,7 @@ class _Convolution(nn.Module):
         layer: Any = self
         kind = input.device.type
         bfloat16 = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) is torch.bfloat16
-        if kind != "cpu" or not bfloat16 or not torch.is_grad_enabled():
+        if rest or kind != "cpu" or not bfloat16 or not torch.is_grad_enabled():
             return super().forward(input, *rest)
         geometry = (layer.stride, layer.padding, layer.dilation, layer.transposed, layer.output_padding, layer.groups)
         return _InBfloat16.apply(input, layer.weight, layer.bias, geometry)
