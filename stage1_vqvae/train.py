@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
@@ -23,7 +24,8 @@ from vq_prior.core.artifacts import new_folder, remove, verify_manifest
 from vq_prior.core.averaging import WeightAverage
 from vq_prior.core.checkpoints import Checkpoint, latest_checkpoint, save_checkpoint
 from vq_prior.core.components import WEIGHTS
-from vq_prior.core.errors import ArtifactError, NumericError, Stopped, UsageError
+from vq_prior.core.control import signal_control
+from vq_prior.core.errors import ArtifactError, Stopped, UsageError
 from vq_prior.core.gradients import StepSums
 from vq_prior.core.locks import releasing
 from vq_prior.core.media import to_unit_range
@@ -33,9 +35,9 @@ from vq_prior.core.records import TrainingRecord, command_line, public_name, wri
 from vq_prior.core.runs import (
     RunLog,
     check_continues,
-    keep_batch,
     open_run,
     read_run_config,
+    require_finite,
     require_free_space,
     run_config,
 )
@@ -45,9 +47,7 @@ from vq_prior.core.runtime import (
     gather_rows,
     has_native_bf16,
     require_same_everywhere,
-    signal_control,
     start_runtime,
-    sum_over_processes,
 )
 from vq_prior.core.tensors import read_tensors
 from vq_prior.core.windows import Window
@@ -312,13 +312,7 @@ def _loop(
 
     with signal_control() as control:
         for step in range(first, s.steps):
-            share = runtime.share(B)
             rows = batch_rows(len(train), B, s.seed, step)
-            pixels = train.batch(rows[share])
-            if s.augment:
-                rng = keyed_generator(s.seed, step, "augmentation")
-                pixels = shifted_and_mirrored(pixels, rng, most=model.architecture.downsampling // 2, rows=share)
-            images = to_unit_range(torch.from_numpy(pixels)).to(device)
             learning_rate = lr_at(
                 step,
                 steps=s.steps,
@@ -329,30 +323,10 @@ def _loop(
             )
             set_learning_rate(optimizer, learning_rate)
             optimizer.zero_grad(set_to_none=True)
-            sums, loss = StepSums(runtime, wrapped), torch.zeros((), device=device)
-            for piece in runtime.pieces(B, s.gradient_accumulation_steps):
-                noise = partial(_row_noise, s.seed, step, piece.start)
-                model.quantizer.begin_step(progress=step / s.steps, noise=noise)
-                part = (piece.stop - piece.start) / B
-                with sums.piece(last=piece.stop == share.stop):
-                    mine = images[piece.start - share.start : piece.stop - share.start]
-                    terms, codes = _forward(wrapped, mine, s, runtime)
-                    weighted = weighted_sum(terms, s.loss) * part
-                    (weighted * runtime.gradient_scale).backward()
-                loss += weighted.detach()
-                window.counts.add(codes)
-                sums.add({name: term * part for name, term in terms.items()})
-            window.add(sums.finish())
+            numbers = _passes(s, runtime, model, wrapped, _batch(s, runtime, train, rows, step), step, window)
             norm = nn.utils.clip_grad_norm_(model.parameters(), s.max_gradient_norm)
-            finite = torch.isfinite(loss) & torch.isfinite(norm)
-            if int(sum_over_processes((~finite).to(torch.int32))):
-                whole = float(sum_over_processes(loss))
-                listed = keep_batch(folder, step, rows.tolist(), is_main=runtime.is_main)
-                raise NumericError(
-                    f"the loss ({whole:.4g}) or gradient norm ({float(norm):.4g}) is not finite at step "
-                    f"{step + 1}; the step was not taken, its rows are in {listed}; "
-                    "lower --learning-rate and start anew by --overwrite"
-                )
+            require_finite(folder, step, rows, numbers.pop("loss"), norm, main=runtime.is_main)
+            window.add(numbers)
             optimizer.step()
             num_revived += model.quantizer.update(keyed_generator(s.seed, step, "quantizer")).get("num_revived", 0.0)
             done = step + 1
@@ -380,6 +354,40 @@ def _loop(
                 raise Stopped(f"stopped after step {done}, state saved; run the same command to continue")
     log.close()
     return average
+
+
+def _batch(s: TrainVQVAE, runtime: Runtime, train: PixelRows, rows: NDArray[np.int64], step: int) -> Tensor:
+    """Return this process's share of the images of a step, [share, C, height, width] float32 on its device."""
+    share = runtime.share(len(rows))
+    pixels = train.batch(rows[share])
+    if s.augment:
+        assert s.model.downsampling is not None
+        rng = keyed_generator(s.seed, step, "augmentation")
+        pixels = shifted_and_mirrored(pixels, rng, most=s.model.downsampling // 2, rows=share)
+    return to_unit_range(torch.from_numpy(pixels)).to(runtime.device)
+
+
+def _passes(
+    s: TrainVQVAE, runtime: Runtime, model: VQVAE, wrapped: nn.Module, images: Tensor, step: int, window: Window
+) -> dict[str, Tensor]:
+    """Do the forward and backward passes of one step; every parameter's gradient is that of the batch.
+
+    Returns:
+        The unweighted terms of the batch's loss, and `loss`, the weighted sum; the same on every process.
+    """
+    assert s.batch_size is not None
+    sums, first = StepSums(runtime, wrapped), runtime.share(s.batch_size).start
+    pieces = runtime.pieces(s.batch_size, s.gradient_accumulation_steps)
+    for piece in pieces:
+        noise = partial(_row_noise, s.seed, step, piece.start)
+        model.quantizer.begin_step(progress=step / (s.steps or 1), noise=noise)
+        part = (piece.stop - piece.start) / s.batch_size
+        with sums.piece(last=piece is pieces[-1]):
+            terms, codes = _forward(wrapped, images[piece.start - first : piece.stop - first], s, runtime)
+            loss = weighted_sum(terms, s.loss) * part
+            sums.backward(loss, {name: term * part for name, term in terms.items()} | {"loss": loss})
+        window.counts.add(codes)
+    return sums.finish()
 
 
 def _row_noise(seed: int, step: int, first: int, row: int) -> np.random.Generator:

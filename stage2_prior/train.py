@@ -25,6 +25,7 @@ from stage2_prior.sequences import Sequences, drop_labels, drop_tokens
 from stage2_prior.settings import TINY_ROWS, CodeFacts, TrainPrior, check, given, resolve
 from vq_prior.core.artifacts import new_folder, remove
 from vq_prior.core.code_store import CodeStore
+from vq_prior.core.control import signal_control
 from vq_prior.core.errors import ArtifactError, NumericError, Stopped, UsageError
 from vq_prior.core.gradients import StepSums
 from vq_prior.core.identity import require_same_codec
@@ -33,13 +34,12 @@ from vq_prior.core.media import picture_grid, to_pixels
 from vq_prior.core.optim import lr_at, set_learning_rate
 from vq_prior.core.randomness import batch_rows
 from vq_prior.core.records import TrainingRecord, command_line, write_record
-from vq_prior.core.runs import RunLog, keep_batch, open_run, require_free_space, run_config
+from vq_prior.core.runs import RunLog, open_run, require_finite, require_free_space, run_config
 from vq_prior.core.runtime import (
     Runtime,
     cut,
     has_native_bf16,
     sharding_asked,
-    signal_control,
     start_runtime,
     sum_over_processes,
     unwrap,
@@ -158,13 +158,12 @@ def passes(t: Training, step: int) -> StepSums:
         given_tokens, wanted = (part[piece].to(t.runtime.device, non_blocking=True) for part in (inputs, tokens))
         with sums.piece(last=piece is pieces[-1]):
             nats = token_nats(layout, t.model(given_tokens), wanted).sum() / (batch_size * layout.num_tokens)
-            (nats * t.runtime.gradient_scale).backward()
-        sums.add({"train_nats": nats})
+            sums.backward(nats, {"train_nats": nats})
     return sums
 
 
 def update(t: Training) -> dict[str, Tensor]:
-    """Do one optimiser step and return this process's part of what was measured on the way, detached.
+    """Do one optimiser step and return what was measured on the way, the same on every process.
 
     Raises:
         NumericError: Before the update, if the loss or the gradient is not finite.
@@ -181,15 +180,8 @@ def update(t: Training) -> dict[str, Tensor]:
         set_learning_rate(optimizer, rate)
     measured = passes(t, t.step).finish()
     norm = whole(nn.utils.clip_grad_norm_(t.prior.model.parameters(), s.max_grad_norm))
-    finite = torch.isfinite(norm) & torch.isfinite(measured["train_nats"])
-    if int(sum_over_processes((~finite).to(torch.int32))):
-        nats = float(sum_over_processes(measured["train_nats"]))
-        rows = batch_rows(len(t.train), given(s.batch_size), s.seed, t.step)
-        listed = keep_batch(t.folder, t.step, rows.tolist(), is_main=t.runtime.is_main)
-        raise NumericError(
-            f"the loss ({nats:.4g}) or gradient norm ({float(norm):.4g}) is not finite at step {t.step + 1}; "
-            f"the step was not taken, its rows are in {listed}; lower --learning-rate and start anew by --overwrite"
-        )
+    rows = batch_rows(len(t.train), given(s.batch_size), s.seed, t.step)
+    require_finite(t.folder, t.step, rows, measured["train_nats"], norm, main=t.runtime.is_main)
     for optimizer in t.optimizers.values():
         optimizer.step()
     t.step += 1

@@ -48,9 +48,9 @@ class OurTraining:
     def __init__(self, settings: Any, precision: Any) -> None:
         from stage1_vqvae.train import new_codec
         from vq_prior.core.averaging import WeightAverage
-        from vq_prior.core.metrics import CodeCounts
         from vq_prior.core.optim import adamw
         from vq_prior.core.runtime import start_runtime
+        from vq_prior.core.windows import Window
 
         s = self.settings = replace(settings, precision=precision)
         self.runtime, self.number = start_runtime(precision), 0
@@ -60,7 +60,7 @@ class OurTraining:
             self.model.parameters(), learning_rate=s.learning_rate, weight_decay=s.weight_decay, betas=s.adam_betas
         )
         self.average = WeightAverage(self.model, decay=s.average_decay, copied=("quantizer.",))
-        self.counts = CodeCounts((s.quantizer.num_codes,), self.runtime.device)
+        self.window = Window(self.runtime, (s.quantizer.num_codes,))
 
     def start(self, pixels: Any) -> None:
         """Set the codebook as a run does."""
@@ -72,8 +72,7 @@ class OurTraining:
         """Take one step on uint8 pixels [B, height, width, C]."""
         import torch
 
-        from stage1_vqvae.losses import weighted_sum
-        from stage1_vqvae.train import _forward, _row_noise
+        from stage1_vqvae.train import _passes
         from vq_prior.core.media import to_unit_range
         from vq_prior.core.optim import lr_at, set_learning_rate
         from vq_prior.core.randomness import keyed_generator
@@ -90,14 +89,10 @@ class OurTraining:
         )
         set_learning_rate(self.optimizer, rate)
         self.optimizer.zero_grad(set_to_none=True)
-        noise = partial(_row_noise, s.seed, self.number, 0)
-        self.model.quantizer.begin_step(progress=self.number / s.steps, noise=noise)
-        terms, codes = _forward(self.wrapped, images, s, self.runtime)
-        loss = weighted_sum(terms, s.loss)
-        loss.backward()
-        self.counts.add(codes)
+        numbers = _passes(s, self.runtime, self.model, self.wrapped, images, self.number, self.window)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), s.max_gradient_norm)
-        assert torch.isfinite(loss) & torch.isfinite(norm)
+        assert torch.isfinite(numbers.pop("loss")) & torch.isfinite(norm)
+        self.window.add(numbers)
         self.optimizer.step()
         self.model.quantizer.update(keyed_generator(s.seed, self.number, "quantizer"))
         self.number += 1

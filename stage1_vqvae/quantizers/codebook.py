@@ -15,8 +15,8 @@ from stage1_vqvae.quantizer_settings import QuantizerSettings
 from stage1_vqvae.quantizers.contract import Quantized, Quantizer
 from stage1_vqvae.quantizers.entropy import codebook_entropy
 from stage1_vqvae.quantizers.gradients import ESTIMATORS
-from stage1_vqvae.quantizers.lookup import draw_rows, kmeans, nearest_codes, sums_by_code
-from vq_prior.core.runtime import gather_rows, sum_over_processes
+from stage1_vqvae.quantizers.lookup import drawn, kmeans, nearest_codes, sums_by_code
+from vq_prior.core.runtime import sum_over_processes, take_rows
 from vq_prior.core.shards import TreeSum
 
 
@@ -138,10 +138,9 @@ def replacements(use: Tensor, share: float | None, seen: Tensor, rng: np.random.
     dead = torch.zeros_like(use, dtype=torch.bool) if share is None else use < share * use.mean()
     if not bool(dead.any()):
         return dead, seen[:0]
-    candidates = gather_rows(seen)
-    if candidates.shape[0] == 0:
-        return torch.zeros_like(dead), candidates
-    return dead, draw_rows(candidates, int(dead.sum()), rng)
+    wanted = int(dead.sum())
+    vectors = take_rows(seen, lambda total: drawn(total, wanted if total else 0, rng))
+    return dead if vectors.shape[0] else torch.zeros_like(dead), vectors
 
 
 def mean_square(first: Tensor, second: Tensor) -> Tensor:

@@ -56,11 +56,9 @@ def sums_by_code(vectors: Tensor, codes: Tensor, num_codes: int) -> Tensor:
     return rows.new_zeros((num_codes, rows.shape[1])).index_add_(0, codes, rows)
 
 
-def draw_rows(vectors: Tensor, count: int, rng: np.random.Generator) -> Tensor:
-    """Return `count` rows of vectors [N, D] drawn by `rng`, without repetition while N allows it."""
-    N = vectors.shape[0]
-    chosen = rng.choice(N, size=count, replace=count > N)
-    return vectors[torch.from_numpy(chosen).to(vectors.device)]
+def drawn(total: int, count: int, rng: np.random.Generator) -> Tensor:
+    """Return the indices [count] int64 of some of `total` rows drawn by `rng`, none twice while there are enough."""
+    return torch.from_numpy(rng.choice(total, size=count, replace=count > total))
 
 
 @torch.no_grad()
@@ -73,10 +71,10 @@ def kmeans(
     The same vectors and generator give the same bits on every process.
     """
     vectors = vectors.detach().float().cpu()
-    centres = draw_rows(vectors, num_codes, rng) if start is None else start.detach().float().cpu()
+    centres = vectors[drawn(len(vectors), num_codes, rng)] if start is None else start.detach().float().cpu()
     for _ in range(iterations):
         table = sums_by_code(vectors, nearest_codes(vectors, centres), num_codes)
         empty = table[:, 0] == 0
         centres = table[:, 1:] / table[:, :1].clamp_min(1)
-        centres[empty] = draw_rows(vectors, int(empty.sum()), rng)
+        centres[empty] = vectors[drawn(len(vectors), int(empty.sum()), rng)]
     return centres

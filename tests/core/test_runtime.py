@@ -14,13 +14,13 @@ import pytest
 import torch
 from torch import nn
 
+from vq_prior.core.control import signal_control
 from vq_prior.core.interruption import Interrupted, Interruption
 from vq_prior.core.runtime import (
     Runtime,
     full_state,
     gather_rows,
     has_native_bf16,
-    signal_control,
     sum_over_processes,
     unwrap,
 )
@@ -30,8 +30,10 @@ import atexit, json, os, signal, sys
 import torch
 from torch import nn
 from vq_prior.core.metrics import CodeCounts
-from vq_prior.core.runtime import full_state, gather_rows, leave_runtime, signal_control, start_runtime
-from vq_prior.core.runtime import sum_over_processes, unwrap
+from vq_prior.core.control import signal_control
+from vq_prior.core.gradients import StepSums
+from vq_prior.core.runtime import full_state, gather_rows, leave_runtime, start_runtime
+from vq_prior.core.runtime import sum_over_processes, take_rows, unwrap
 runtime = start_runtime()
 rank = runtime.process_index
 mine = torch.tensor([1.0 + rank, 10.0])
@@ -39,6 +41,10 @@ total = sum_over_processes(mine)
 seen = {"rank": rank, "num_processes": runtime.num_processes, "total": total.tolist(), "mine": mine.tolist()}
 seen["gathered"] = gather_rows(torch.arange(1 + 2 * rank).view(-1, 1) + 10 * rank).tolist()
 seen["empty"] = gather_rows(torch.ones(2 * rank, 3, dtype=torch.int32)).shape
+chosen = torch.tensor([3, 0, 2, 0, 1])
+rows = torch.tensor([[10], [11], [12], [13]])[2 * rank : 2 * rank + 2]
+seen["taken"] = take_rows(rows, lambda total: chosen if total == 4 else None).tolist()
+seen["none taken"] = take_rows(rows[:0], lambda total: torch.arange(total)).shape
 seen["share"] = [[s.start, s.stop] for s in (runtime.share(7), runtime.share(1), runtime.share(0))]
 counts = CodeCounts((4,))
 counts.add((torch.tensor([rank, 3]),))
@@ -47,12 +53,18 @@ seen["counts"] = counts.read(reset=True)[0]["num_dead"], counts.read()[0]["num_d
 torch.manual_seed(0)
 module = nn.Linear(2, 1)
 module.register_buffer("statistic", torch.tensor(0.0))
-wrapped = runtime.wrap(module)
+data_parallel = nn.parallel.DistributedDataParallel(module, broadcast_buffers=False)
 module.statistic.fill_(rank)
-seen["names"] = sorted(full_state(wrapped))
-seen["unwrapped"] = unwrap(wrapped) is module
-wrapped(torch.full((1, 2), 1.0 + rank)).sum().backward()
-seen["gradient"] = module.weight.grad.tolist()
+seen["names"] = sorted(full_state(data_parallel))
+seen["unwrapped"] = unwrap(data_parallel) is module
+for name, wrapped in (("plain", runtime.wrap(module)), ("data parallel", data_parallel)):
+    module.zero_grad()
+    sums = StepSums(runtime, wrapped)
+    for piece in (0, 1):
+        with sums.piece(last=piece == 1):
+            loss = wrapped(torch.full((1, 2), 1.0 + rank + 10 * piece)).sum()
+            sums.backward(loss, {"inputs": torch.tensor(1.0 + rank + 10 * piece)})
+    seen[name] = [module.weight.grad.tolist(), sums.finish()["inputs"].item(), module.weight.grad.tolist()]
 seen["buffer"] = module.statistic.item()
 with signal_control() as control:
     seen["asked"] = [control.agreed()]
@@ -100,8 +112,15 @@ def test_codes_are_counted_over_all_processes(two):
     assert [one["counts"] for one in two.values()] == [[1, 4]] * 2  # codes 0, 1 and 3 occurred; then none
 
 
-def test_gradients_are_averaged_and_buffers_left_alone(two):
-    assert [one["gradient"] for one in two.values()] == [[[1.5, 1.5]]] * 2
+def test_rows_are_taken_from_all_processes_in_the_order_asked_for(two):
+    assert [one["taken"] for one in two.values()] == [[[13], [10], [12], [10], [11]]] * 2
+    assert [one["none taken"] for one in two.values()] == [[0, 1]] * 2
+
+
+def test_gradients_of_all_pieces_and_processes_are_summed_and_buffers_left_alone(two):
+    for rank, mine in ((0, [[12.0, 12.0]]), (1, [[14.0, 14.0]])):
+        assert two[rank]["plain"] == [mine, 26.0, [[26.0, 26.0]]]
+        assert two[rank]["data parallel"] == [[[26.0, 26.0]], 26.0, [[26.0, 26.0]]]
     assert (two[0]["buffer"], two[1]["buffer"]) == (0.0, 1.0)
 
 
@@ -229,7 +248,7 @@ def test_a_save_is_asked_for_once():
 
 def test_a_second_ctrl_c_ends_the_process_at_once(child_environment):
     code = (
-        "import time; from vq_prior.core.runtime import signal_control\n"
+        "import time; from vq_prior.core.control import signal_control\n"
         "with signal_control() as control:\n"
         "    print('ready', flush=True)\n"
         "    while not control.stop_signal: time.sleep(0.01)\n"

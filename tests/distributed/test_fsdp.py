@@ -78,7 +78,7 @@ from stage2_prior.run import prepare
 from stage2_prior.settings import CodeFacts, PriorModel, TrainPrior, resolve
 from stage2_prior.train import held_out_loss, update
 from vq_prior.core.code_store import CodeStore
-from vq_prior.core.runtime import leave_runtime, start_runtime, sum_over_processes
+from vq_prior.core.runtime import leave_runtime, start_runtime
 from vq_prior.core.sharding import whole
 
 train, held_out = (CodeStore.open(Path(sys.argv[2]), split) for split in ("train", "validation"))
@@ -89,7 +89,7 @@ facts = CodeFacts(held_out.spec.levels[0].num_tokens, held_out.spec.levels[0].nu
 losses = []
 for changes in ({}, {"gradient_accumulation_steps": 2}, {"gradient_checkpointing": True}, {"fsdp": False}):
     t = prepare(resolve(replace(settings, **changes), facts, "cpu"), runtime, train, held_out, None)
-    nats = [float(sum_over_processes(update(t)["train_nats"])) for _ in range(5)]
+    nats = [float(update(t)["train_nats"]) for _ in range(5)]
     if t.settings.fsdp:
         for name, parameter in t.prior.model.named_parameters():
             moments = t.optimizers["adamw"].state[parameter]

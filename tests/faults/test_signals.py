@@ -331,7 +331,7 @@ def test_two_signals_at_any_line_of_the_command_line_are_one_line(warm, tmp_path
 
 STEP_OF_A_MINUTE = """
 import time
-from vq_prior.core.runtime import signal_control
+from vq_prior.core.control import signal_control
 
 with signal_control():
     print("begun", flush=True)

@@ -11,7 +11,7 @@ from stage1_vqvae.settings import ModelSettings, TrainVQVAE
 from stage1_vqvae.train import train_vqvae
 from stage2_prior.settings import PriorModel, TrainPrior
 from stage2_prior.train import train_prior
-from vq_prior.core import runtime
+from vq_prior.core import control
 from vq_prior.core.errors import Stopped
 
 
@@ -53,15 +53,15 @@ def train(stage: str, out: Path, codes: Path, **changes: Any) -> None:
 @contextmanager
 def stopped_after(step: int) -> Iterator[None]:
     """Ask the training inside to stop at the boundary after so many steps of its own, as a signal would."""
-    asked = runtime.Control.agreed
+    asked = control.Control.agreed
     steps = iter(range(1, 10**9))
-    runtime.Control.agreed = lambda _: runtime.Asked(*[next(steps) == step] * 2)  # type: ignore[method-assign]
+    control.Control.agreed = lambda _: control.Asked(*[next(steps) == step] * 2)  # type: ignore[method-assign]
     try:
         yield
     except Stopped:
         pass
     finally:
-        runtime.Control.agreed = asked  # type: ignore[method-assign]
+        control.Control.agreed = asked  # type: ignore[method-assign]
 
 
 def train_in_goes(stage: str, out: Path, codes: Path, lengths: list[int], **changes: Any) -> None:

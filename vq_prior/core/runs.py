@@ -9,17 +9,21 @@ import logging
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 from tqdm import tqdm
 
 from vq_prior.core.artifacts import remove, write_atomic
 from vq_prior.core.config import from_json, pretty_json, read_json, to_json
-from vq_prior.core.errors import ArtifactError, UsageError
+from vq_prior.core.errors import ArtifactError, NumericError, UsageError
 from vq_prior.core.locks import claim
 from vq_prior.core.media import save_png
 from vq_prior.core.tracking import Tracker, TrackerName
@@ -126,16 +130,29 @@ def open_run(folder: Path, config: RunConfig, *, overwrite: bool, is_main: bool)
         write_atomic(path, pretty_json(config))
 
 
-def keep_batch(folder: Path, step: int, rows: Sequence[int], *, is_main: bool) -> Path:
-    """Write which training rows the step after `step` saw, for whoever looks for what made its loss not finite.
+def require_finite(folder: Path, step: int, rows: NDArray[np.int64], loss: Tensor, norm: Tensor, *, main: bool) -> None:
+    """Raise unless loss and gradient of the step after `step` are finite; they are the same on every process.
 
-    Returns:
-        The file, `not-finite.json` in the folder of the run; only the main process writes it.
+    Args:
+        folder: Of the run; the main process writes the rows there, for whoever looks for what made them not finite.
+        step: Optimiser steps done.
+        rows: Which training rows the step saw.
+        loss: Of the batch, scalar.
+        norm: Of its gradient, scalar.
+        main: Whether this is the main process.
+
+    Raises:
+        NumericError: Before the update, on every process.
     """
-    path = folder / "not-finite.json"
-    if is_main:
-        write_atomic(path, pretty_json({"step": step + 1, "rows": [int(row) for row in rows]}))
-    return path
+    if bool(torch.isfinite(loss) & torch.isfinite(norm)):
+        return
+    listed = folder / "not-finite.json"
+    if main:
+        write_atomic(listed, pretty_json({"step": step + 1, "rows": rows.tolist()}))
+    raise NumericError(
+        f"the loss ({float(loss):.4g}) or gradient norm ({float(norm):.4g}) is not finite at step {step + 1}; "
+        f"the step was not taken, its rows are in {listed}; lower --learning-rate and start anew by --overwrite"
+    )
 
 
 class RunLog:

@@ -1,18 +1,18 @@
-"""The processes: device, precision, sums over processes, signals.
+"""The processes: device, precision, sums over processes.
 
 Accelerate starts and joins the processes; what a step sees and what is saved
 stay ours. Letters: W number of processes.
 """
 
+import functools
 import itertools
 import os
-import signal
 import sys
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import FrameType
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -20,12 +20,13 @@ from torch import Tensor, nn
 
 from vq_prior.core.errors import EnvironmentFault, NumericError, UsageError, tell
 from vq_prior.core.identity import content_id
-from vq_prior.core.interruption import Interruption
 from vq_prior.core.sharding import gathered
 from vq_prior.core.shards import NUM_SHARDS, TreeSum
 from vq_prior.core.watchdog import Watchdog, watch_over
 
 Precision = Literal["fp32", "bf16"]
+
+MAX_POLLING = 0.1  # seconds
 
 
 @dataclass(frozen=True)
@@ -93,11 +94,6 @@ class Runtime:
             piece = "logical shard" if self.reproducible else "process and accumulation step"
             raise UsageError(f"--batch-size must be at least {least}, one row for each {piece}, got {batch_size}")
 
-    @property
-    def gradient_scale(self) -> int:
-        """By what to multiply a loss so that gradients, averaged over W processes or not, are those of the sum."""
-        return 1 if self.reproducible else self.num_processes
-
     def say(self, line: str) -> None:
         """Print a line on stdout, on the main process only."""
         if self.is_main:
@@ -112,18 +108,18 @@ class Runtime:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
 
     def wrap(self, module: nn.Module) -> nn.Module:
-        """Return `module` on this process's device, wrapped so that gradients are averaged over processes.
+        """Return `module` on this process's device, on a GPU wrapped so that gradients are averaged over processes.
 
-        Buffers are never broadcast: statistics are summed where they are computed. Reproducible gradients are not
-        averaged here but summed by `StepSums`.
+        Buffers are never broadcast: statistics are summed where they are computed. Without a wrapper `StepSums` sums
+        the gradients: where they are reproducible, and on a CPU, where the wrapper's hooks take a quarter of a small
+        network's step and the sums that it starts early take the cores that compute.
         """
         module.to(self.device)
-        if self.num_processes == 1 or self.reproducible:
+        if self.num_processes == 1 or self.reproducible or self.device.type == "cpu":
             return module
         from torch.nn.parallel import DistributedDataParallel
 
-        ids = [self.device.index] if self.device.type == "cuda" else None
-        return DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False)
+        return DistributedDataParallel(module, device_ids=[self.device.index], broadcast_buffers=False)
 
     def describe(self) -> str:
         """Return one line that names device, precision and processes."""
@@ -263,19 +259,41 @@ def _has_others() -> bool:
     return not _alone and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
-def sum_over_processes(tensor: Tensor) -> Tensor:
+def _wait(work: Any) -> None:
+    """Wait until a collective is done.
+
+    On a host that has a core for each process, by asking again and again for a while: a core that falls asleep at
+    every sum of a training step wakes late and computes the next one slowly.
+    """
+    if dist.get_backend() == "gloo" and _has_core_each():
+        until = time.monotonic() + MAX_POLLING
+        while not work.is_completed() and time.monotonic() < until:
+            pass
+    work.wait()
+
+
+@functools.cache
+def _has_core_each() -> bool:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) <= cores
+
+
+def sum_over_processes(tensor: Tensor, *, ordered: bool = True) -> Tensor:
     """Return the sum of `tensor` over all processes, the same on each; the input is left alone.
 
-    Up to `NUM_SHARDS` processes are added in the order of a `TreeSum`.
+    Args:
+        tensor: On this process.
+        ordered: Whether up to `NUM_SHARDS` processes are added in the order of a `TreeSum`, which takes memory for
+            the tensor of each.
     """
     if not _has_others():
         return tensor
-    if dist.get_world_size() > NUM_SHARDS:
+    if not ordered or dist.get_world_size() > NUM_SHARDS:
         total = tensor.clone()
-        dist.all_reduce(total)
+        _wait(dist.all_reduce(total, async_op=True))
         return total
     parts = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, tensor.contiguous())
+    _wait(dist.all_gather(parts, tensor.contiguous(), async_op=True))
     tree = TreeSum()
     for part in parts:
         tree.add(part)
@@ -288,15 +306,40 @@ def gather_rows(tensor: Tensor) -> Tensor:
     """Return the rows `[n, ...]` of all processes in process order; the counts may differ."""
     if not _has_others():
         return tensor
+    counts = _row_counts(tensor)
+    padded = tensor.new_zeros((max(counts), *tensor.shape[1:]))
+    padded[: tensor.shape[0]] = tensor
+    parts = [torch.empty_like(padded) for _ in counts]
+    _wait(dist.all_gather(parts, padded, async_op=True))
+    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+
+def take_rows(tensor: Tensor, choose: Callable[[int], Tensor]) -> Tensor:
+    """Return some of the rows `[n, ...]` of all processes, on each; only these travel.
+
+    Args:
+        tensor: On this process; the counts may differ.
+        choose: Gives, for the number of rows of all processes, the indices of those to return, [m] int64 on the host:
+            the same on every process. They count the rows in process order.
+    """
+    if not _has_others():
+        return tensor[choose(tensor.shape[0]).to(tensor.device)]
+    counts = _row_counts(tensor)
+    first = sum(counts[: dist.get_rank()])
+    chosen = choose(sum(counts))
+    mine = chosen[(chosen >= first) & (chosen < first + tensor.shape[0])] - first
+    taken = gather_rows(tensor[mine.to(tensor.device)])
+    # They came in the order of processes: row i of them is that which the i-th smallest owner's place in `chosen` has.
+    owners = torch.bucketize(chosen, torch.tensor(counts).cumsum(0), right=True)
+    order = owners.argsort(stable=True)
+    return taken[order.argsort().to(tensor.device)]
+
+
+def _row_counts(tensor: Tensor) -> list[int]:
     counts = torch.zeros(dist.get_world_size(), dtype=torch.int64, device=tensor.device)
     counts[dist.get_rank()] = tensor.shape[0]
-    dist.all_reduce(counts)
-    longest = int(counts.max())
-    padded = tensor.new_zeros((longest, *tensor.shape[1:]))
-    padded[: tensor.shape[0]] = tensor
-    parts = [torch.empty_like(padded) for _ in range(len(counts))]
-    dist.all_gather(parts, padded)
-    return torch.cat([part[: int(count)] for part, count in zip(parts, counts, strict=True)])
+    _wait(dist.all_reduce(counts, async_op=True))
+    return counts.tolist()
 
 
 def require_same_everywhere(tensors: Mapping[str, Tensor], what: str) -> None:
@@ -326,6 +369,11 @@ def unwrap(module: nn.Module) -> nn.Module:
     return inner if isinstance(inner, nn.Module) and type(module).__name__ == "DistributedDataParallel" else module
 
 
+def averages_gradients(module: nn.Module) -> bool:
+    """Return whether backward passes through a module as it is used leave the mean of the processes' gradients."""
+    return unwrap(module) is not module or hasattr(module, "set_requires_gradient_sync")
+
+
 @contextmanager
 def accumulating(module: nn.Module) -> Iterator[None]:
     """Make backward passes add to this process's own gradients, not averaged over processes, for a block."""
@@ -346,63 +394,3 @@ def full_state(module: nn.Module, *, keep: bool = True) -> dict[str, Tensor]:
     Every process must call it where parameters are sharded; one that does not `keep` gets nothing.
     """
     return gathered(unwrap(module).state_dict(), keep=keep)
-
-
-class Asked(NamedTuple):
-    """What a run was asked for since the last step boundary.
-
-    Attributes:
-        stop: To save its state and end.
-        save: To save its state, whatever the interval; true where `stop` is.
-    """
-
-    stop: bool
-    save: bool
-
-
-class Control:
-    """What signals ask of this run; read at step boundaries with `agreed()`.
-
-    Attributes:
-        stop_signal: Name of the signal that asked it to stop.
-    """
-
-    def __init__(self) -> None:
-        self.stop_signal: str | None = None
-        self._save = False
-
-    def _on_stop(self, number: int, _frame: FrameType | None) -> None:
-        if self.stop_signal is not None and number == signal.SIGINT:
-            os._exit(75)
-        self.stop_signal = signal.Signals(number).name
-
-    def _on_save(self, _number: int, _frame: FrameType | None) -> None:
-        self._save = True
-
-    def agreed(self) -> Asked:
-        """Return what any process was asked for; every process gets the same answer. A save is asked for once."""
-        stop, save, self._save = self.stop_signal is not None, self._save, False
-        asked = torch.tensor([stop, save], dtype=torch.int32)
-        if dist.is_available() and dist.is_initialized() and dist.get_backend() == "nccl":
-            asked = asked.cuda()
-        stop, save = map(bool, sum_over_processes(asked).tolist())
-        return Asked(stop, save or stop)
-
-
-@contextmanager
-def signal_control() -> Iterator[Control]:
-    """Yield what SIGTERM, SIGUSR1 and Ctrl-C (stop) and SIGUSR2 (save now) ask; former handlers come back afterwards.
-
-    The handlers only set flags. A second Ctrl-C ends the process at once.
-    """
-    control = Control()
-    handlers = dict.fromkeys(("SIGTERM", "SIGUSR1", "SIGINT"), control._on_stop) | {"SIGUSR2": control._on_save}
-    known = {getattr(signal, name): handler for name, handler in handlers.items() if hasattr(signal, name)}
-    former = {number: signal.signal(number, handler) for number, handler in known.items()}
-    try:
-        yield control
-    finally:
-        for number, handler in former.items():
-            if control.stop_signal is not None and isinstance(handler, Interruption):
-                handler.heard(signal.Signals[control.stop_signal])  # what comes now repeats it
-            signal.signal(number, handler)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vq_prior.core.errors import ArtifactError
 from vq_prior.core.metrics import CodeCounts
-from vq_prior.core.runtime import Runtime, gather_rows, sum_over_processes
+from vq_prior.core.runtime import Runtime
 
 
 class Window:
@@ -29,39 +29,35 @@ class Window:
         self._sums: dict[str, Tensor] = {}
 
     def add(self, values: Mapping[str, Tensor]) -> None:
-        """Add this process's part of some numbers, scalars."""
+        """Add some numbers of a step, scalars, the same on every process."""
         for name, value in values.items():
             former = self._sums.get(name)
             value = value.detach().float()
             self._sums[name] = value.clone() if former is None else former + value
 
     def read(self) -> dict[str, float]:
-        """Return the sum over processes of each number, a step, and begin a new window; the counts stay."""
-        means = {name: float(sum_over_processes(total)) / self.steps for name, total in self._sums.items()}
+        """Return the mean over the steps of each number, and begin a new window; the counts stay."""
+        means = {name: float(total) / self.steps for name, total in self._sums.items()}
         self._sums, self.steps = {}, 0
         return means
 
     def state(self) -> dict[str, Any]:
         """Return the window as JSON values, the same on every process; every process must call it."""
-        sums = {name: gather_rows(total.reshape(1)).tolist() for name, total in sorted(self._sums.items())}
-        if self._runtime.reproducible:  # the first process has the sums, the others have none
-            sums = {name: parts[:1] for name, parts in sums.items()}
+        sums = {name: float(total) for name, total in sorted(self._sums.items())}
         return {"steps": self.steps, "sums": sums, "counts": self.counts.state()}
 
     def load(self, state: Mapping[str, Any] | None) -> None:
-        """Take the state of a checkpoint; on another number of processes the first one takes the sums.
+        """Take the state of a checkpoint; the first process takes what was counted.
 
         Raises:
             ArtifactError: If it is not of this run.
         """
         if state is None:
             return
-        process, W = self._runtime.process_index, self._runtime.num_processes
         try:
             self.steps = int(state["steps"])
-            self.counts.load(state["counts"], mine=process == 0)
-            for name, parts in state["sums"].items():
-                part = parts[process] if len(parts) == W else (sum(parts) if process == 0 else 0.0)
-                self._sums[name] = torch.tensor(float(part), device=self._runtime.device)
+            self.counts.load(state["counts"], mine=self._runtime.is_main)
+            for name, total in state["sums"].items():
+                self._sums[name] = torch.tensor(float(total), device=self._runtime.device)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise ArtifactError(f"the log window of the checkpoint is malformed ({error}); pass --overwrite") from error
