@@ -26,7 +26,7 @@ from vq_prior.core.runtime import (
 )
 
 TWO_PROCESSES = """
-import atexit, json, os, signal, sys
+import atexit, json, os, signal, sys, time
 import torch
 from torch import nn
 from vq_prior.core.metrics import CodeCounts
@@ -72,6 +72,11 @@ with signal_control() as control:
         if rank == 1:
             os.kill(os.getpid(), number)
         seen["asked"].append(control.agreed())
+if rank == 1:
+    time.sleep(1)
+begin = time.process_time()
+sum_over_processes(mine)
+seen["awake"] = time.process_time() - begin
 runtime.barrier()
 with open(f"{sys.argv[1]}/{rank}.json", "w") as file:
     json.dump(seen, file)
@@ -131,6 +136,18 @@ def test_saved_names_do_not_show_the_wrapper(two):
 
 def test_a_signal_to_one_process_stops_both(two):
     assert [one["asked"] for one in two.values()] == [[[False, False], [False, True], [True, True]]] * 2
+
+
+def test_a_process_that_waits_long_for_another_sleeps(two):
+    assert two[0]["awake"] < 0.5
+
+
+def test_processes_that_share_cores_leave_them_to_each_other(child_environment):
+    code = "from vq_prior.core.runtime import _has_core_each; print(_has_core_each())"
+    for processes, expected in (("1", "True"), ("100000", "False")):
+        environment = child_environment(LOCAL_WORLD_SIZE=processes)
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == expected
 
 
 def test_one_process_needs_no_launcher(child_environment):
