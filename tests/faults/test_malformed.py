@@ -249,7 +249,7 @@ def test_through_the_command(kind, run, run_cli, faults, tmp_path):
             reseal(sealed)
         lines = [line for line in done.stderr.splitlines() if line.strip()]
         told = (path.name, content[:2000], lines)
-        assert done.returncode in (0, 3), told
+        assert done.returncode in (0, 3, 4), told  # 4: a value that may stand there and makes no finite number
         assert "Traceback" not in done.stdout + done.stderr, told
         if done.returncode:
             assert len(lines) == 1, told
