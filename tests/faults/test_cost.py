@@ -10,7 +10,7 @@ from vq_prior.cli import main
 from vq_prior.core import randomness
 from vq_prior.core.runs import RunLog
 
-ROUNDS = 5
+ROUNDS = 8
 
 
 @pytest.mark.fault("R16")
@@ -31,12 +31,15 @@ SAFEGUARDS = {
 @pytest.mark.fault("R16")
 @pytest.mark.parametrize("name", ["train-vqvae", "train-prior"])
 def test_what_keeps_a_training_safe_costs_little(name, tiny_run, tmp_path, monkeypatch, faults):
-    """Pairs of trainings at default intervals, with and without saving, comparing and printing."""
+    """Trainings at default intervals, by turns with and without saving, comparing and printing.
+
+    The least of each is compared: what else a machine does only adds, and more than the 3% that are looked for.
+    """
     if not faults.full:
         pytest.skip("a measurement, for a machine that does nothing else")
     words = {
-        "train-vqvae": ["train-vqvae", "--data", "digits", "--steps", "1000", "--batch-size", "256"],
-        "train-prior": ["train-prior", "--codes", str(tiny_run / "codes"), "--steps", "1000", "--batch-size", "128"],
+        "train-vqvae": ["train-vqvae", "--data", "digits", "--steps", "500", "--batch-size", "256"],
+        "train-prior": ["train-prior", "--codes", str(tiny_run / "codes"), "--steps", "500", "--batch-size", "128"],
     }[name]
 
     def seconds(folder: str) -> float:
@@ -44,16 +47,23 @@ def test_what_keeps_a_training_safe_costs_little(name, tiny_run, tmp_path, monke
         assert main([*words, "--out", str(tmp_path / folder)]) == 0
         return time.perf_counter() - started
 
-    with_it, without = [], []
-    for number in range(ROUNDS):
-        with_it.append(seconds(f"with {number}"))
+    def without_safeguards(folder: str) -> float:
         with monkeypatch.context() as patch:
             for module, functions in SAFEGUARDS.items():
                 for function in functions:
                     patch.setattr(import_module(module), function, lambda *_: None)
             patch.setattr(RunLog, "show", lambda *_: None)
-            without.append(seconds(f"without {number}"))
-    ratio = median(one / other for one, other in zip(with_it, without, strict=True))
-    faults.figure(f"{name} {ratio:.3f} ({median(with_it):.1f} s and {median(without):.1f} s)")
+            return seconds(folder)
+
+    with_it, without = [], []
+    for number in range(ROUNDS):
+        pair = [(with_it, seconds, f"with {number}"), (without, without_safeguards, f"without {number}")]
+        for taken, run, folder in pair[:: 1 - 2 * (number % 2)]:
+            taken.append(run(folder))
+    ratio = min(with_it) / min(without)
+    faults.figure(
+        f"{name} {ratio:.3f} (least {min(with_it):.1f} s and {min(without):.1f} s, "
+        f"medians {median(with_it):.1f} s and {median(without):.1f} s)"
+    )
     assert ratio <= 1.03
     faults.planted(ROUNDS)
