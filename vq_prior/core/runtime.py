@@ -111,8 +111,8 @@ class Runtime:
         """Return `module` on this process's device, on a GPU wrapped so that gradients are averaged over processes.
 
         Buffers are never broadcast: statistics are summed where they are computed. Without a wrapper `StepSums` sums
-        the gradients: where they are reproducible, and on a CPU, where the wrapper's hooks take a quarter of a small
-        network's step and the sums that it starts early take the cores that compute.
+        the gradients: where they are reproducible, and on a CPU, where the wrapper would sleep inside of the backward
+        pass (see `_wait`).
         """
         module.to(self.device)
         if self.num_processes == 1 or self.reproducible or self.device.type == "cpu":
