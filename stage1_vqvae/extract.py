@@ -224,7 +224,7 @@ def _encoded(
 
     def decode_and_encode(batch: tuple[ImageRows, str, Sequence[int]]) -> tuple[Codes, ...]:
         images, views, rows = batch
-        return encode(np.concatenate([views_of(images.encoded(r), transform, images.name(r), views) for r in rows]))
+        return encode(np.concatenate([views_of(images, row, transform, views) for row in rows]))
 
     if lanes == 1:
         for images, views in shards:

@@ -38,13 +38,21 @@ class PlainJPEG:
     kind: bytes
 
 
+_latest: tuple[bytes, PlainJPEG | None] = (b"\xff\xd8\xff\xda", None)  # a header as far as its data, what it says
+
+
 def plain_jpeg(encoded: bytes) -> PlainJPEG | None:
     """Return what the header says of a grey or colour JPEG of 8 bits; None for any other picture.
 
     None also for what asks for more than decoding: EXIF, colour profiles, Adobe's and all other application markers.
+    A file that begins with the very bytes of the header before it is not looked at again: so are most of a data set.
     """
+    global _latest
     frame = None
     at, last = 2, len(encoded) - 10
+    header, described = _latest
+    if encoded.startswith(header) and len(header) - 2 < last:
+        return described
     if encoded[:2] != b"\xff\xd8":
         return None
     while at < last and encoded[at] == 0xFF:
@@ -52,7 +60,10 @@ def plain_jpeg(encoded: bytes) -> PlainJPEG | None:
         if marker in FRAMES and frame is None:
             frame = encoded[at + 1 : at + 2] + encoded[at + 4 : at + 10 + 3 * encoded[at + 9]]
         elif marker == 0xDA:
-            return None if frame is None else _described(frame)
+            plain = None if frame is None else _described(frame)
+            if plain is not None:
+                _latest = (encoded[: at + 2], plain)
+            return plain
         elif marker not in PASSED_OVER:
             return None
         at += 2 + (encoded[at + 2] << 8 | encoded[at + 3])

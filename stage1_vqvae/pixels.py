@@ -172,15 +172,25 @@ def to_array(encoded: Encoded, transform: Transform, name: str) -> NDArray[np.ui
     Raises:
         ArtifactError: If the picture is damaged or truncated.
     """
+    return _array(encoded, transform, lambda: name)
+
+
+def row_array(pictures: Pictures, row: int, transform: Transform) -> NDArray[np.uint8]:
+    """Return what `to_array` does, of a row, which is named only if something is wrong or the way is long."""
+    return _array(pictures.encoded(row), transform, lambda: pictures.name(row))
+
+
+def _array(encoded: Encoded, transform: Transform, name: Callable[[], str]) -> NDArray[np.uint8]:
     pixels = _whole_jpeg(encoded, transform)
     shape = (transform.height, transform.width, transform.channels)
     if pixels is not None and pixels.shape == (shape if transform.channels == 3 else shape[:2]):
         return pixels.reshape(shape)
-    return picture_array(open_picture(encoded if pixels is None else pixels, name), transform, name)
+    called = name()
+    return picture_array(open_picture(encoded if pixels is None else pixels, called), transform, called)
 
 
-def views_of(encoded: Encoded, transform: Transform, name: str, views: str) -> NDArray[np.uint8]:
-    """Return the views of a picture, [V, height, width, C] uint8: first what `to_array` returns, then its mirror image.
+def views_of(pictures: Pictures, row: int, transform: Transform, views: str) -> NDArray[np.uint8]:
+    """Return the views of a row, [V, height, width, C] uint8: first what `row_array` returns, then its mirror image.
 
     "ten-crop" adds the four corners of the picture brought to 1.1 times the size, each followed by its mirror image
     (Sun et al. 2024, "LlamaGen", who extract the codes of ten crops of each image before they train).
@@ -188,13 +198,14 @@ def views_of(encoded: Encoded, transform: Transform, name: str, views: str) -> N
     Raises:
         ArtifactError: If the picture is damaged or truncated.
     """
-    pixels = to_array(encoded, transform, name)
     if VIEWS[views] == 1:
-        return pixels[None]
+        return row_array(pictures, row, transform)[None]
+    encoded = pictures.encoded(row)
+    pixels = _array(encoded, transform, lambda: pictures.name(row))
     crops = [pixels]
     if views == "ten-crop":
         height, width = (round(ENLARGED * side) for side in pixels.shape[:2])
-        large = to_array(encoded, replace(transform, height=height, width=width), name)
+        large = _array(encoded, replace(transform, height=height, width=width), lambda: pictures.name(row))
         down, across = height - transform.height, width - transform.width
         corners = ((y, x) for y in (0, down) for x in (0, across))
         crops += [large[y : y + transform.height, x : x + transform.width] for y, x in corners]
@@ -326,7 +337,7 @@ def decoded_ahead(
     """
 
     def decode(row: int) -> NDArray[np.uint8]:
-        return views_of(rows.encoded(row), transform, rows.name(row), views)
+        return views_of(rows, row, transform, views)
 
     task = max(1, min(ROWS_PER_TASK, BYTES_PER_TASK // (transform.height * transform.width * transform.channels)))
     for pictures in batched(in_threads(decode, range(len(rows)), num_workers, rows_per_task=task), batch_size):
@@ -345,7 +356,7 @@ class PixelRows:
         return len(self._rows)
 
     def _decode(self, row: int) -> NDArray[np.uint8]:
-        return to_array(self._rows.encoded(row), self._transform, self._rows.name(row))
+        return row_array(self._rows, row, self._transform)
 
     def batch(self, indices: Sequence[int] | NDArray[np.int64]) -> NDArray[np.uint8]:
         """Return some rows' pixels, [n, height, width, C] uint8, in the order asked."""

@@ -78,7 +78,7 @@ def _compared(codec: AnyCodec, store: CodeStore, images: ImageRows) -> tuple[int
     if not len(plain):
         return 0, 0, 0
     rows, transform = [place[int(number)] for number in held["source_index"][plain]], transform_of(codec)
-    pixels = [views_of(images.encoded(row), transform, images.name(row), "none") for row in rows]
+    pixels = [views_of(images, row, transform, "none") for row in rows]
     own = codec.encode(to_unit_range(torch.from_numpy(np.concatenate(pixels))))
     stored = [held[f"codes.{number}"][plain].astype(np.int64) for number in range(len(own))]
     same = sum(int((level == mine.cpu().numpy()).sum()) for level, mine in zip(stored, own, strict=True))

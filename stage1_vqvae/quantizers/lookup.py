@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CHUNK_ELEMENTS = {"cpu": 1 << 19, "cuda": 1 << 23}  # of the table of similarities that exists at a time, float32
+CHUNK_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 23}  # of the table of similarities that exists at a time, float32
+CHUNK_VECTORS, MAX_ELEMENTS = 32, 1 << 21  # so many vectors at a time at least, while the table stays within so many
 BLOCK = 64
 
 
@@ -22,7 +23,8 @@ def nearest_codes(vectors: Tensor, codebook: Tensor) -> Tensor:
     """
     vectors, codebook = vectors.detach().float(), codebook.detach().float()
     N, K, device = vectors.shape[0], codebook.shape[0], vectors.device
-    chunk = min(N, max(1, CHUNK_ELEMENTS.get(device.type, 1 << 19) // K))
+    elements = CHUNK_ELEMENTS.get(device.type, 1 << 19)
+    chunk = min(N, max(1, elements // K, min(CHUNK_VECTORS, MAX_ELEMENTS // K)))
     doubled, less = 2 * codebook, -codebook.square().sum(1, keepdim=True)
     memory = torch.empty(K * chunk, device=device)
     codes = torch.empty(N, dtype=torch.int64, device=device)

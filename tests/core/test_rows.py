@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from vq_prior.core.rows import map_rows, rows_per_call
+from vq_prior.core.rows import map_rows, map_rows_frozen, rows_per_call
 
 
 @pytest.mark.parametrize("total", [1, 7, 8, 9, 24])
@@ -22,6 +22,17 @@ def test_a_tuple_stays_a_tuple():
     first, second = map_rows(lambda x: (x, x.long()), 4, torch.arange(6.0))
     assert torch.equal(first, torch.arange(6.0))
     assert torch.equal(second, torch.arange(6))
+
+
+def test_frozen_calls_leave_every_part_in_the_mode_it_was_in():
+    network = nn.Sequential(nn.Dropout(0.5), nn.Sequential(nn.Dropout(0.5), nn.Identity()))
+    network[1].eval()
+    before = [part.training for part in network.modules()]
+    assert torch.equal(map_rows_frozen(network, network, 2, torch.ones(3, 4)), torch.ones(3, 4))
+    assert [part.training for part in network.modules()] == before
+    with pytest.raises(RuntimeError):
+        map_rows_frozen(network, lambda rows: rows @ rows, 2, torch.ones(3, 4))
+    assert [part.training for part in network.modules()] == before == [True, True, False, False, False]
 
 
 @pytest.mark.parametrize(

@@ -64,9 +64,9 @@ def test_a_picture_that_vanishes_during_a_dump_is_named(pictures, tmp_path, caps
     victim = pictures / "160.png"
     views = pixels.views_of
 
-    def losing(encoded, transform, name, how):
+    def losing(images, row, transform, how):
         victim.unlink(missing_ok=True)
-        return views(encoded, transform, name, how)
+        return views(images, row, transform, how)
 
     monkeypatch.setattr(pixels, "views_of", losing)
     out = tmp_path / "codes"
@@ -80,7 +80,7 @@ def test_a_worker_that_is_out_of_memory_ends_the_command(pictures, tmp_path, cap
     def no_memory(*_):
         raise MemoryError
 
-    monkeypatch.setattr(pixels, "to_array", no_memory)
+    monkeypatch.setattr(pixels, "row_array", no_memory)
     words = ["train-vqvae", "--data", pictures, "--out", tmp_path / "run", "--steps", 2, "--batch-size", 8]
     assert main([*map(str, words)]) == 5
     lines = [line for line in capsys.readouterr().err.splitlines() if line.strip()]

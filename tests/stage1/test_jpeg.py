@@ -75,6 +75,22 @@ def test_headers_say_the_same_the_short_way(monkeypatch: pytest.MonkeyPatch) -> 
     assert short == [read_header(encoded, "a.jpg") for encoded in files]
 
 
+def test_a_header_that_was_just_read_is_remembered_and_says_the_same() -> None:
+    files = [jpeg_bytes(size, mode) for size in SIZES for mode in ("RGB", "L")]
+    for encoded in files:
+        first = jpeg.plain_jpeg(encoded)
+        assert jpeg._latest == (encoded[: encoded.rindex(b"\xff\xda") + 2], first)
+        assert jpeg.plain_jpeg(encoded) is first is not None
+        lengths = range(len(jpeg._latest[0]) + 12)
+        again = [jpeg.plain_jpeg(encoded[:length]) for length in lengths]
+        afresh = []
+        for length in lengths:
+            jpeg.plain_jpeg(files[0] if encoded is files[-1] else files[-1])
+            afresh.append(jpeg.plain_jpeg(encoded[:length]))
+        assert again == afresh
+        assert set(again) == {None, first}
+
+
 @pytest.mark.parametrize("fast", [False, True], ids=["pillow", "fast-jpeg"])
 def test_a_cut_file_is_refused_as_pillow_refuses_it(
     fast: bool, long_way: Callable, monkeypatch: pytest.MonkeyPatch

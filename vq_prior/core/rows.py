@@ -54,10 +54,12 @@ def map_rows(function: Callable[..., Any], rows: int, *inputs: Tensor) -> Any:
 
 def map_rows_frozen(module: nn.Module, function: Callable[..., Any], rows: int, tensor: Tensor) -> Any:
     """Return `function(tensor)` in calls of `rows` rows, with `module` in eval mode and no autocast around."""
-    training = module.training
-    module.eval()
+    training = [part for part in module.modules() if part.training]
+    for part in training:
+        part.training = False
     try:
         with torch.autocast(tensor.device.type, enabled=False):
             return map_rows(function, rows, tensor)
     finally:
-        module.train(training)
+        for part in training:
+            part.training = True
