@@ -37,11 +37,15 @@ class TableRows:
         self._held: OrderedDict[int, Any] = OrderedDict()
         self._held_bytes = 0
         self._lock = threading.Lock()
+        self._latest: tuple[int, Any] = (-1, None)  # the block last asked for: threads that read it wait for no lock
 
     def __len__(self) -> int:
         return self._first[-1]
 
     def _block(self, number: int) -> Any:
+        latest, block = self._latest
+        if latest == number:
+            return block
         with self._lock:
             if number not in self._held:
                 column = _contents(self._blocks[number][2]())
@@ -50,7 +54,9 @@ class TableRows:
                 while self._held_bytes > MAX_HELD_BYTES and len(self._held) > 1:
                     self._held_bytes -= self._held.popitem(last=False)[1].nbytes
             self._held.move_to_end(number)
-            return self._held[number]
+            block = self._held[number]
+        self._latest = (number, block)
+        return block
 
     def encoded(self, row: int) -> Encoded:
         """Return the picture file's bytes; raises `ArtifactError` if the row holds none."""
