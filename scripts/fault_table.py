@@ -2,6 +2,7 @@
 
 import argparse
 import datetime
+import fcntl
 import os
 import re
 import subprocess
@@ -43,6 +44,16 @@ def run_row(row: str, *, full: bool) -> tuple[str, str, str]:
     return outcome, str(sum(map(int, told["count"])) or ""), " ".join(sorted(set(told["seed"])))
 
 
+def write_line(row: str, line: str) -> None:
+    """Put the line of a row in the place of the one that is there; others may write theirs at the same time."""
+    with PAGE.open("r+", encoding="utf-8") as page:
+        fcntl.flock(page, fcntl.LOCK_EX)
+        text = re.sub(rf"^\| {row} \|.*$", lambda _: line, page.read(), count=1, flags=re.M)
+        page.seek(0)
+        page.write(text)
+        page.truncate()
+
+
 def main() -> int:
     """Run what was asked for and return 1 if a row failed."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -69,8 +80,7 @@ def main() -> int:
         if asked.full:
             today = datetime.datetime.now(datetime.UTC).date().isoformat()
             cells[2:7] = [outcome, count or "-", today, commit, seed or "-"]
-            text = PAGE.read_text(encoding="utf-8").replace(line[0], "| " + " | ".join(cells) + " |")
-            PAGE.write_text(text, encoding="utf-8")
+            write_line(row, "| " + " | ".join(cells) + " |")
     return int(failures > 0)
 
 
