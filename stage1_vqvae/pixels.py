@@ -12,12 +12,11 @@ Letters: C channels; n pictures.
 
 import io
 import os
-import threading
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, Protocol, TypeVar
@@ -28,6 +27,7 @@ from PIL import Image, ImageOps
 
 from stage1_vqvae.jpeg import PlainJPEG, decode_plain, plain_jpeg
 from vq_prior.core.errors import ArtifactError
+from vq_prior.core.quiet import muted
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 MAX_SIDE = 16_384
@@ -37,8 +37,6 @@ ROWS_PER_TASK, BYTES_PER_TASK = 64, 4 << 20
 VIEWS = {"none": 1, "flip": 2, "ten-crop": 10}
 ENLARGED = 1.1  # sides of the picture that crops are taken from
 RULE = "exif, 16-bit to 8, alpha on white, bicubic cover, centre crop; 1"
-
-_mute = threading.Lock()
 
 Encoded = bytes | NDArray[np.uint8]
 S = TypeVar("S")
@@ -130,20 +128,6 @@ def _palette(picture: Image.Image, name: str) -> list[int] | None:
         raise _undecodable(name, error) from error
 
 
-@contextmanager
-def _muted() -> Iterator[None]:
-    """Keep off stderr what a C library writes there; libtiff speaks of every damaged file."""
-    with _mute:
-        kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-        try:
-            os.dup2(nothing, 2)
-            yield
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
-            os.close(nothing)
-
-
 def _undecodable(name: str, error: Exception) -> ArtifactError:
     """Return the error of a picture whose data are damaged; decoders raise whatever they like then."""
     return ArtifactError(f"{name} cannot be decoded ({str(error)[:80]}); remove or replace it")
@@ -218,7 +202,7 @@ def picture_array(picture: Image.Image, transform: Transform, name: str) -> NDAr
         if picture.format == "JPEG":
             side = 2 * max(transform.height, transform.width)
             picture.draft(None, (side, side))
-        with _muted() if picture.format == "TIFF" else nullcontext():
+        with muted() if picture.format == "TIFF" else nullcontext():  # libtiff speaks of every damaged file
             picture.load()
         if _orientation(picture) != 1:
             picture = ImageOps.exif_transpose(picture)

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -118,3 +119,61 @@ def test_a_run_that_was_paused_as_a_whole_goes_on(tmp_path, child_environment):
             time.sleep(seconds)
         assert launcher.poll() is None
         assert metrics.stat().st_size > before
+
+
+GONE_ONCE_IT_HAS_SAID_WHERE_IT_IS = """
+import os, socket, sys
+import torch.distributed as dist
+
+def hear_nobody():
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            with socket.socket(fileno=os.dup(int(name))) as each:
+                if each.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                    os.close(int(name))
+        except OSError:  # no socket
+            pass
+
+class Farewell(dist.Store):
+    def __init__(self):
+        super().__init__()
+        self.store = dist.TCPStore("127.0.0.1", int(sys.argv[1]), world_size=2, is_master=False)
+
+    def set(self, key, value):
+        hear_nobody()
+        self.store.set(f"default_pg/{key}", value)
+        self.store.get(f"default_pg/{key}")  # it has arrived
+        os._exit(0)
+
+dist.init_process_group("gloo", store=Farewell(), rank=1, world_size=2)
+"""
+
+
+@pytest.mark.fault("F10", "R11", "R12")
+def test_a_process_that_is_gone_when_another_joins_it_is_one_line(tmp_path, child_environment):
+    """The library that connects them writes lines of its own. It connects from the lower address to the higher one: in
+    half of the cases this process is to wait for the other, which its launcher would end."""
+    words = ["train-vqvae", "--data", "digits", "--out", tmp_path / "run", "--steps", "5"]
+    for _ in range(12):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = str(probe.getsockname()[1])
+        place = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+        place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "1"}
+        process = subprocess.Popen(
+            [sys.executable, "-m", "vq_prior", *map(str, words)],
+            env=child_environment() | place,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        gone = [sys.executable, "-c", GONE_ONCE_IT_HAS_SAID_WHERE_IT_IS, port]
+        subprocess.run(gone, env=child_environment(), timeout=60, check=True)
+        try:
+            _, lines = process.communicate(timeout=10)
+            break
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+    assert process.returncode == 5, lines
+    assert lines == "error: a process of this run was lost; run the same command to continue\n"

@@ -10,7 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from vq_prior.core.errors import EnvironmentFault, NumericError, UsageError, tell
 from vq_prior.core.identity import content_id
+from vq_prior.core.quiet import muted
 from vq_prior.core.sharding import gathered
 from vq_prior.core.shards import NUM_SHARDS, TreeSum
 from vq_prior.core.watchdog import Watchdog, watch_over
@@ -166,8 +167,9 @@ def start_runtime(precision: Precision | None = None, *, reproducible: bool = Fa
     from accelerate.utils import DataLoaderConfiguration
 
     _take_over_sharding()
-    accelerator = Accelerator(dataloader_config=DataLoaderConfiguration(), mixed_precision="no")
     expected = int(os.environ.get("WORLD_SIZE", "1"))
+    with muted() if expected > 1 else nullcontext():  # gloo speaks of every process that is gone when it would join it
+        accelerator = Accelerator(dataloader_config=DataLoaderConfiguration(), mixed_precision="no")
     if accelerator.num_processes != expected:
         raise EnvironmentFault(
             f"the launcher announced {expected} processes (WORLD_SIZE) but {accelerator.num_processes} joined; "
