@@ -149,6 +149,7 @@ dist.init_process_group("gloo", store=Farewell(), rank=1, world_size=2)
 """
 
 
+@pytest.mark.one_of("launcher")
 @pytest.mark.fault("F10", "R11", "R12")
 def test_a_process_that_is_gone_when_another_joins_it_is_one_line(tmp_path, child_environment):
     """The library that connects them writes lines of its own. It connects from the lower address to the higher one: in
