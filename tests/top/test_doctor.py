@@ -131,7 +131,7 @@ def test_an_untrained_prior_is_named_and_fails(well, tmp_path):
 
 
 def test_an_overfitted_prior_is_named(well, tmp_path):
-    prior = overfit(well / "prior", tmp_path / "p", well / "codes", rows=600, steps=200)
+    prior = overfit(well / "prior", tmp_path / "p", well / "codes", rows=300, steps=100)
     _, faults = examined(tmp_path, "--prior", prior, "--codes", well / "codes")
     assert faults[0] == "prior overfitted"
 
