@@ -19,6 +19,8 @@ def verify(path: Path) -> list[str]:
     """
     if not path.exists():
         raise ArtifactError(f"{path} does not exist")
+    if not path.is_dir():
+        raise ArtifactError(f"{path} is a file; every artefact of vq-prior is a folder")
     if (path / "codes.json").is_file():
         return [_verify_store(path)]
     if (path / "vqvae").is_dir() and (path / "prior").is_dir() and (path / "config.json").is_file():

@@ -147,3 +147,10 @@ def test_so_does_the_command_that_the_pages_find_on_path(offline, warm, run_new)
     new = run_new(sys.executable, "-m", "vq_prior", "verify", "nowhere", HF_HUB_OFFLINE=offline)
     assert outcome(run_new("vq-prior", "verify", "nowhere", PATH=path, HF_HUB_OFFLINE=offline)) == outcome(new)
     assert new.returncode == 3
+
+
+def test_verify_of_a_file_says_that_artefacts_are_folders(tmp_path, capsys):
+    (tmp_path / "codes.json").write_text("{}")
+    assert main(["verify", str(tmp_path / "codes.json")]) == 3
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"error: {tmp_path / 'codes.json'} is a file; every artefact of vq-prior is a folder"
