@@ -106,8 +106,11 @@ class TrainVQVAE:
     peak on."""
     decay_fraction: float = 0.5
     """Share of the run, at its end, over which the learning rate of a trapezoid falls."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """Optimiser of the convolutions between hidden layers; all else has AdamW. muon, at half of the learning rate,
+    takes longer for a step and comes nearer to the pictures."""
     weight_decay: float = 0.0
-    """Weight decay of AdamW."""
+    """Weight decay of the optimiser."""
     adam_betas: tuple[float, float] = (0.9, 0.99)
     """Decay rates of AdamW's averages."""
     max_gradient_norm: float = 1.0

@@ -18,7 +18,7 @@ from vq_prior.core.checkpoints import Checkpoint, latest_checkpoint, save_checkp
 from vq_prior.core.code_store import CodeStore
 from vq_prior.core.config import from_json
 from vq_prior.core.errors import ArtifactError
-from vq_prior.core.optim import adamw, load_optimizer_tensors, muon, optimizer_tensors
+from vq_prior.core.optim import adamw_and_muon, load_optimizer_tensors, optimizer_tensors
 from vq_prior.core.runtime import Runtime, full_state
 from vq_prior.core.sharding import gathered, like, shard
 from vq_prior.core.spec import Codec
@@ -134,12 +134,7 @@ def _optimizers(settings: TrainPrior, model: nn.Module) -> dict[str, torch.optim
     matrices = []
     if settings.optimizer == "muon":
         matrices = [p for name, p in model.named_parameters() if ".layers." in name and p.ndim == 2 and p.requires_grad]
-    apart = {id(parameter) for parameter in matrices}
-    rest = [parameter for parameter in model.parameters() if id(parameter) not in apart]
-    optimizers: dict[str, torch.optim.Optimizer] = {
-        "adamw": adamw(rest, learning_rate=rate, weight_decay=decay, betas=(0.9, 0.95))
-    }
-    return optimizers | ({"muon": muon(matrices, learning_rate=rate, weight_decay=decay)} if matrices else {})
+    return adamw_and_muon(model.parameters(), matrices, learning_rate=rate, weight_decay=decay, betas=(0.9, 0.95))
 
 
 def _starting_prior(

@@ -86,6 +86,21 @@ def test_a_loaded_optimiser_continues_bit_by_bit(optimizer_of):
         assert torch.equal(tensor, resumed.state_dict()[name])
 
 
+def test_muon_steps_a_kernel_as_the_matrix_of_its_first_axis_and_all_others():
+    torch.manual_seed(0)
+    kernel = nn.Parameter(torch.randn(8, 4, 3, 3))
+    matrix = nn.Parameter(kernel.detach().flatten(1).clone())
+    settings = {"lr": 1e-2, "weight_decay": 0.1, "momentum": 0.95, "adjust_lr_fn": "match_rms_adamw"}
+    ours, torchs = muon([kernel], learning_rate=1e-2, weight_decay=0.1), torch.optim.Muon([matrix], **settings)
+    for step in range(4):
+        gradient = torch.randn(8, 4, 3, 3)
+        matrix.grad = gradient.flatten(1)
+        kernel.grad = gradient.to(memory_format=torch.channels_last) if step % 2 == 0 else gradient
+        ours.step()
+        torchs.step()
+        assert torch.equal(kernel.flatten(1), matrix)
+
+
 def test_saved_state_does_not_move_with_the_training():
     module = network()
     optimizer = optimizer_of(module)

@@ -83,9 +83,15 @@ def test_finished_run_says_so_and_changes_nothing(run: Path, capsys: pytest.Capt
     assert files_of(run) == before
 
 
-@pytest.mark.parametrize("name", ["ema", "nearest", "simvq", "fsq", "lfq", "gumbel"])
-def test_resumed_run_ends_in_the_same_bits(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    changes = {"quantizer": QuantizerSettings(name=name, num_codes=64), "augment": True, "schedule": "cosine"}
+@pytest.mark.parametrize(
+    ("name", "optimizer"),
+    [(name, "adamw") for name in ("ema", "nearest", "simvq", "fsq", "lfq", "gumbel")] + [("nearest", "muon")],
+)
+def test_resumed_run_ends_in_the_same_bits(
+    tmp_path: Path, name: str, optimizer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quantizer = QuantizerSettings(name=name, num_codes=64)
+    changes = {"quantizer": quantizer, "augment": True, "schedule": "cosine", "optimizer": optimizer}
     whole = train_vqvae(tiny(tmp_path / "whole", **changes))
 
     class Killed(BaseException):

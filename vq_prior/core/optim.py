@@ -1,8 +1,8 @@
 """Optimiser groups, and the learning rate as a function of the step."""
 
 import math
-from collections.abc import Iterable
-from typing import Literal
+from collections.abc import Collection, Iterable
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,27 @@ from vq_prior.core.errors import ArtifactError
 from vq_prior.core.sharding import gathered, like
 
 Schedule = Literal["trapezoid", "cosine"]
-MOMENTS: dict[type, set[str]] = {torch.optim.AdamW: {"exp_avg", "exp_avg_sq"}, torch.optim.Muon: {"momentum_buffer"}}
+
+
+class KernelMuon(torch.optim.Muon):
+    """Muon that takes parameters of more than two axes, too: as matrices [first axis, all others]."""
+
+    def __init__(self, parameters: Iterable[nn.Parameter], **settings: Any) -> None:
+        kernels = list(parameters)
+        super().__init__([nn.Parameter(kernel.detach().flatten(1)) for kernel in kernels], **settings)
+        self.param_groups[0]["params"] = kernels  # torch's own refuses all but matrices
+
+    def _init_group(self, group: Any, *tensors: list[Tensor]) -> bool:
+        for kernel in group["params"]:
+            if kernel.grad is not None and kernel.ndim > 2:
+                kernel.grad = kernel.grad.contiguous()  # its memory order is the momentum's
+        found = super()._init_group(group, *tensors)
+        for some in tensors:
+            some[:] = [tensor if tensor.ndim == 2 else tensor.view(len(tensor), -1) for tensor in some]
+        return found
+
+
+MOMENTS: dict[type, set[str]] = {torch.optim.AdamW: {"exp_avg", "exp_avg_sq"}, KernelMuon: {"momentum_buffer"}}
 
 
 def lr_at(
@@ -51,21 +71,43 @@ def adamw(
     return torch.optim.AdamW([group for group in groups if group["params"]], lr=learning_rate, betas=betas, fused=fused)
 
 
-def muon(parameters: Iterable[nn.Parameter], *, learning_rate: float, weight_decay: float) -> torch.optim.Muon:
-    """Return Muon (Jordan et al. 2024) of matrices: steps along the nearest orthogonal matrix to the momentum.
+def muon(parameters: Iterable[nn.Parameter], *, learning_rate: float, weight_decay: float) -> KernelMuon:
+    """Return Muon (Jordan et al. 2024) of matrices or kernels: steps along the orthogonal matrix nearest the momentum.
 
     A step is scaled to the root mean square that AdamW's usually have (Liu et al. 2025, "Muon is scalable", eq. 4),
     so that both take one learning rate.
     """
-    return torch.optim.Muon(
+    return KernelMuon(
         parameters, lr=learning_rate, weight_decay=weight_decay, momentum=0.95, adjust_lr_fn="match_rms_adamw"
     )
 
 
+def adamw_and_muon(
+    parameters: Iterable[nn.Parameter],
+    kernels: Collection[nn.Parameter],
+    *,
+    learning_rate: float,
+    weight_decay: float,
+    betas: tuple[float, float],
+    share: float = 1.0,
+) -> dict[str, torch.optim.Optimizer]:
+    """Return Muon of some parameters, if any, at a share of the learning rate, and AdamW of the others, by name."""
+    apart = {id(kernel) for kernel in kernels}
+    rest = [parameter for parameter in parameters if id(parameter) not in apart]
+    optimizers: dict[str, torch.optim.Optimizer] = {
+        "adamw": adamw(rest, learning_rate=learning_rate, weight_decay=weight_decay, betas=betas)
+    }
+    if kernels:
+        optimizers["muon"] = muon(kernels, learning_rate=learning_rate, weight_decay=weight_decay)
+        optimizers["muon"].param_groups[0]["share"] = share
+        set_learning_rate(optimizers["muon"], learning_rate)
+    return optimizers
+
+
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
-    """Give every group of the optimiser this learning rate."""
+    """Give every group of the optimiser this learning rate, or its share of it."""
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate
+        group["lr"] = learning_rate * group.get("share", 1.0)
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, module: nn.Module, *, keep: bool = True) -> dict[str, Tensor]:
