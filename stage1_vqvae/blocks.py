@@ -264,5 +264,6 @@ def pad_to(images: Tensor, shape: tuple[int, ...]) -> Tensor:
 def crop_to(images: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Return the first `shape` pixels of `images` [B, C, *larger] along each spatial axis."""
     for axis, side in enumerate(shape, start=2):
-        images = images.narrow(axis, 0, side)
+        if images.shape[axis] != side:  # the gradient of a part that is all of it would be a copy
+            images = images.narrow(axis, 0, side)
     return images

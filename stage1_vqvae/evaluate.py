@@ -64,7 +64,7 @@ def evaluate_codec(codec: Codec, pixels: PixelRows, *, device: torch.device | st
 def _images(pixels: PixelRows, device: torch.device | str) -> Iterator[Tensor]:
     for first in range(0, len(pixels), ROWS_AT_ONCE):
         rows = range(first, min(first + ROWS_AT_ONCE, len(pixels)))
-        yield to_unit_range(torch.from_numpy(pixels.batch(rows))).to(device)
+        yield to_unit_range(torch.from_numpy(pixels.batch(rows)).to(device))
 
 
 def reconstruct_pixels(codec: Codec, pixels: NDArray[np.uint8], *, device: torch.device | str) -> NDArray[np.uint8]:

@@ -217,7 +217,8 @@ def _encoded(
     size = -(-settings.batch_size // lanes) if settings.batch_size else rows_per_call(device, area)
 
     def encode(pixels: NDArray[np.uint8]) -> tuple[Codes, ...]:
-        return tuple(level.cpu().numpy() for level in codec.encode(to_unit_range(torch.from_numpy(pixels))))
+        images = to_unit_range(torch.from_numpy(pixels).to(device))
+        return tuple(level.cpu().numpy() for level in codec.encode(images))
 
     def images_a_batch(views: str) -> int:
         return max(1, size // VIEWS[views])

@@ -269,6 +269,10 @@ class VQVAE(PreTrainedModel):
         tensors |= {f"quantizer.{name}": tensor for name, tensor in self.quantizer.identity_tensors().items()}
         return content_id(description, tensors)
 
+    def prepared(self, images: Tensor) -> Tensor:
+        """Return what the encoder gets of images [B, C, *shape] in training: padded, in the faster memory order."""
+        return pad_to(_vector_last(images), self._padded)
+
     def latents(self, images: Tensor) -> Tensor:
         """Return continuous latents, vector last, [B, *grid, D], of images [B, C, *shape]."""
         return self.encoder(pad_to(images, self._padded)).movedim(1, -1)
@@ -278,7 +282,7 @@ class VQVAE(PreTrainedModel):
 
     def forward(self, images: Tensor) -> VQVAEOutput:
         """Return reconstruction, codes and quantiser losses of images [B, C, *shape] in [-1, 1]."""
-        quantized = self.quantizer(self.latents(_vector_last(images)))
+        quantized = self.quantizer(self.encoder(self.prepared(images)).movedim(1, -1))
         return VQVAEOutput(self._images(quantized.vectors), (quantized.codes,), quantized.loss)
 
     def _apart(self, function: Any, tensor: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from stage1_vqvae.collapse import COLLAPSED, remedy, watch
 from stage1_vqvae.evaluate import comparison_grid, evaluate_codec, reconstruct_pixels, summary
+from stage1_vqvae.graphs import trained_module
 from stage1_vqvae.losses import reconstruction_terms, weighted_sum
 from stage1_vqvae.model import VQVAE, Architecture, VQVAEConfig, save_codec
 from stage1_vqvae.pixels import PixelRows, Transform, load_pixels, shifted_and_mirrored
@@ -240,7 +241,7 @@ def _start_codebook(model: VQVAE, train: PixelRows, settings: TrainVQVAE, runtim
     vectors = [torch.zeros(0, model.quantizer.code_dim, device=runtime.device)]
     for piece in runtime.pieces(len(rows)):
         if piece.stop > piece.start:
-            images = to_unit_range(torch.from_numpy(train.batch(rows[piece])))
+            images = to_unit_range(torch.from_numpy(train.batch(rows[piece])).to(runtime.device))
             vectors.append(model.encode_latents(images).reshape(-1, model.quantizer.code_dim).clone())
     model.quantizer.start(gather_rows(torch.cat(vectors)), rng)
 
@@ -289,7 +290,7 @@ def _loop(
     assert B is not None
     assert s.steps is not None
     assert s.learning_rate is not None
-    wrapped = runtime.wrap(model).train()
+    wrapped = trained_module(s, runtime, model)
     optimizers = _optimizers(s, model)
     if checkpoint is None:
         first = 0
@@ -324,8 +325,8 @@ def _loop(
         runtime.barrier()
 
     with signal_control() as control:
+        ahead = None
         for step in range(first, s.steps):
-            rows = batch_rows(len(train), B, s.seed, step)
             learning_rate = lr_at(
                 step,
                 steps=s.steps,
@@ -337,14 +338,18 @@ def _loop(
             for optimizer in optimizers.values():
                 set_learning_rate(optimizer, learning_rate)
                 optimizer.zero_grad(set_to_none=True)
-            numbers = _passes(s, runtime, model, wrapped, _batch(s, runtime, train, rows, step), step, window)
+            pixels = _pixels(s, runtime, train, step) if ahead is None else ahead
+            images = to_unit_range(torch.from_numpy(pixels).to(device))
+            numbers = _passes(s, runtime, model, wrapped, images, step, window)
             norm = nn.utils.clip_grad_norm_(model.parameters(), s.max_gradient_norm)
+            rows, done = batch_rows(len(train), B, s.seed, step), step + 1
+            if device.type == "cuda":  # which computes: what comes next waits for it
+                ahead = _pixels(s, runtime, train, done)
             require_finite(folder, step, rows, numbers.pop("loss"), norm, main=runtime.is_main)
             window.add(numbers)
             for optimizer in optimizers.values():
                 optimizer.step()
             num_revived += model.quantizer.update(keyed_generator(s.seed, step, "quantizer")).get("num_revived", 0.0)
-            done = step + 1
             average.update(model, done)
 
             window.steps, measured_steps = window.steps + 1, measured_steps + 1
@@ -371,15 +376,16 @@ def _loop(
     return average
 
 
-def _batch(s: TrainVQVAE, runtime: Runtime, train: PixelRows, rows: NDArray[np.int64], step: int) -> Tensor:
-    """Return this process's share of the images of a step, [share, C, height, width] float32 on its device."""
-    share = runtime.share(len(rows))
-    pixels = train.batch(rows[share])
+def _pixels(s: TrainVQVAE, runtime: Runtime, train: PixelRows, step: int) -> NDArray[np.uint8]:
+    """Return this process's share of the pictures of a step, [share, height, width, C] uint8."""
+    assert s.batch_size is not None
+    share = runtime.share(s.batch_size)
+    pixels = train.batch(batch_rows(len(train), s.batch_size, s.seed, step)[share])
     if s.augment:
         assert s.model.downsampling is not None
         rng = keyed_generator(s.seed, step, "augmentation")
         pixels = shifted_and_mirrored(pixels, rng, most=s.model.downsampling // 2, rows=share)
-    return to_unit_range(torch.from_numpy(pixels)).to(runtime.device)
+    return pixels
 
 
 def _passes(
@@ -441,6 +447,3 @@ def _finish(
     print(f"wrote {final} (codec {model.codec_id[:12]}) and {final.parent / 'vqvae-training' / 'images'}")
     codes = final.parent / "codes"
     print(f"next: vq-prior extract-codes --codec {final} --data {settings.data} --out {codes}", flush=True)
-
-
-__all__ = ["ImageData", "describe", "new_codec", "train_vqvae"]

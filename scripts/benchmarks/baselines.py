@@ -96,13 +96,14 @@ class PlainVQVAE(nn.Module):
 class PlainTraining:
     """The notebook's step: Adam at 3e-4, mean squared error and a quarter of the commitment loss."""
 
-    def __init__(self) -> None:
-        self.model = PlainVQVAE().train()
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        self.device = torch.device(device)
+        self.model = PlainVQVAE().to(self.device).train()
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=3e-4)
 
     def step(self, pixels: Tensor) -> float:
         """Take one step on uint8 pixels [B, 32, 32, 3] and return the loss, read as a progress line would."""
-        images = pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
+        images = pixels.to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1
         copies, commitment = self.model(images)
         loss = F.mse_loss(copies, images) + 0.25 * commitment
         self.optimizer.zero_grad()
@@ -135,10 +136,10 @@ def dump_to_lmdb(
     """
     import lmdb
 
-    loader = DataLoader(Pictures(encoded), batch_size=128, num_workers=workers)
+    loader, device = DataLoader(Pictures(encoded), batch_size=128, num_workers=workers), quantizer.codebook.device
     with lmdb.open(str(folder), map_size=1 << 30) as environment, environment.begin(write=True) as transaction:
         for images, rows in loader:
-            _, _, codes = quantizer(encoder(images))
+            _, _, codes = quantizer(encoder(images.to(device)))
             for row, code in zip(rows.tolist(), codes.detach().cpu().numpy(), strict=True):
                 transaction.put(str(row).encode(), code.tobytes())
         transaction.put(b"length", str(len(encoded)).encode())

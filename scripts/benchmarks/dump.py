@@ -13,6 +13,7 @@ makes. `encode_in_memory`: `codec.encode` of them. `lmdb`: see baselines.py.
 import argparse
 import contextlib
 import io
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -22,14 +23,15 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from timing import faster_by, interleaved, require, row, tell
+from timing import add_device_flag, device_of, faster_by, interleaved, require, row, tell, wait_for_device
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data" / "cifar10-jpeg" / "train.parquet"
-BATCH_SIZES = (16, 32, 64, 128, 256)
+BATCH_SIZES = (16, 32, 64, 128, 256, 512, 1024)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags of this benchmark."""
+    add_device_flag(parser)
     parser.add_argument("--data", type=Path, default=DATA, help="parquet file of 32x32 JPEGs")
     parser.add_argument("--num-images", type=int, default=4096)
     parser.add_argument("--rounds", type=int, default=7)
@@ -64,7 +66,7 @@ def write_codec(folder: Path) -> Any:
 class Dumps:
     """The contenders, on the first pictures of a table."""
 
-    def __init__(self, table: Path, num_images: int, folder: Path) -> None:
+    def __init__(self, table: Path, num_images: int, folder: Path, device: Any) -> None:
         import pyarrow.parquet as pq
         import torch
         from baselines import OneHotEMA
@@ -79,21 +81,22 @@ class Dumps:
         pq.write_table(rows, folder / "images.parquet", row_group_size=1000)
         self.folder = folder
         self.encoded = [value["bytes"] for value in rows.column("image").to_pylist()]
-        self.codec = write_codec(folder / "codec").eval()
+        self.codec = write_codec(folder / "codec").eval().to(device)
         self.settings = ExtractCodes(str(folder / "codec"), str(folder / "images.parquet"), folder / "codes")
         self.data = open_data(self.settings.data)
         self.transform = transform_of(self.codec)
         parts = [load_pixels(part, self.transform) for part in (self.data.train, self.data.validation)]
         pixels = [torch.from_numpy(part.batch(range(len(part)))) for part in parts]
-        self.images = to_unit_range(torch.cat(pixels))
-        self.quantizer = OneHotEMA(code_dim=self.codec.quantizer.code_dim).eval()
+        self.images = to_unit_range(torch.cat(pixels).to(device))
+        self.quantizer = OneHotEMA(code_dim=self.codec.quantizer.code_dim).eval().to(device)
         self.batch_size = min(BATCH_SIZES, key=self._seconds_at)
 
     def _seconds_at(self, batch_size: int) -> float:
         seconds = []
         for _ in range(3):
             started = time.perf_counter()
-            self.encoder_alone(batch_size, 512)
+            self.encoder_alone(batch_size, 512 if self.codec.device.type == "cpu" else None)
+            wait_for_device()
             seconds.append(time.perf_counter() - started)
         return min(seconds[1:])
 
@@ -142,13 +145,15 @@ class Dumps:
 def run(arguments: argparse.Namespace) -> None:
     """Measure and tell."""
     require(lmdb="lmdb")
+    if device_of(arguments).type == "cpu":
+        os.environ["ACCELERATE_USE_CPU"] = "1"
     from stage1_vqvae import jpeg
     from vq_prior.core.rows import rows_per_call
 
     if not arguments.data.is_file():
         raise SystemExit(f"error: {arguments.data} does not exist; name a parquet file of 32x32 JPEGs with --data")
     with TemporaryDirectory(prefix="vq-prior-") as temporary:
-        dumps = Dumps(arguments.data, arguments.num_images, Path(temporary))
+        dumps = Dumps(arguments.data, arguments.num_images, Path(temporary), device_of(arguments))
         decoders = {"pillow": False} | ({"fast_jpeg": True} if jpeg.simplejpeg is not None else {})
         contenders: dict[str, Callable[[], object]] = {}
         for name, fast in decoders.items():

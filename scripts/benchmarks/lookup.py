@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from timing import extra_mb, extra_mb_of, faster_by, interleaved, require, row, tell
+from timing import add_device_flag, device_of, extra_mb, extra_mb_of, faster_by, interleaved, require, row, tell
 
 GEMM_ROWS = 2048
 
@@ -42,6 +42,7 @@ NAMES = (
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags of this benchmark."""
+    add_device_flag(parser)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument(
         "--quick", action="store_true", help="tiny sizes: whether it runs, not how fast; memory of one row only"
@@ -49,20 +50,20 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--memory-of", choices=NAMES, help=argparse.SUPPRESS)
 
 
-def contender(name: str, size: Size) -> Callable[[], object]:
+def contender(name: str, size: Size, device: Any) -> Callable[[], object]:
     """Return what one row times, its inputs and modules made."""
     import torch
 
     job, kind = name.split("_", 1) if not name.startswith("ema_step") else ("ema_step", name.removeprefix("ema_step_"))
     torch.manual_seed(0)
-    z, codebook = torch.randn(size.N, size.D), torch.randn(size.K, size.D)
+    z, codebook = torch.randn(size.N, size.D).to(device), torch.randn(size.K, size.D).to(device)
     if kind == "lookup":
         from stage1_vqvae.quantizers.lookup import nearest_codes
 
         return lambda: nearest_codes(z, codebook)
     if kind.startswith("gemm"):
         rows = min(size.N, GEMM_ROWS if kind == "gemm_pieces" else size.N)
-        output, transposed = torch.zeros(rows, size.K), codebook.t()
+        output, transposed = torch.zeros(rows, size.K, device=device), codebook.t()
 
         def multiply() -> None:
             for first in range(0, size.N, rows):
@@ -71,7 +72,7 @@ def contender(name: str, size: Size) -> Callable[[], object]:
         return multiply
     training = job == "ema_step"
     module, update = QUANTISERS[kind](size, codebook)
-    module.train(training)
+    module.to(device).train(training)
     if kind == "diffusers":  # channels first; laid out so that its own change to channels last copies nothing
         z = z.view(1, 1, size.N, size.D).permute(0, 3, 1, 2)
     if training:
@@ -128,10 +129,11 @@ QUANTISERS = {"ours": _ours, "diffusers": _diffusers, "lucidrains": _lucidrains}
 def run(arguments: argparse.Namespace) -> None:
     """Measure and tell."""
     require(diffusers="diffusers", vector_quantize_pytorch="vector-quantize-pytorch")
-    sizes = QUICK if arguments.quick else SIZES
+    sizes, device = QUICK if arguments.quick else SIZES, device_of(arguments)
+    calls = 10 if device.type == "cuda" else 1
 
     def made(name: str, among: dict[str, Size]) -> Callable[[], object]:
-        return contender(name, next(size for job, size in among.items() if name.startswith(f"{job}_")))
+        return contender(name, next(size for job, size in among.items() if name.startswith(f"{job}_")), device)
 
     if arguments.memory_of:
         made(arguments.memory_of, QUICK)()  # libraries set up their threads and kernels
@@ -140,7 +142,8 @@ def run(arguments: argparse.Namespace) -> None:
     seconds = {}
     for job in sizes:
         names = [name for name in NAMES if name.startswith(f"{job}_")]
-        seconds |= interleaved({name: made(name, sizes) for name in names}, rounds=arguments.rounds, warmup=2)
+        contenders = {name: made(name, sizes) for name in names}
+        seconds |= interleaved(contenders, rounds=arguments.rounds, warmup=2, calls=calls)
     flags = sys.argv[1:]
     measured = ["k512_lookup"] if arguments.quick else [name for name in NAMES if "gemm" not in name]
     peaks = dict.fromkeys(NAMES) | {name: extra_mb_of(name, flags) for name in measured}
@@ -157,4 +160,4 @@ def run(arguments: argparse.Namespace) -> None:
     }
     own = [peaks[name] for name in measured if name.endswith("_lookup")]
     limits = {"extra_mb": None if None in own else max(own)}
-    tell("lookup", rows, ratios, arguments, limits=limits)
+    tell("lookup", rows, ratios, arguments, limits=limits, device=device.type)

@@ -28,21 +28,45 @@ def require(**packages: str) -> None:
         raise SystemExit(2)
 
 
-def interleaved(contenders: Contenders, *, rounds: int, warmup: int = 1) -> RoundSeconds:
-    """Return the seconds of each contender in each round.
+def device_of(arguments: argparse.Namespace) -> Any:
+    """Return the device that the flags name, or the one that the commands would take."""
+    import torch
 
-    Each round runs every contender once, and starts with another one than the round before: what the machine does
-    beside falls on all of them. Warm-up rounds come first and are not kept.
+    return torch.device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def add_device_flag(parser: argparse.ArgumentParser) -> None:
+    """Add --device."""
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="left out: a GPU if there is one")
+
+
+def wait_for_device() -> None:
+    """Return when everything that was asked of a GPU is done."""
+    import torch
+
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
+def interleaved(contenders: Contenders, *, rounds: int, warmup: int = 1, calls: int = 1) -> RoundSeconds:
+    """Return the seconds of each contender in each round, for one call.
+
+    Each round runs every contender once (or `calls` times, for what takes less than a clock can tell), and starts
+    with another one than the round before: what the machine does beside falls on all of them. Warm-up rounds come
+    first and are not kept.
     """
     names = list(contenders)
     seconds: RoundSeconds = {name: [] for name in names}
     for number in range(warmup + rounds):
         first = number % len(names)
         for name in names[first:] + names[:first]:
+            wait_for_device()
             started = time.perf_counter()
-            contenders[name]()
+            for _ in range(calls):
+                contenders[name]()
+            wait_for_device()
             if number >= warmup:
-                seconds[name].append(time.perf_counter() - started)
+                seconds[name].append((time.perf_counter() - started) / calls)
     return seconds
 
 
@@ -60,8 +84,17 @@ def extra_mb(function: Callable[[], object]) -> float | None:
     """Return by how many MB (10^6 bytes) the process grows at most while `function` runs, beyond what it holds before.
 
     For a process that did nothing like it yet: memory that an earlier run left to the allocator would hide the growth.
-    None where the system does not tell.
+    None where the system does not tell. Once a GPU was used, it is that one's memory.
     """
+    import torch
+
+    if torch.cuda.is_initialized():
+        wait_for_device()
+        torch.cuda.reset_peak_memory_stats()
+        allocated = torch.cuda.memory_allocated()
+        function()
+        wait_for_device()
+        return (torch.cuda.max_memory_allocated() - allocated) / 1e6
     try:
         ctypes.CDLL(None).malloc_trim(0)
         CLEAR.write_text("5")  # the peak starts anew

@@ -4,6 +4,10 @@ A step is all that the training loop does between two batches: gather rows from 
 forward, backward, clip, optimiser step, quantiser update, averages and counts. `plain` is baselines.py in float32;
 `ours_fp32` does more in its step (clipping, averaged weights, use of codes, a schedule) in the same precision;
 `ours_default` takes the precision that the command chooses on this machine. Pixels are noise: a step costs the same.
+
+With `--default-at 64 256`: the step of the settings that `train-vqvae` chooses by itself for pictures of these sides,
+too (`default_64`); nothing to compare with. On a GPU: `peak_mb` is its memory, and `mfu` the share that the products
+and convolutions of forward and backward pass are of what the card is said to do in dense bfloat16.
 """
 
 import argparse
@@ -11,27 +15,39 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
-from timing import faster_by, interleaved, row, tell
+from timing import add_device_flag, device_of, faster_by, interleaved, row, tell, wait_for_device
 
 NUM_IMAGES = 5000
+PEAK_FLOPS = {"H100": 989.4e12, "H200": 989.4e12, "A100": 312e12}  # dense bfloat16, by the data sheets
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags of this benchmark."""
+    add_device_flag(parser)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--steps", type=int, default=10, help="steps of one contender in one round")
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--default-at", type=int, nargs="*", default=[], help="sides of pictures, such as 64 and 256")
 
 
-def notebook_settings(batch_size: int) -> Any:
+def notebook_settings(batch_size: int, device_type: str) -> Any:
     """Return resolved settings of `train-vqvae` for the notebook's network."""
     from stage1_vqvae.settings import DataFacts, resolve
     from vq_prior.recipes import find_recipe
 
     recipe = replace(find_recipe("train-vqvae", "cifar10-sonnet"), data="noise", out=Path("nowhere"))
-    return resolve(replace(recipe, batch_size=batch_size), DataFacts(50_000, (32, 32), 32, False), "cpu")
+    return resolve(replace(recipe, batch_size=batch_size), DataFacts(50_000, (32, 32), 32, False), device_type)
+
+
+def default_settings(side: int, device_type: str) -> Any:
+    """Return the settings that `train-vqvae` chooses for many colour pictures of this side."""
+    from stage1_vqvae.settings import DataFacts, TrainVQVAE, resolve
+
+    given = TrainVQVAE(data="noise", out=Path("nowhere"), image_size=str(side))
+    return resolve(given, DataFacts(50_000, (side, side), side, False), device_type)
 
 
 def default_precision(settings: Any) -> str:
@@ -45,40 +61,34 @@ def default_precision(settings: Any) -> str:
 class OurTraining:
     """The step of `stage1_vqvae.train`, on one process."""
 
-    def __init__(self, settings: Any, precision: Any) -> None:
-        from stage1_vqvae.train import new_codec
+    def __init__(self, settings: Any, precision: Any, pixels: "Noise") -> None:
+        from stage1_vqvae.graphs import trained_module
+        from stage1_vqvae.train import _optimizers, _pixels, _start_codebook, new_codec
         from vq_prior.core.averaging import WeightAverage
-        from vq_prior.core.optim import adamw
         from vq_prior.core.runtime import start_runtime
         from vq_prior.core.windows import Window
 
         s = self.settings = replace(settings, precision=precision)
-        self.runtime, self.number = start_runtime(precision), 0
+        self.runtime, self.number, self.pixels = start_runtime(precision), 0, pixels
         self.model = new_codec(s).train()
-        self.wrapped = self.runtime.wrap(self.model)
-        self.optimizer = adamw(
-            self.model.parameters(), learning_rate=s.learning_rate, weight_decay=s.weight_decay, betas=s.adam_betas
-        )
+        self.wrapped = trained_module(s, self.runtime, self.model)
+        self.optimizers = _optimizers(s, self.model)
+        _start_codebook(self.model, pixels, s, self.runtime)
         self.average = WeightAverage(self.model, decay=s.average_decay, copied=("quantizer.",))
         self.window = Window(self.runtime, (s.quantizer.num_codes,))
+        self.next_pixels = _pixels(s, self.runtime, pixels, 0)
 
-    def start(self, pixels: Any) -> None:
-        """Set the codebook as a run does."""
-        from stage1_vqvae.train import _start_codebook
-
-        _start_codebook(self.model, pixels, self.settings, self.runtime)
-
-    def step(self, pixels: Any) -> None:
-        """Take one step on uint8 pixels [B, height, width, C]."""
+    def step(self) -> None:
+        """Take one step."""
         import torch
 
-        from stage1_vqvae.train import _passes
+        from stage1_vqvae.train import _passes, _pixels
         from vq_prior.core.media import to_unit_range
         from vq_prior.core.optim import lr_at, set_learning_rate
         from vq_prior.core.randomness import keyed_generator
 
         s = self.settings
-        images = to_unit_range(torch.from_numpy(pixels))
+        images = to_unit_range(torch.from_numpy(self.next_pixels).to(self.runtime.device))
         rate = lr_at(
             self.number,
             steps=s.steps,
@@ -87,58 +97,118 @@ class OurTraining:
             decay_fraction=s.decay_fraction,
             schedule=s.schedule,
         )
-        set_learning_rate(self.optimizer, rate)
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers.values():
+            set_learning_rate(optimizer, rate)
+            optimizer.zero_grad(set_to_none=True)
         numbers = _passes(s, self.runtime, self.model, self.wrapped, images, self.number, self.window)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), s.max_gradient_norm)
+        self.next_pixels = _pixels(s, self.runtime, self.pixels, self.number + 1)
         assert torch.isfinite(numbers.pop("loss")) & torch.isfinite(norm)
         self.window.add(numbers)
-        self.optimizer.step()
+        for optimizer in self.optimizers.values():
+            optimizer.step()
         self.model.quantizer.update(keyed_generator(s.seed, self.number, "quantizer"))
         self.number += 1
         self.average.update(self.model, self.number)
+
+    def flops(self, num_images: int = 8) -> float:
+        """Return the floating-point operations of products and convolutions, forward and backward, for an image."""
+        import torch
+        from torch.utils.flop_counter import FlopCounterMode
+
+        from stage1_vqvae.losses import weighted_sum
+        from stage1_vqvae.train import _forward, new_codec
+
+        model = new_codec(self.settings).to(self.runtime.device).train()  # what is replayed cannot be counted
+        images = torch.zeros(num_images, model.spec.channels, *model.spec.shape, device=self.runtime.device)
+        with FlopCounterMode(display=False) as counter:
+            weighted_sum(_forward(model, images, self.settings, self.runtime)[0], self.settings.loss).backward()
+        return counter.get_total_flops() / num_images
 
 
 class Noise:
     """Pixels in memory, as a run keeps them."""
 
-    def __init__(self) -> None:
+    def __init__(self, side: int, num_images: int = NUM_IMAGES) -> None:
         import numpy as np
 
-        self.pixels = np.random.default_rng(0).integers(0, 256, (NUM_IMAGES, 32, 32, 3), dtype=np.uint8)
+        self.pixels = np.random.default_rng(0).integers(0, 256, (num_images, side, side, 3), dtype=np.uint8)
 
     def __len__(self) -> int:
-        return NUM_IMAGES
+        return len(self.pixels)
 
     def batch(self, indices: Any) -> Any:
         """Return some rows' pixels."""
         return self.pixels[indices]
 
 
+def told(training: OurTraining, seconds: list[float], images: int, device: Any) -> dict[str, Any]:
+    """Return what a row says beside its seconds; on a GPU also memory and the use of the card."""
+    import torch
+
+    rate = images / median(seconds)
+    if device.type != "cuda":
+        return {"images_per_second": rate}
+    torch.cuda.reset_peak_memory_stats()
+    training.step()
+    wait_for_device()
+    peak_mb, flops = torch.cuda.max_memory_allocated() / 1e6, training.flops()
+    more = {"images_per_second": rate, "peak_mb": peak_mb, "gflops_an_image": flops / 1e9}
+    peak = next((flops for name, flops in PEAK_FLOPS.items() if name in torch.cuda.get_device_name()), None)
+    return more | ({"mfu": rate * flops / peak} if peak else {})
+
+
 def run(arguments: argparse.Namespace) -> None:
     """Measure and tell."""
+    import os
+
+    device = device_of(arguments)
+    if device.type == "cpu":
+        os.environ["ACCELERATE_USE_CPU"] = "1"
+    rows, seconds, default = compared(arguments, device)
+    for side in arguments.default_at:
+        settings = default_settings(side, device.type)
+        precision = default_precision(settings)
+        training = OurTraining(settings, precision, Noise(side, 2 * settings.batch_size))
+        name, images = f"default_{side}", arguments.steps * settings.batch_size
+
+        def several(training: OurTraining = training) -> None:
+            for _ in range(arguments.steps):
+                training.step()
+
+        measured = interleaved({name: several}, rounds=arguments.rounds)[name]
+        more = told(training, measured, images, device)
+        rows.append(row(name, measured, batch_size=settings.batch_size, precision=precision, **more))
+    ratios = {
+        "fp32_vs_plain": faster_by("ours_fp32", "plain", seconds),
+        "default_vs_plain": faster_by("ours_default", "plain", seconds),
+    }
+    more = {"batch_size": arguments.batch_size, "default_precision": default, "device": device.type}
+    tell("train-vqvae", rows, ratios, arguments, **more)
+
+
+def compared(arguments: argparse.Namespace, device: Any) -> tuple[list[dict[str, Any]], dict[str, list[float]], str]:
+    """Return rows and seconds of ours and plain on the notebook's network, and our default precision."""
     import torch
     from baselines import PlainTraining
 
     from vq_prior.core.randomness import batch_rows
 
-    noise, B, settings = Noise(), arguments.batch_size, notebook_settings(arguments.batch_size)
-    plain, default = PlainTraining(), default_precision(settings)
-    ours = {"ours_fp32": OurTraining(settings, "fp32"), "ours_default": OurTraining(settings, default)}
-    for training in ours.values():
-        training.start(noise)
+    B, settings, noise = arguments.batch_size, notebook_settings(arguments.batch_size, device.type), Noise(32)
+    plain, default = PlainTraining(device), default_precision(settings)
+    ours = {"ours_fp32": OurTraining(settings, "fp32", noise), "ours_default": OurTraining(settings, default, noise)}
 
-    def several(step: Callable[[Any], object]) -> None:
+    def plain_step(number: int) -> None:
+        plain.step(torch.from_numpy(noise.batch(batch_rows(NUM_IMAGES, B, 0, number))))
+
+    def several(step: Callable[[int], object]) -> None:
         for number in range(arguments.steps):
-            step(noise.batch(batch_rows(NUM_IMAGES, B, 0, number)))
+            step(number)
 
-    contenders = {"plain": partial(several, lambda pixels: plain.step(torch.from_numpy(pixels)))}
-    contenders |= {name: partial(several, training.step) for name, training in ours.items()}
+    contenders = {"plain": partial(several, plain_step)}
+    contenders |= {name: partial(several, lambda _, training=each: training.step()) for name, each in ours.items()}
     seconds = interleaved(contenders, rounds=arguments.rounds)
     images = arguments.steps * B
-    rows = [row(name, s, images_per_second=images / sorted(s)[len(s) // 2]) for name, s in seconds.items()]
-    ratios = {
-        "fp32_vs_plain": faster_by("ours_fp32", "plain", seconds),
-        "default_vs_plain": faster_by("ours_default", "plain", seconds),
-    }
-    tell("train-vqvae", rows, ratios, arguments, batch_size=B, default_precision=default)
+    rows = [row("plain", seconds["plain"], images_per_second=images / median(seconds["plain"]))]
+    rows += [row(name, seconds[name], **told(each, seconds[name], images, device)) for name, each in ours.items()]
+    return rows, seconds, default

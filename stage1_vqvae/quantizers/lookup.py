@@ -1,11 +1,15 @@
 """Nearest-code lookup and k-means. Letters: D code dimension, K number of codes, N vectors."""
 
+import functools
+from typing import Any
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CHUNK_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 23}  # of the table of similarities that exists at a time, float32
+CHUNK_ELEMENTS = 1 << 18  # of the table of similarities that exists at a time, float32
+TABLE_ELEMENTS = 1 << 23  # the same elsewhere than on a CPU, where no kernel does without
 CHUNK_VECTORS, MAX_ELEMENTS = 32, 1 << 21  # so many vectors at a time at least, while the table stays within so many
 BLOCK = 64
 
@@ -15,36 +19,59 @@ def nearest_codes(vectors: Tensor, codebook: Tensor) -> Tensor:
     """Return the index of the nearest codebook row of each vector, [N] int64; ties go to the lowest index.
 
     Squared Euclidean distance in float32, as the largest 2 z.e - |e|^2 (|z|^2 does not
-    change the order), in chunks, so that the K x N table never exists whole.
+    change the order), in chunks, so that the K x N table never exists whole; on a GPU by a kernel of our own
+    without any table, where Triton works.
 
     Args:
         vectors: [N, D]; N may be 0.
         codebook: [K, D].
     """
     vectors, codebook = vectors.detach().float(), codebook.detach().float()
-    N, K, device = vectors.shape[0], codebook.shape[0], vectors.device
-    elements = CHUNK_ELEMENTS.get(device.type, 1 << 19)
-    chunk = min(N, max(1, elements // K, min(CHUNK_VECTORS, MAX_ELEMENTS // K)))
-    doubled, less = 2 * codebook, -codebook.square().sum(1, keepdim=True)
-    memory = torch.empty(K * chunk, device=device)
-    codes = torch.empty(N, dtype=torch.int64, device=device)
-    with torch.autocast(device.type, enabled=False):
-        for first in range(0, N, chunk or 1):
-            part = vectors[first : first + chunk]
-            n = part.shape[0]
-            table = torch.addmm(less, doubled, part.t(), out=memory[: K * n].view(K, n))
-            codes[first : first + n] = _first_largest(table)
+    doubled, less = 2 * codebook, -codebook.square().sum(1)
+    with torch.autocast(vectors.device.type, enabled=False):
+        if vectors.device.type == "cpu":
+            return _on_cpu(vectors, doubled, less)
+        if (kernel := _kernel()) is not None and vectors.is_cuda and vectors.shape[1] <= kernel.LARGEST_DIM:
+            return kernel.nearest_codes(vectors.contiguous(), doubled.contiguous(), less)
+        chunk = max(1, TABLE_ELEMENTS // len(codebook))
+        return torch.cat([torch.addmm(less, part, doubled.t()).argmax(1) for part in vectors.split(chunk)])
+
+
+def _on_cpu(vectors: Tensor, doubled: Tensor, less: Tensor) -> Tensor:
+    """Return the row of the first largest 2 z.e - |e|^2 for each vector z, [N] int64."""
+    N, K = vectors.shape[0], doubled.shape[0]
+    chunk = min(N, max(1, CHUNK_ELEMENTS // K, min(CHUNK_VECTORS, MAX_ELEMENTS // K)))
+    memory = torch.empty(K * chunk)
+    codes = torch.empty(N, dtype=torch.int64)
+    for first in range(0, N, chunk or 1):
+        part = vectors[first : first + chunk]
+        n = part.shape[0]
+        table = torch.addmm(less[:, None], doubled, part.t(), out=memory[: K * n].view(K, n))
+        codes[first : first + n] = _first_largest(table)
     return codes
 
 
-def _first_largest(table: Tensor) -> Tensor:
-    """Return the row of the first largest number of each column of a table [K, n], [n] int64.
+@functools.cache
+def _kernel() -> Any:
+    """Return the module whose kernel does it all on a GPU of NVIDIA, None where it cannot be compiled."""
+    if not torch.cuda.is_available() or torch.version.hip or torch.cuda.get_device_capability() < (8, 0):
+        return None
+    try:
+        from stage1_vqvae.quantizers import lookup_triton
 
-    On a CPU `argmax` looks at one number at a time, while pooling of channels that are
+        tried = torch.eye(2, device="cuda")
+        lookup_triton.nearest_codes(tried, 2 * tried, -tried.sum(1))
+    except Exception:  # no Triton, no C compiler, a driver it does not know: whatever it says, the table is there
+        return None
+    return lookup_triton
+
+
+def _first_largest(table: Tensor) -> Tensor:
+    """Return the row of the first largest number of each column of a table [K, n] on the host, [n] int64.
+
+    `argmax` looks at one number at a time there, while pooling of channels that are
     innermost compares a vector of them: columns as channels, blocks of rows for its threads.
     """
-    if table.device.type != "cpu":
-        return table.argmax(0)
     K, n = table.shape
     pixels = table.view(1, 1, K, n).permute(0, 3, 1, 2)
     largest, rows = F.max_pool2d(pixels, (1, BLOCK), ceil_mode=True, return_indices=True)

@@ -212,10 +212,10 @@ def test_lookup_agrees_with_numpy(num: int, K: int, D: int, seed: int) -> None:
 def test_lookup_in_chunks_is_the_lookup_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     vectors, codebook = latents(100, 4), latents(16, 4, seed=1)
     whole = nearest_codes(vectors, codebook)
-    monkeypatch.setitem(lookup.CHUNK_ELEMENTS, "cpu", 16 * 40)
+    monkeypatch.setattr(lookup, "CHUNK_ELEMENTS", 16 * 40)
     assert torch.equal(nearest_codes(vectors, codebook), whole)
     monkeypatch.setattr(lookup, "CHUNK_VECTORS", 7)
-    monkeypatch.setitem(lookup.CHUNK_ELEMENTS, "cpu", 1)
+    monkeypatch.setattr(lookup, "CHUNK_ELEMENTS", 1)
     assert torch.equal(nearest_codes(vectors, codebook), whole)
     monkeypatch.setattr(lookup, "MAX_ELEMENTS", 16 * 2)
     assert torch.equal(nearest_codes(vectors, codebook), whole)

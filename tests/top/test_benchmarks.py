@@ -150,9 +150,9 @@ def test_contenders_find_the_same_codes(benchmark_module: Benchmark) -> None:
     pytest.importorskip("diffusers", reason="the extra benchmark is not installed")
     lookup = benchmark_module("lookup")
     size = lookup.Size(300, 8, 32)
-    codes = lookup.contender("k512_lookup", size)()
-    assert torch.equal(lookup.contender("k512_diffusers", size)()[2][2].view(-1), codes)
-    assert torch.equal(lookup.contender("k512_lucidrains", size)()[1].view(-1), codes)
+    codes = lookup.contender("k512_lookup", size, "cpu")()
+    assert torch.equal(lookup.contender("k512_diffusers", size, "cpu")()[2][2].view(-1), codes)
+    assert torch.equal(lookup.contender("k512_lucidrains", size, "cpu")()[1].view(-1), codes)
 
 
 def test_the_plain_network_is_the_notebooks(benchmark_module: Benchmark) -> None:

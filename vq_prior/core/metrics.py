@@ -74,7 +74,8 @@ class CodeCounts:
     def add(self, codes: tuple[Tensor, ...]) -> None:
         """Count one batch of codes, a tensor of integers a level."""
         for counts, level in zip(self._counts, codes, strict=True):
-            counts += torch.bincount(level.reshape(-1).to(torch.int64), minlength=counts.numel())
+            flat = level.reshape(-1).to(torch.int64)
+            counts.index_add_(0, flat, torch.ones_like(flat))  # bincount would wait for a GPU
 
     def state(self) -> list[list[int]]:
         """Return the counts of each level over all processes; every process must call it."""

@@ -66,8 +66,8 @@ def adamw(
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
-    # One pass over the parameters takes a third of the time; elsewhere torch's own choice is as good.
-    fused = all(parameter.device.type == "cpu" for parameter in trained) or None
+    # One pass over the parameters takes a third of the time; where it cannot be had, torch chooses.
+    fused = all(parameter.device.type in ("cpu", "cuda") for parameter in trained) or None
     return torch.optim.AdamW([group for group in groups if group["params"]], lr=learning_rate, betas=betas, fused=fused)
 
 

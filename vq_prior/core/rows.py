@@ -5,7 +5,8 @@ must not depend on the batch size goes through here: the batch is cut into piece
 of one size and the last is padded.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -52,13 +53,30 @@ def map_rows(function: Callable[..., Any], rows: int, *inputs: Tensor) -> Any:
     return tuple(torch.cat(parts) for parts in zip(*pieces, strict=True))
 
 
+@contextmanager
+def whole_float32() -> Iterator[None]:
+    """Make float32 convolutions on a GPU compute in float32 for a block; cuDNN's default is TF32, of 11 bits."""
+    if not torch.cuda.is_available():
+        yield
+        return
+    # torch 2.9 has a setting for convolutions alone, and refuses to read the older one where the two are mixed.
+    newer = getattr(torch.backends.cudnn, "conv", None)
+    place, name, value = (newer, "fp32_precision", "ieee") if newer else (torch.backends.cudnn, "allow_tf32", False)
+    former = getattr(place, name)
+    setattr(place, name, value)
+    try:
+        yield
+    finally:
+        setattr(place, name, former)
+
+
 def map_rows_frozen(module: nn.Module, function: Callable[..., Any], rows: int, tensor: Tensor) -> Any:
     """Return `function(tensor)` in calls of `rows` rows, with `module` in eval mode and no autocast around."""
     training = [part for part in module.modules() if part.training]
     for part in training:
         part.training = False
     try:
-        with torch.autocast(tensor.device.type, enabled=False):
+        with torch.autocast(tensor.device.type, enabled=False), whole_float32():
             return map_rows(function, rows, tensor)
     finally:
         for part in training:

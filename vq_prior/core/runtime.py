@@ -181,6 +181,7 @@ def start_runtime(precision: Precision | None = None, *, reproducible: bool = Fa
         precision = "bf16" if device.type == "cuda" and has_native_bf16("cuda") else "fp32"
     if precision == "bf16" and device.type == "mps":
         raise UsageError("precision bf16 is not available on mps; use fp32")
+    torch.backends.cudnn.allow_tf32 = False  # fp32 is float32
     if reproducible:
         _fix_order(accelerator.num_processes, device)
     return Runtime(accelerator, precision, reproducible)
