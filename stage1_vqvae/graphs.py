@@ -7,7 +7,7 @@ are captured once, forward and backward, and replayed; the quantiser between the
 import torch
 from torch import nn
 
-from stage1_vqvae.model import VQVAE
+from stage1_vqvae.model import VQVAE, ordered
 from stage1_vqvae.settings import TrainVQVAE
 from vq_prior.core.runtime import Runtime
 
@@ -28,7 +28,8 @@ def _capture_networks(model: VQVAE, runtime: Runtime, num_images: int) -> None:
     The gradients of their weights are then the same memory in every step, overwritten by its one backward pass.
     """
     spec, (level,) = model.spec, model.spec.levels
-    images = model.prepared(torch.zeros(num_images, spec.channels, *spec.shape, device=model.device))
-    vectors = torch.zeros(num_images, *level.grid, model.quantizer.code_dim, device=model.device).movedim(-1, 1)
+    images = torch.zeros(num_images, spec.channels, *spec.shape, device=model.device)
+    vectors = torch.zeros(num_images, model.quantizer.code_dim, *level.grid, device=model.device)
     with torch.autocast("cuda", torch.bfloat16, enabled=runtime.precision == "bf16", cache_enabled=False):
-        torch.cuda.make_graphed_callables((model.encoder, model.decoder), ((images,), (vectors.requires_grad_(),)))
+        inputs = (model.prepared(images),), (ordered(vectors).requires_grad_(),)
+        torch.cuda.make_graphed_callables((model.encoder, model.decoder), inputs)

@@ -271,7 +271,7 @@ class VQVAE(PreTrainedModel):
 
     def prepared(self, images: Tensor) -> Tensor:
         """Return what the encoder gets of images [B, C, *shape] in training: padded, in the faster memory order."""
-        return pad_to(_vector_last(images), self._padded)
+        return pad_to(ordered(images), self._padded)
 
     def latents(self, images: Tensor) -> Tensor:
         """Return continuous latents, vector last, [B, *grid, D], of images [B, C, *shape]."""
@@ -283,7 +283,8 @@ class VQVAE(PreTrainedModel):
     def forward(self, images: Tensor) -> VQVAEOutput:
         """Return reconstruction, codes and quantiser losses of images [B, C, *shape] in [-1, 1]."""
         quantized = self.quantizer(self.encoder(self.prepared(images)).movedim(1, -1))
-        return VQVAEOutput(self._images(quantized.vectors), (quantized.codes,), quantized.loss)
+        copies = self.decoder(ordered(quantized.vectors.movedim(-1, 1)))
+        return VQVAEOutput(crop_to(copies, self.architecture.shape), (quantized.codes,), quantized.loss)
 
     def _apart(self, function: Any, tensor: Tensor) -> Tensor:
         """Return `function` of the rows, in eval mode, float32, and calls of one fixed row count."""
@@ -333,11 +334,13 @@ class VQVAE(PreTrainedModel):
         return self._apart(lambda rows: self._images(_packed(rows.float())).clamp(-1, 1), latents)
 
 
-def _vector_last(images: Tensor) -> Tensor:
-    """Return the same images with each pixel's channels side by side in memory, the faster order for training.
+def ordered(images: Tensor) -> Tensor:
+    """Return the same images [B, C, *shape] in the memory order that is the faster one for training.
 
-    It is the order in which the decoder gets its vectors, too. Weights keep theirs.
+    Each pixel's channels side by side; on a GPU in float32 each channel's pixels. Weights keep theirs.
     """
+    if images.is_cuda and not torch.is_autocast_enabled("cuda"):
+        return images.contiguous()
     return images.movedim(1, -1).contiguous().movedim(-1, 1)
 
 

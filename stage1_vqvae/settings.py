@@ -86,7 +86,7 @@ class TrainVQVAE:
     image_size: str | None = None
     """Side in pixels ("32"), or height x width ("48x40"); left out: the size of the images, or a square near it."""
     num_workers: int | None = None
-    """Threads that read images; left out: one a core."""
+    """Threads that read images; left out: as many as speed it up."""
     precision: Literal["fp32", "bf16"] | None = None
     """Precision of the forward passes of training; left out: bf16 on a GPU that computes in it and, above 16 px, on a
     CPU that does (AVX512-BF16 or AMX), else fp32. Weights, codes, images and measurements are float32 always."""
@@ -154,7 +154,7 @@ class ExtractCodes:
     batch_size: int | None = None
     """Images handed to the encoder at once by each process."""
     num_workers: int | None = None
-    """Threads that read images; left out: one a core."""
+    """Threads that read images; left out: as many as speed it up."""
     image_column: str | None = None
     """Column of the images in tables; left out: found by type."""
     label_column: str | None = None

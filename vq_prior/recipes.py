@@ -54,6 +54,7 @@ def cifar10_sonnet_codec() -> TrainVQVAE:
         steps=10_000,
         batch_size=32,
         learning_rate=2e-3,
+        optimizer="muon",
         image_size="32x32",
         model=ModelSettings(channels=3, downsampling=4, width=128, residual_width=32, network="sonnet"),
         quantizer=QuantizerSettings(num_codes=512, code_dim=64),

@@ -3,11 +3,13 @@
 A step is all that the training loop does between two batches: gather rows from pixels in memory, make images of them,
 forward, backward, clip, optimiser step, quantiser update, averages and counts. `plain` is baselines.py in float32;
 `ours_fp32` does more in its step (clipping, averaged weights, use of codes, a schedule) in the same precision;
-`ours_default` takes the precision that the command chooses on this machine. Pixels are noise: a step costs the same.
+`ours_default` takes the precision that the command chooses on this machine, `ours_muon` the recipe's optimiser, too;
+all others have AdamW, or Adam as the notebook. Pixels are noise: a step costs the same.
 
 With `--default-at 64 256`: the step of the settings that `train-vqvae` chooses by itself for pictures of these sides,
-too (`default_64`); nothing to compare with. On a GPU: `peak_mb` is its memory, and `mfu` the share that the products
-and convolutions of forward and backward pass are of what the card is said to do in dense bfloat16.
+too (`default_64`); nothing to compare with. On a GPU: `peak_mb` is its memory before the first step of the optimiser,
+and `mfu` the share that the products and convolutions of forward and backward pass are of what the card is said to do
+in dense bfloat16.
 """
 
 import argparse
@@ -18,7 +20,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from timing import add_device_flag, device_of, faster_by, interleaved, row, tell, wait_for_device
+from timing import add_device_flag, device_of, faster_by, interleaved, row, tell
 
 NUM_IMAGES = 5000
 PEAK_FLOPS = {"H100": 989.4e12, "H200": 989.4e12, "A100": 312e12}  # dense bfloat16, by the data sheets
@@ -34,12 +36,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def notebook_settings(batch_size: int, device_type: str) -> Any:
-    """Return resolved settings of `train-vqvae` for the notebook's network."""
+    """Return resolved settings of `train-vqvae` for the notebook's network, with AdamW."""
     from stage1_vqvae.settings import DataFacts, resolve
     from vq_prior.recipes import find_recipe
 
     recipe = replace(find_recipe("train-vqvae", "cifar10-sonnet"), data="noise", out=Path("nowhere"))
-    return resolve(replace(recipe, batch_size=batch_size), DataFacts(50_000, (32, 32), 32, False), device_type)
+    recipe = replace(recipe, batch_size=batch_size, optimizer="adamw")
+    return resolve(recipe, DataFacts(50_000, (32, 32), 32, False), device_type)
 
 
 def default_settings(side: int, device_type: str) -> Any:
@@ -62,6 +65,8 @@ class OurTraining:
     """The step of `stage1_vqvae.train`, on one process."""
 
     def __init__(self, settings: Any, precision: Any, pixels: "Noise") -> None:
+        import torch
+
         from stage1_vqvae.graphs import trained_module
         from stage1_vqvae.train import _optimizers, _pixels, _start_codebook, new_codec
         from vq_prior.core.averaging import WeightAverage
@@ -69,6 +74,8 @@ class OurTraining:
         from vq_prior.core.windows import Window
 
         s = self.settings = replace(settings, precision=precision)
+        if torch.cuda.is_initialized():
+            torch.cuda.reset_peak_memory_stats()
         self.runtime, self.number, self.pixels = start_runtime(precision), 0, pixels
         self.model = new_codec(s).train()
         self.wrapped = trained_module(s, self.runtime, self.model)
@@ -77,6 +84,8 @@ class OurTraining:
         self.average = WeightAverage(self.model, decay=s.average_decay, copied=("quantizer.",))
         self.window = Window(self.runtime, (s.quantizer.num_codes,))
         self.next_pixels = _pixels(s, self.runtime, pixels, 0)
+        # Making graphs of the networks runs them once, forward and backward; what a replay uses is not told.
+        self.peak_mb = torch.cuda.max_memory_allocated() / 1e6 if self.runtime.device.type == "cuda" else None
 
     def step(self) -> None:
         """Take one step."""
@@ -149,11 +158,8 @@ def told(training: OurTraining, seconds: list[float], images: int, device: Any) 
     rate = images / median(seconds)
     if device.type != "cuda":
         return {"images_per_second": rate}
-    torch.cuda.reset_peak_memory_stats()
-    training.step()
-    wait_for_device()
-    peak_mb, flops = torch.cuda.max_memory_allocated() / 1e6, training.flops()
-    more = {"images_per_second": rate, "peak_mb": peak_mb, "gflops_an_image": flops / 1e9}
+    flops = training.flops()
+    more = {"images_per_second": rate, "peak_mb": training.peak_mb, "gflops_an_image": flops / 1e9}
     peak = next((flops for name, flops in PEAK_FLOPS.items() if name in torch.cuda.get_device_name()), None)
     return more | ({"mfu": rate * flops / peak} if peak else {})
 
@@ -182,6 +188,7 @@ def run(arguments: argparse.Namespace) -> None:
     ratios = {
         "fp32_vs_plain": faster_by("ours_fp32", "plain", seconds),
         "default_vs_plain": faster_by("ours_default", "plain", seconds),
+        "muon_vs_plain": faster_by("ours_muon", "plain", seconds),
     }
     more = {"batch_size": arguments.batch_size, "default_precision": default, "device": device.type}
     tell("train-vqvae", rows, ratios, arguments, **more)
@@ -197,6 +204,7 @@ def compared(arguments: argparse.Namespace, device: Any) -> tuple[list[dict[str,
     B, settings, noise = arguments.batch_size, notebook_settings(arguments.batch_size, device.type), Noise(32)
     plain, default = PlainTraining(device), default_precision(settings)
     ours = {"ours_fp32": OurTraining(settings, "fp32", noise), "ours_default": OurTraining(settings, default, noise)}
+    ours["ours_muon"] = OurTraining(replace(settings, optimizer="muon"), default, noise)
 
     def plain_step(number: int) -> None:
         plain.step(torch.from_numpy(noise.batch(batch_rows(NUM_IMAGES, B, 0, number))))

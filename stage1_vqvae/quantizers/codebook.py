@@ -136,9 +136,9 @@ def replacements(use: Tensor, share: float | None, seen: Tensor, rng: np.random.
         rng: The same on every process.
     """
     dead = torch.zeros_like(use, dtype=torch.bool) if share is None else use < share * use.mean()
-    if not bool(dead.any()):
+    wanted = int(dead.sum())  # waits for a GPU
+    if not wanted:
         return dead, seen[:0]
-    wanted = int(dead.sum())
     vectors = take_rows(seen, lambda total: drawn(total, wanted if total else 0, rng))
     return dead if vectors.shape[0] else torch.zeros_like(dead), vectors
 

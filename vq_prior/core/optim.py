@@ -137,11 +137,13 @@ def load_optimizer_tensors(
     for name in keys_of.keys() ^ trained.keys():
         raise ArtifactError(f"{where}: optimiser state and parameters differ at {name!r}")
     moments = MOMENTS[type(optimizer)]
+    on_device = any(group.get("fused") for group in optimizer.param_groups)  # whose kernel reads the number of steps
     for name, parameter in trained.items():
         state = keys_of[name]
         fits = state.keys() - {"step"} == moments and all(state[key].shape == parameter.shape for key in moments)
         if not fits or ("step" in state) != (type(optimizer) is torch.optim.AdamW):
             raise ArtifactError(f"{where}: the optimiser state of {name!r} does not fit its parameter")
         optimizer.state[parameter] = {
-            key: tensor if key == "step" else like(tensor, parameter) for key, tensor in state.items()
+            key: like(tensor, parameter) if key != "step" else tensor.to(parameter.device) if on_device else tensor
+            for key, tensor in state.items()
         }
