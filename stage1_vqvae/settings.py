@@ -108,7 +108,8 @@ class TrainVQVAE:
     """Share of the run, at its end, over which the learning rate of a trapezoid falls."""
     optimizer: Literal["adamw", "muon"] | None = None
     """Optimiser of the convolutions between hidden layers; all else has AdamW. muon, at half of the learning rate,
-    takes longer for a step and comes nearer to the pictures. Left out: adamw."""
+    takes longer for a step and comes nearer to the pictures. Left out: muon in bf16 on a CPU that computes in it and
+    above 16 px, else adamw."""
     weight_decay: float = 0.0
     """Weight decay of the optimiser."""
     adam_betas: tuple[float, float] = (0.9, 0.99)

@@ -1,5 +1,6 @@
 """Training of the codec: one flat loop. Letters: B batch."""
 
+import json
 import time
 from dataclasses import replace
 from functools import partial
@@ -24,6 +25,7 @@ from vq_prior.core.artifacts import new_folder, remove, verify_manifest
 from vq_prior.core.averaging import WeightAverage
 from vq_prior.core.checkpoints import Checkpoint, latest_checkpoint, save_checkpoint
 from vq_prior.core.components import WEIGHTS
+from vq_prior.core.config import to_json
 from vq_prior.core.control import signal_control
 from vq_prior.core.errors import ArtifactError, Stopped, UsageError
 from vq_prior.core.gradients import StepSums
@@ -75,8 +77,7 @@ def train_vqvae(settings: TrainVQVAE) -> Path:
     data = open_data_of(settings, say=notes.append)
     typed = settings
     settings = resolve(settings, data.facts(), runtime.device.type)
-    runtime = at_default_precision(runtime, settings)
-    settings = replace(settings, precision=runtime.precision)
+    runtime, settings = fitted_to_machine(runtime, settings)
     for line in (runtime.describe(), *notes):
         say(line)
     assert settings.batch_size is not None
@@ -117,11 +118,15 @@ def train_vqvae(settings: TrainVQVAE) -> Path:
     return final
 
 
-def at_default_precision(runtime: Runtime, settings: TrainVQVAE) -> Runtime:
-    """Return the runtime, at bf16 where nothing was asked for and it is faster: above 16 px on a CPU that has it."""
+def fitted_to_machine(runtime: Runtime, settings: TrainVQVAE) -> tuple[Runtime, TrainVQVAE]:
+    """Return both with what is left out chosen: above 16 px, on a CPU that computes in it, bf16 and with it Muon."""
     assert settings.image_size is not None
-    faster = runtime.device.type == "cpu" and has_native_bf16("cpu") and max(parse_size(settings.image_size)) > TINY
-    return replace(runtime, precision="bf16") if settings.precision is None and faster else runtime
+    fast = runtime.device.type == "cpu" and has_native_bf16("cpu") and max(parse_size(settings.image_size)) > TINY
+    if settings.precision is None and fast:
+        runtime = replace(runtime, precision="bf16")
+    # Muon multiplies in bf16, which who asks for fp32 does not want. AdamW is None, as in runs older than the choice.
+    muon = settings.optimizer == "muon" or (settings.optimizer is None and fast and runtime.precision == "bf16")
+    return runtime, replace(settings, precision=runtime.precision, optimizer="muon" if muon else None)
 
 
 def _record(typed: TrainVQVAE, data: ImageData) -> TrainingRecord:
@@ -182,10 +187,7 @@ def describe(settings: TrainVQVAE, model: VQVAE) -> str:
 
 def _dry_run(settings: TrainVQVAE, model: VQVAE, runtime: Runtime) -> str:
     """Return the resolved settings, memory and estimated time, from three real steps on random images."""
-    import json
     from resource import RUSAGE_SELF, getrusage
-
-    from vq_prior.core.config import to_json
 
     assert settings.batch_size is not None
     assert settings.steps is not None
@@ -203,10 +205,9 @@ def _dry_run(settings: TrainVQVAE, model: VQVAE, runtime: Runtime) -> str:
         torch.cuda.max_memory_allocated() if runtime.device.type == "cuda" else getrusage(RUSAGE_SELF).ru_maxrss * 1024
     )
     resolved = json.dumps(to_json(settings), indent=2)
-    minutes = min(seconds) * settings.steps / 60
     return (
         f"{resolved}\nmemory about {memory / 2**20:.0f} MiB a process, {min(seconds):.3f} s a step, "
-        f"estimated time {minutes:.1f} minutes; nothing was written (--dry-run)"
+        f"estimated time {min(seconds) * settings.steps / 60:.1f} minutes; nothing was written (--dry-run)"
     )
 
 

@@ -65,6 +65,7 @@ def codec_settings(values: dict[str, Any]) -> Any:
         batch_size=64,
         image_size="32x32",
         precision="bf16",
+        optimizer="adamw",
         model=ModelSettings(channels=3, downsampling=4, width=128, residual_width=32),
         quantizer=QuantizerSettings(**values),
         checkpoint_every=500,

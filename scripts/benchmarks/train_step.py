@@ -48,17 +48,20 @@ def notebook_settings(batch_size: int, device_type: str) -> Any:
 def default_settings(side: int, device_type: str) -> Any:
     """Return the settings that `train-vqvae` chooses for many colour pictures of this side."""
     from stage1_vqvae.settings import DataFacts, TrainVQVAE, resolve
+    from stage1_vqvae.train import fitted_to_machine
+    from vq_prior.core.runtime import start_runtime
 
     given = TrainVQVAE(data="noise", out=Path("nowhere"), image_size=str(side))
-    return resolve(given, DataFacts(50_000, (side, side), side, False), device_type)
+    settings = resolve(given, DataFacts(50_000, (side, side), side, False), device_type)
+    return fitted_to_machine(start_runtime(None), settings)[1]
 
 
 def default_precision(settings: Any) -> str:
     """Return the precision that `train-vqvae` chooses on this machine."""
-    from stage1_vqvae.train import at_default_precision
+    from stage1_vqvae.train import fitted_to_machine
     from vq_prior.core.runtime import start_runtime
 
-    return at_default_precision(start_runtime(None), settings).precision
+    return fitted_to_machine(start_runtime(None), settings)[1].precision
 
 
 class OurTraining:
@@ -174,8 +177,7 @@ def run(arguments: argparse.Namespace) -> None:
     rows, seconds, default = compared(arguments, device)
     for side in arguments.default_at:
         settings = default_settings(side, device.type)
-        precision = default_precision(settings)
-        training = OurTraining(settings, precision, Noise(side, 2 * settings.batch_size))
+        training = OurTraining(settings, settings.precision, Noise(side, 2 * settings.batch_size))
         name, images = f"default_{side}", arguments.steps * settings.batch_size
 
         def several(training: OurTraining = training) -> None:
@@ -184,7 +186,7 @@ def run(arguments: argparse.Namespace) -> None:
 
         measured = interleaved({name: several}, rounds=arguments.rounds)[name]
         more = told(training, measured, images, device)
-        rows.append(row(name, measured, batch_size=settings.batch_size, precision=precision, **more))
+        rows.append(row(name, measured, batch_size=settings.batch_size, precision=settings.precision, **more))
     ratios = {
         "fp32_vs_plain": faster_by("ours_fp32", "plain", seconds),
         "default_vs_plain": faster_by("ours_default", "plain", seconds),

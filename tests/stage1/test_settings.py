@@ -129,19 +129,27 @@ def test_default_codec_costs_at_most_0_3_gflop_without_a_gpu() -> None:
     assert counter.get_total_flops() <= 0.3e9
 
 
-def test_codec_of_all_but_tiny_pictures_trains_in_bf16_where_the_machine_computes_in_it(
+def test_codec_of_all_but_tiny_pictures_trains_in_bf16_and_by_muon_where_the_machine_computes_in_it(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     from stage1_vqvae.train import train_vqvae
     from vq_prior.core.runtime import has_native_bf16
 
     tiny = replace(GIVEN, dry_run=True, steps=1, batch_size=2, model=ModelSettings(width=8, num_residual_blocks=0))
-    native = "bf16" if has_native_bf16("cpu") else "fp32"
-    for given, size, expected in ((None, "24", native), (None, "16", "fp32"), ("fp32", "24", "fp32")):
-        train_vqvae(replace(tiny, precision=given, image_size=size))
+    native, optimizer = ("bf16", '"muon"') if has_native_bf16("cpu") else ("fp32", "null")
+    cases = (
+        ({}, "24", native, optimizer),
+        ({}, "16", "fp32", "null"),
+        ({"precision": "fp32"}, "24", "fp32", "null"),
+        ({"optimizer": "adamw"}, "24", native, "null"),
+        ({"optimizer": "muon", "precision": "fp32"}, "16", "fp32", '"muon"'),
+    )
+    for given, size, precision, chosen in cases:
+        train_vqvae(replace(tiny, **given, image_size=size))
         said = capsys.readouterr().out
-        assert f", precision {expected}, 1 process" in said
-        assert f'"precision": "{expected}"' in said
+        assert f", precision {precision}, 1 process" in said
+        assert f'"precision": "{precision}"' in said
+        assert f'"optimizer": {chosen}' in said
 
 
 def test_settings_import_neither_torch_nor_transformers() -> None:
