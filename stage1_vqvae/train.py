@@ -124,9 +124,9 @@ def fitted_to_machine(runtime: Runtime, settings: TrainVQVAE) -> tuple[Runtime, 
     fast = runtime.device.type == "cpu" and has_native_bf16("cpu") and max(parse_size(settings.image_size)) > TINY
     if settings.precision is None and fast:
         runtime = replace(runtime, precision="bf16")
-    # Muon multiplies in bf16, which who asks for fp32 does not want. AdamW is None, as in runs older than the choice.
-    muon = settings.optimizer == "muon" or (settings.optimizer is None and fast and runtime.precision == "bf16")
-    return runtime, replace(settings, precision=runtime.precision, optimizer="muon" if muon else None)
+    # Muon multiplies in bf16, which who asks for fp32 does not want.
+    optimizer = settings.optimizer or ("muon" if fast and runtime.precision == "bf16" else "adamw")
+    return runtime, replace(settings, precision=runtime.precision, optimizer=optimizer)
 
 
 def _record(typed: TrainVQVAE, data: ImageData) -> TrainingRecord:

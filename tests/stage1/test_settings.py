@@ -136,20 +136,20 @@ def test_codec_of_all_but_tiny_pictures_trains_in_bf16_and_by_muon_where_the_mac
     from vq_prior.core.runtime import has_native_bf16
 
     tiny = replace(GIVEN, dry_run=True, steps=1, batch_size=2, model=ModelSettings(width=8, num_residual_blocks=0))
-    native, optimizer = ("bf16", '"muon"') if has_native_bf16("cpu") else ("fp32", "null")
+    native, optimizer = ("bf16", "muon") if has_native_bf16("cpu") else ("fp32", "adamw")
     cases = (
         ({}, "24", native, optimizer),
-        ({}, "16", "fp32", "null"),
-        ({"precision": "fp32"}, "24", "fp32", "null"),
-        ({"optimizer": "adamw"}, "24", native, "null"),
-        ({"optimizer": "muon", "precision": "fp32"}, "16", "fp32", '"muon"'),
+        ({}, "16", "fp32", "adamw"),
+        ({"precision": "fp32"}, "24", "fp32", "adamw"),
+        ({"optimizer": "adamw"}, "24", native, "adamw"),
+        ({"optimizer": "muon", "precision": "fp32"}, "16", "fp32", "muon"),
     )
     for given, size, precision, chosen in cases:
         train_vqvae(replace(tiny, **given, image_size=size))
         said = capsys.readouterr().out
         assert f", precision {precision}, 1 process" in said
         assert f'"precision": "{precision}"' in said
-        assert f'"optimizer": {chosen}' in said
+        assert f'"optimizer": "{chosen}"' in said
 
 
 def test_settings_import_neither_torch_nor_transformers() -> None:

@@ -3,6 +3,8 @@
 import csv
 import io
 import json
+import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +12,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stage1_vqvae.pixels import PixelRows, Transform, load_pixels, read_header, to_array
+from stage1_vqvae.pixels import (
+    PixelRows,
+    Transform,
+    decoded_ahead,
+    load_pixels,
+    read_header,
+    to_array,
+    workers_for,
+)
 from stage1_vqvae.sources import ImageData, open_data
 from vq_prior.core.code_store import held_out_rows
 from vq_prior.core.errors import ArtifactError, UsageError
@@ -320,3 +330,22 @@ def test_cached_and_lazy_pixels_are_the_same(num_workers: int) -> None:
     lazy: PixelRows = load_pixels(data.train, Transform(12, 12, 3), num_workers=num_workers, max_bytes=0)
     rows = [5, 3, 1700, 3]
     assert np.array_equal(cached.batch(rows), lazy.batch(rows))
+
+
+def test_pictures_are_read_by_as_many_threads_as_they_are_worth(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 16)
+    for seconds, threads in ((0.0, 1), (1e-4, 4), (3e-3, 16)):
+        assert workers_for(lambda _, seconds=seconds: time.sleep(seconds) if seconds else None, 5) == threads
+    assert workers_for(int, 0) == 1
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert workers_for(lambda _: time.sleep(3e-3), 5) == 1
+
+
+@pytest.mark.parametrize("worth", [1, 4])
+def test_batches_are_the_same_whoever_reads_them(monkeypatch: pytest.MonkeyPatch, worth: int) -> None:
+    rows, transform = open_data("digits").train.subset(range(150)), Transform(8, 8, 1)
+    alone = list(decoded_ahead(rows, transform, 64, num_workers=1))
+    monkeypatch.setattr("stage1_vqvae.pixels.workers_for", lambda *_: worth)
+    found = list(decoded_ahead(rows, transform, 64, num_workers=None))
+    assert [len(batch) for batch in found] == [64, 64, 22]
+    assert all(np.array_equal(one, other) for one, other in zip(alone, found, strict=True))

@@ -33,6 +33,7 @@ FREE_SETTINGS = frozenset(
     {"num_workers", "checkpoint_every", "fail_on_collapse", "data", "codes", "codec", "from_model", "out", "report_to"}
     | {"fsdp"}
 )
+UNNAMED = {"optimizer": "adamw"}  # settings that older runs do not name, and what they did
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,7 @@ def check_continues(old: RunConfig, new: RunConfig, folder: Path) -> None:
     changes = []
     for name in sorted(before.keys() | after.keys()):
         was, now = before.get(name), after.get(name)
+        was = UNNAMED.get(name) if was is None else was
         grows = name == "steps" and isinstance(was, int) and isinstance(now, int) and now >= was
         if was != now and name not in FREE_SETTINGS and not grows:
             changes.append(f"{name.replace('_', '-')} {was} -> {now}")
