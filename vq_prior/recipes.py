@@ -82,7 +82,8 @@ def grey28_codec() -> TrainVQVAE:
 def cifar10_prior() -> TrainPrior:
     """Return the prior over 64 codes of 512 with ten classes: five layers of width 128.
 
-    Cost: 655 s for 3,000 steps on an older CPU. Codes of an AdamW codec of CIFAR-10: 4.639 held-out nats per token (previous-token baseline 5.354).
+    Cost: 655 s for 3,000 steps on an older CPU. Codes of an AdamW codec of CIFAR-10: 4.639 held-out nats per token
+    (previous-token baseline 5.354).
     """
     return TrainPrior(
         out=tyro.MISSING,
