@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from stage2_prior.products import linear
+from vq_prior.core.products import linear
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CHUNK_ELEMENTS = 1 << 18  # of the table of similarities that exists at a time, float32
+from vq_prior.core.products import linear
+
+CHUNK_ELEMENTS = 1 << 19  # of the table of similarities that exists at a time, float32
 TABLE_ELEMENTS = 1 << 23  # the same elsewhere than on a CPU, where no kernel does without
-CHUNK_VECTORS, MAX_ELEMENTS = 32, 1 << 21  # so many vectors at a time at least, while the table stays within so many
+CHUNK_VECTORS, MAX_ELEMENTS = 64, 1 << 21  # so many vectors at a time at least, while the table stays within so many
 BLOCK = 64
 
 
@@ -41,13 +43,13 @@ def _on_cpu(vectors: Tensor, doubled: Tensor, less: Tensor) -> Tensor:
     """Return the row of the first largest 2 z.e - |e|^2 for each vector z, [N] int64."""
     N, K = vectors.shape[0], doubled.shape[0]
     chunk = min(N, max(1, CHUNK_ELEMENTS // K, min(CHUNK_VECTORS, MAX_ELEMENTS // K)))
-    memory = torch.empty(K * chunk)
-    codes = torch.empty(N, dtype=torch.int64)
+    codes, rows = torch.empty(N, dtype=torch.int64), torch.cat([doubled, less[:, None]], dim=1)
+    # 2 z.e - |e|^2 is the product of (z, 1) and (2 e, -|e|^2), whose bits are the same for any number of vectors but 1.
+    parts = vectors.new_ones((max(2, chunk), vectors.shape[1] + 1))
     for first in range(0, N, chunk or 1):
-        part = vectors[first : first + chunk]
-        n = part.shape[0]
-        table = torch.addmm(less[:, None], doubled, part.t(), out=memory[: K * n].view(K, n))
-        codes[first : first + n] = _first_largest(table)
+        n = min(chunk, N - first)
+        parts[:n, :-1] = vectors[first : first + n]
+        codes[first : first + n] = _first_largest(linear(rows, parts[: max(2, n)]))[:n]
     return codes
 
 
