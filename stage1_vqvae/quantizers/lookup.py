@@ -21,8 +21,8 @@ def nearest_codes(vectors: Tensor, codebook: Tensor) -> Tensor:
     """Return the index of the nearest codebook row of each vector, [N] int64; ties go to the lowest index.
 
     Squared Euclidean distance in float32, as the largest 2 z.e - |e|^2 (|z|^2 does not
-    change the order), in chunks, so that the K x N table never exists whole; on a GPU by a kernel of our own
-    without any table, where Triton works.
+    change the order), in chunks, so that the K x N table never exists whole; on a GPU, up to 64 numbers a
+    vector, by a kernel of our own without any table, where Triton works.
 
     Args:
         vectors: [N, D]; N may be 0.

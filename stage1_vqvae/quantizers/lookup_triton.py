@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-SMALLEST_DIM, LARGEST_DIM = 16, 128  # of vectors in one product on the chip
+SMALLEST_DIM, LARGEST_DIM = 16, 64  # of vectors in one product; of 128, smaller cards have no room on the chip
 ROWS, CODES, WARPS = 64, 64, 4  # vectors of one program, codes it looks at together
 
 

@@ -54,9 +54,9 @@ def map_rows(function: Callable[..., Any], rows: int, *inputs: Tensor) -> Any:
 
 
 @contextmanager
-def whole_float32() -> Iterator[None]:
+def whole_float32(device: torch.device) -> Iterator[None]:
     """Make float32 convolutions on a GPU compute in float32 for a block; cuDNN's default is TF32, of 11 bits."""
-    if not torch.cuda.is_available():
+    if device.type != "cuda":
         yield
         return
     # torch 2.9 has a setting for convolutions alone, and refuses to read the older one where the two are mixed.
@@ -76,7 +76,7 @@ def map_rows_frozen(module: nn.Module, function: Callable[..., Any], rows: int, 
     for part in training:
         part.training = False
     try:
-        with torch.autocast(tensor.device.type, enabled=False), whole_float32():
+        with torch.autocast(tensor.device.type, enabled=False), whole_float32(tensor.device):
             return map_rows(function, rows, tensor)
     finally:
         for part in training:
