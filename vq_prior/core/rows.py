@@ -59,15 +59,12 @@ def whole_float32(device: torch.device) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return
-    # torch 2.9 has a setting for convolutions alone, and refuses to read the older one where the two are mixed.
-    newer = getattr(torch.backends.cudnn, "conv", None)
-    place, name, value = (newer, "fp32_precision", "ieee") if newer else (torch.backends.cudnn, "allow_tf32", False)
-    former = getattr(place, name)
-    setattr(place, name, value)
+    convolutions: Any = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    former, convolutions.fp32_precision = convolutions.fp32_precision, "ieee"
     try:
         yield
     finally:
-        setattr(place, name, former)
+        convolutions.fp32_precision = former
 
 
 def map_rows_frozen(module: nn.Module, function: Callable[..., Any], rows: int, tensor: Tensor) -> Any:
