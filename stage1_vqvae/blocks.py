@@ -14,7 +14,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stage1_vqvae.convolutions import Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
+from stage1_vqvae.convolutions import (
+    Conv1d,
+    Conv2d,
+    Conv3d,
+    ConvTranspose1d,
+    ConvTranspose2d,
+    ConvTranspose3d,
+    GroupNorm,
+)
 
 SMALLEST_HEAD = 32
 _CONV = {1: Conv1d, 2: Conv2d, 3: Conv3d}
@@ -66,7 +74,7 @@ def double(rank: int, channels_in: int, channels_out: int) -> nn.Module:
 
 def norm(channels: int) -> nn.Module:
     """Return a group normalisation (Wu and He 2018) of 8 groups, or of as many as divide the channels."""
-    return nn.GroupNorm(math.gcd(8, channels), channels)
+    return GroupNorm(math.gcd(8, channels), channels)
 
 
 class ResidualBlock(nn.Module):

@@ -120,7 +120,8 @@ class BatchStatistics:
         """Return the table [K, 1 + D] of all processes and this process's vectors [N, D], and forget them."""
         K, D = codebook.shape
         mine = self._table.total()
-        table = sum_over_processes(codebook.new_zeros((K, 1 + D)) if mine is None else mine)
+        none = sums_by_code(codebook.new_zeros((0, D)), torch.zeros(0, dtype=torch.int64, device=codebook.device), K)
+        table = sum_over_processes(none if mine is None else mine).float()
         seen = self._seen[0] if len(self._seen) == 1 else torch.cat([codebook.new_zeros((0, D)), *self._seen])
         self._table, self._seen = TreeSum(), []
         return table, seen

@@ -82,8 +82,12 @@ def _first_largest(table: Tensor) -> Tensor:
 
 
 def sums_by_code(vectors: Tensor, codes: Tensor, num_codes: int) -> Tensor:
-    """Return, for each code, how many vectors it has and their sum, as one table [K, 1 + D] float32."""
-    rows = torch.cat([vectors.new_ones((vectors.shape[0], 1)), vectors], dim=1).float()
+    """Return, for each code, how many vectors it has and their sum, as one table [K, 1 + D].
+
+    On a CPU it is float64, so that its float32 does not depend on the order of the vectors; elsewhere float32.
+    """
+    exact = torch.float64 if vectors.device.type == "cpu" else torch.float32
+    rows = torch.cat([vectors.new_ones((vectors.shape[0], 1)), vectors], dim=1).to(exact)
     return rows.new_zeros((num_codes, rows.shape[1])).index_add_(0, codes, rows)
 
 
@@ -106,6 +110,6 @@ def kmeans(
     for _ in range(iterations):
         table = sums_by_code(vectors, nearest_codes(vectors, centres), num_codes)
         empty = table[:, 0] == 0
-        centres = table[:, 1:] / table[:, :1].clamp_min(1)
+        centres = (table[:, 1:] / table[:, :1].clamp_min(1)).float()
         centres[empty] = vectors[drawn(len(vectors), int(empty.sum()), rng)]
     return centres

@@ -14,9 +14,9 @@ class StepSums:
     """Sums over the batch of one optimiser step, whose pieces `Runtime.pieces` cuts.
 
     Each piece's backward pass leaves its part of the gradient of the mean over the batch; after `finish`, every
-    parameter's `grad` is the whole. Where the runtime is reproducible, pieces are the logical shards and their parts
-    are added in the order of one tree. Else they are added as they come, and summed over processes by the wrapper, or,
-    where there is none, at once by `finish`.
+    parameter's `grad` is the whole. Where the runtime is reproducible, pieces are the logical shards. There and on a
+    CPU the parts of pieces and of processes are added in the order of one tree; elsewhere as they come, to save
+    memory, and summed over processes by the wrapper, or, where there is none, at once by `finish`.
 
     Args:
         runtime: This process.
@@ -26,18 +26,21 @@ class StepSums:
     def __init__(self, runtime: Runtime, wrapped: nn.Module) -> None:
         self._runtime, self._wrapped = runtime, wrapped
         self._averaged = averages_gradients(wrapped)
+        self._ordered = runtime.reproducible or (runtime.device.type == "cpu" and not self._averaged)
         self._gradients, self._numbers, self._names = TreeSum(), TreeSum(), tuple[str, ...]()
         self._parameters = [parameter for parameter in wrapped.parameters() if parameter.requires_grad]
 
     @contextmanager
     def piece(self, *, last: bool) -> Iterator[None]:
         """Yield for the forward and backward pass of one piece; `last` of this process in this step."""
-        if not self._runtime.reproducible:
+        if self._runtime.reproducible:
+            with alone():
+                yield
+        else:
             with nullcontext() if last else accumulating(self._wrapped):
                 yield
+        if not self._ordered or (last and self._gradients.total() is None and not self._runtime.reproducible):
             return
-        with alone():
-            yield
         self._gradients.add(self._flat_gradient())
         for parameter in self._parameters:
             parameter.grad = None
@@ -64,7 +67,7 @@ class StepSums:
         if gradients is None:
             numbers = sum_over_processes(numbers)
         else:
-            total = sum_over_processes(torch.cat([gradients, numbers]), ordered=self._runtime.reproducible)
+            total = sum_over_processes(torch.cat([gradients, numbers]), ordered=self._ordered)
             *parts, numbers = total.split([*(parameter.numel() for parameter in self._parameters), len(numbers)])
             for parameter, part in zip(self._parameters, parts, strict=True):
                 parameter.grad = part.view_as(parameter)
