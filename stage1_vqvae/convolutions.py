@@ -7,13 +7,10 @@ of 16 rows, times a power of two, give the bits of one batch. The linear layers 
 them, and so is float32, where this would cost a quarter of the step. Letters: B batch, C channels, n parts of 16 rows.
 """
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-from vq_prior.core.shards import TreeSum
 
 LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
 ROWS = 16  # few enough to divide most batches, enough to keep the cores busy
@@ -44,14 +41,14 @@ class _ConvolutionInParts(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             of_input = convolution_backward(gradient, x, weight, None, *ctx.geometry, [True, False, False])[0]
         if ctx.needs_input_grad[1]:
-            of_weight = tree_sum(part.float() for part in _of_weight(gradient, x, weight, ctx.geometry))
+            of_weight = tree_sum(_of_weight(gradient, x, weight, ctx.geometry))
             places = [0, *range(2, gradient.dim())]
-            of_bias = tree_sum(part.sum(places, dtype=torch.float32) for part in gradient.split(ROWS))
+            of_bias = tree_sum(torch.stack([rows.sum(places, dtype=torch.float32) for rows in gradient.split(ROWS)]))
         return of_input, of_weight, of_bias, None
 
 
-def _of_weight(gradient: Tensor, x: Tensor, weight: Tensor, geometry: Any) -> list[Tensor]:
-    """Return the weight's gradient of each 16 rows, and that of the rows left over.
+def _of_weight(gradient: Tensor, x: Tensor, weight: Tensor, geometry: Any) -> Tensor:
+    """Return the weight's gradient of each 16 rows, and that of the rows left over, [n or n + 1, *its shape] float32.
 
     One convolution does it, whose groups of channels are the parts: its threads share groups, where those of a single
     part would share its rows and round in another way than one thread. So no part goes alone.
@@ -65,11 +62,11 @@ def _of_weight(gradient: Tensor, x: Tensor, weight: Tensor, geometry: Any) -> li
             sides = [torch.cat([side, side], dim=1) for side in sides]
         weights = weight.new_empty((groups * len(weight), *weight.shape[1:]))  # its gradient does not depend on it
         found = convolution_backward(*sides, weights, None, *geometry[:-1], groups, [False, True, False])[1]
-        parts = list(found.chunk(groups))[:n]
+        parts.append(found.unflatten(0, (groups, -1))[:n].float())
     if len(x) > n * ROWS:
         rest = (gradient[n * ROWS :], x[n * ROWS :])
-        parts.append(convolution_backward(*rest, weight, None, *geometry, [False, True, False])[1])
-    return parts
+        parts.append(convolution_backward(*rest, weight, None, *geometry, [False, True, False])[1][None].float())
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
 def _side_by_side(x: Tensor, n: int) -> Tensor:
@@ -78,14 +75,13 @@ def _side_by_side(x: Tensor, n: int) -> Tensor:
     return rows.movedim(0, -2).flatten(-2).movedim(-1, 1)
 
 
-def tree_sum(tensors: Iterable[Tensor]) -> Tensor:
-    """Return the sum of tensors, at least one, in the order of a tree."""
-    tree = TreeSum()
-    for tensor in tensors:
-        tree.add(tensor)
-    total = tree.total()
-    assert total is not None
-    return total
+def tree_sum(parts: Tensor) -> Tensor:
+    """Return the sum of parts [n, ...] over the first axis, n at least 1, in the order of `TreeSum`."""
+    while len(parts) > 1:
+        even = len(parts) // 2 * 2
+        sums = parts[:even:2] + parts[1:even:2]
+        parts = sums if even == len(parts) else torch.cat([sums, parts[even:]])
+    return parts[0]
 
 
 class _NormInParts(torch.autograd.Function):
@@ -115,7 +111,7 @@ class _NormInParts(torch.autograd.Function):
             for part in zip(*(tensor.split(ROWS) for tensor in rows), strict=True)
         ]
         of_input, of_weight, of_bias = zip(*parts, strict=True)
-        return torch.cat(of_input), tree_sum(of_weight), tree_sum(of_bias), None, None
+        return torch.cat(of_input), tree_sum(torch.stack(of_weight)), tree_sum(torch.stack(of_bias)), None, None
 
 
 class _Convolution(nn.Module):
