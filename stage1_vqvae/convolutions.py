@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
 ROWS = 16  # few enough to divide most batches, enough to keep the cores busy
+AT_ONCE = 8 * ROWS  # each part has a gradient of the weight's size
 convolution_backward = torch.ops.aten.convolution_backward
 
 
@@ -41,7 +42,8 @@ class _ConvolutionInParts(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             of_input = convolution_backward(gradient, x, weight, None, *ctx.geometry, [True, False, False])[0]
         if ctx.needs_input_grad[1]:
-            of_weight = tree_sum(_of_weight(gradient, x, weight, ctx.geometry))
+            several = zip(gradient.split(AT_ONCE), x.split(AT_ONCE), strict=True)
+            of_weight = tree_sum(torch.stack([tree_sum(_of_weight(*rows, weight, ctx.geometry)) for rows in several]))
             places = [0, *range(2, gradient.dim())]
             of_bias = tree_sum(torch.stack([rows.sum(places, dtype=torch.float32) for rows in gradient.split(ROWS)]))
         return of_input, of_weight, of_bias, None

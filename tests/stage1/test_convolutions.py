@@ -6,6 +6,7 @@ from torch import nn
 
 from stage1_vqvae.blocks import Encoder, Sizes
 from stage1_vqvae.convolutions import (
+    AT_ONCE,
     ROWS,
     Conv1d,
     Conv2d,
@@ -80,6 +81,14 @@ def test_pieces_and_threads_give_the_bits_of_one_batch(name):
         for pieces in (1, 2, 4):
             for ours, theirs in zip(gradients(layer, x, wanted, pieces), one, strict=True):
                 assert torch.equal(ours, theirs), (threads, pieces)
+
+
+def test_a_large_batch_has_the_bits_of_its_pieces():
+    layer, x, generator = layer_and_rows("1x1", 16 * ROWS, channels_last=True)
+    wanted = torch.randn(layer(x).shape, generator=generator)
+    assert len(x) > AT_ONCE
+    whole, pieces = (gradients(layer, x, wanted, n) for n in (1, 8))
+    assert all(torch.equal(a, b) for a, b in zip(whole, pieces, strict=True))
 
 
 @pytest.mark.parametrize("channels_last", [True, False], ids=["channels last", "channels first"])
