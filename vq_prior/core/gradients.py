@@ -39,7 +39,8 @@ class StepSums:
         else:
             with nullcontext() if last else accumulating(self._wrapped):
                 yield
-        if not self._ordered or (last and self._gradients.total() is None and not self._runtime.reproducible):
+        only = last and not self._gradients and not self._runtime.reproducible
+        if only or not self._ordered:
             return
         self._gradients.add(self._flat_gradient())
         for parameter in self._parameters:

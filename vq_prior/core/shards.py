@@ -19,6 +19,10 @@ class TreeSum:
     def __init__(self) -> None:
         self._branches: list[tuple[int, Tensor]] = []  # (number of tensors, their sum), sizes falling
 
+    def __bool__(self) -> bool:
+        """Return whether anything was added."""
+        return bool(self._branches)
+
     def add(self, tensor: Tensor) -> None:
         """Add one more tensor, of the shape of the others; it is kept, not copied."""
         size = 1
