@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vq_prior.core.shards import tree_sum
+
 LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
 ROWS = 16  # few enough to divide most batches, enough to keep the cores busy
 AT_ONCE = 8 * ROWS  # each part has a gradient of the weight's size
@@ -75,15 +77,6 @@ def _side_by_side(x: Tensor, n: int) -> Tensor:
     """Return [B, C, *shape] as [16, n * C, *shape], channels innermost; B is n * 16."""
     rows = x.movedim(1, -1).unflatten(0, (n, ROWS))  # [n, 16, *shape, C]
     return rows.movedim(0, -2).flatten(-2).movedim(-1, 1)
-
-
-def tree_sum(parts: Tensor) -> Tensor:
-    """Return the sum of parts [n, ...] over the first axis, n at least 1, in the order of `TreeSum`."""
-    while len(parts) > 1:
-        even = len(parts) // 2 * 2
-        sums = parts[:even:2] + parts[1:even:2]
-        parts = sums if even == len(parts) else torch.cat([sums, parts[even:]])
-    return parts[0]
 
 
 class _NormInParts(torch.autograd.Function):

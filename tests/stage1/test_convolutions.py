@@ -15,9 +15,7 @@ from stage1_vqvae.convolutions import (
     ConvTranspose2d,
     ConvTranspose3d,
     GroupNorm,
-    tree_sum,
 )
-from vq_prior.core.shards import TreeSum
 
 LAYERS = {
     "strided": (lambda: Conv2d(64, 128, 4, stride=2, padding=1), (64, 16, 16)),
@@ -125,12 +123,3 @@ def test_a_whole_encoder_in_pieces():
     x, wanted = (torch.randn(shape).movedim(-1, 1) for shape in shapes)
     whole, pieces = (gradients(encoder, x, wanted, n) for n in (1, 4))
     assert all(torch.equal(a, b) for a, b in zip(whole, pieces, strict=True))
-
-
-@pytest.mark.parametrize("number", range(1, 10))
-def test_parts_are_added_in_the_order_of_a_tree_sum(number):
-    parts = torch.randn(number, 50)
-    tree = TreeSum()
-    for part in parts:
-        tree.add(part)
-    assert torch.equal(tree_sum(parts), tree.total())

@@ -5,6 +5,7 @@ shards, whichever process computes them, and what they give is added in the orde
 2, 4 or 8 holds a whole branch of it.
 """
 
+import torch
 from torch import Tensor
 
 NUM_SHARDS = 8
@@ -36,3 +37,12 @@ class TreeSum:
         for _, branch in reversed(self._branches):
             total = branch if total is None else branch + total
         return total
+
+
+def tree_sum(parts: Tensor) -> Tensor:
+    """Return the sum of parts [n, ...] over the first axis, n at least 1: the bits of a `TreeSum` of each in turn."""
+    while len(parts) > 1:
+        even = len(parts) // 2 * 2
+        sums = parts[:even:2] + parts[1:even:2]
+        parts = sums if even == len(parts) else torch.cat([sums, parts[even:]])
+    return parts[0]
