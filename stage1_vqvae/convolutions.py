@@ -60,10 +60,9 @@ def _of_weight(gradient: Tensor, x: Tensor, weight: Tensor, geometry: Any) -> Te
     n = len(x) // ROWS
     parts = []
     if n:
-        sides = [_side_by_side(tensor[: n * ROWS], n) for tensor in (gradient, x)]
         groups = max(2, n)
-        if n == 1:
-            sides = [torch.cat([side, side], dim=1) for side in sides]
+        whole = (tensor[: n * ROWS] for tensor in (gradient, x))
+        sides = [_side_by_side(rows if n > 1 else torch.cat([rows, rows]), groups) for rows in whole]
         weights = weight.new_empty((groups * len(weight), *weight.shape[1:]))  # its gradient does not depend on it
         found = convolution_backward(*sides, weights, None, *geometry[:-1], groups, [False, True, False])[1]
         parts.append(found.unflatten(0, (groups, -1))[:n].float())

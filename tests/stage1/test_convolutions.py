@@ -7,6 +7,7 @@ from torch import nn
 from stage1_vqvae.blocks import Encoder, Sizes
 from stage1_vqvae.convolutions import (
     AT_ONCE,
+    LAST,
     ROWS,
     Conv1d,
     Conv2d,
@@ -22,8 +23,10 @@ LAYERS = {
     "wide": (lambda: Conv2d(64, 64, 3, padding=1), (64, 8, 8)),
     "1x1": (lambda: Conv2d(56, 128, 1), (56, 8, 8)),
     "of pixels": (lambda: Conv2d(3, 64, 4, stride=2, padding=1), (3, 32, 32)),
+    "of grey pixels": (lambda: Conv2d(1, 64, 4, stride=2, padding=1), (1, 28, 28)),
     "transposed": (lambda: ConvTranspose2d(128, 64, 4, stride=2, padding=1), (128, 8, 8)),
     "to pixels": (lambda: ConvTranspose2d(64, 3, 4, stride=2, padding=1), (64, 16, 16)),
+    "to grey pixels": (lambda: ConvTranspose2d(64, 1, 4, stride=2, padding=1), (64, 14, 14)),
     "1-D": (lambda: Conv1d(16, 32, 3, padding=1), (16, 64)),
     "1-D transposed": (lambda: ConvTranspose1d(16, 8, 4, stride=2, padding=1), (16, 16)),
     "3-D": (lambda: Conv3d(8, 16, 4, stride=2, padding=1), (8, 4, 8, 8)),
@@ -43,13 +46,19 @@ def _threads():
     torch.set_num_threads(threads)
 
 
+def channels_innermost(x):
+    """The same numbers; the strides of one channel are those of torch's own memory format."""
+    last = LAST.get(x.dim() - 2)
+    x = x.movedim(1, -1).contiguous().movedim(-1, 1)
+    return x if last is None else torch.empty_like(x, memory_format=last).copy_(x)
+
+
 def layer_and_rows(name, num_rows, *, channels_last):
     generator = torch.Generator().manual_seed(0)
     make, shape = LAYERS[name]
     torch.manual_seed(0)
     layer, x = make(), torch.randn(num_rows, *shape, generator=generator)
-    x = x.movedim(1, -1).contiguous().movedim(-1, 1) if channels_last else x
-    return layer, x, generator
+    return layer, channels_innermost(x) if channels_last else x, generator
 
 
 def gradients(layer, x, wanted, pieces, precision="bfloat16"):
@@ -71,14 +80,15 @@ def gradients(layer, x, wanted, pieces, precision="bfloat16"):
 @pytest.mark.parametrize("name", LAYERS)
 def test_pieces_and_threads_give_the_bits_of_one_batch(name):
     layer, x, generator = layer_and_rows(name, 4 * ROWS, channels_last=True)  # as training has them
-    wanted = torch.randn(layer(x).shape, generator=generator)
-    torch.set_num_threads(1)
-    one = gradients(layer, x, wanted, 1)
-    for threads in (1, 2):
-        torch.set_num_threads(threads)
-        for pieces in (1, 2, 4):
-            for ours, theirs in zip(gradients(layer, x, wanted, pieces), one, strict=True):
-                assert torch.equal(ours, theirs), (threads, pieces)
+    for _ in range(8 if "grey" in name else 1):  # another kernel's sums round differently once in thousands of numbers
+        wanted = channels_innermost(torch.randn(layer(x).shape, generator=generator))
+        torch.set_num_threads(1)
+        one = gradients(layer, x, wanted, 1)
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            for pieces in (1, 2, 4):
+                for ours, theirs in zip(gradients(layer, x, wanted, pieces), one, strict=True):
+                    assert torch.equal(ours, theirs), (threads, pieces)
 
 
 def test_a_large_batch_has_the_bits_of_its_pieces():
