@@ -92,6 +92,26 @@ class ResidualBlock(nn.Module):
         return x + self.conv_out(F.silu(self.conv_in(F.silu(self.norm(x)))))
 
 
+class BottleneckBlock(nn.Module):
+    """x + branch(x), [B, C, *shape] -> [B, C, *shape], as `ResidualBlock`; neighbours are read in few channels.
+
+    He et al. 2016, "Deep residual learning for image recognition", figure 5 right, normalised once, in front.
+    """
+
+    def __init__(self, rank: int, channels: int, hidden: int) -> None:
+        super().__init__()
+        self.norm = norm(channels)
+        self.conv_in = conv(rank, channels, hidden, 1)
+        self.conv_mid = conv(rank, hidden, hidden, 3)
+        self.conv_out = conv(rank, hidden, channels, 1)
+        nn.init.zeros_(self.conv_out.weight)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the block's output, [B, C, *shape]."""
+        hidden = F.silu(self.conv_in(F.silu(self.norm(x))))
+        return x + self.conv_out(F.silu(self.conv_mid(hidden)))
+
+
 class SelfAttention(nn.Module):
     """x + attention(x), [B, C, *shape] -> [B, C, *shape]: every place reads all places of its row; starts at zero.
 
@@ -120,37 +140,48 @@ class SelfAttention(nn.Module):
         return x + self.out(mixed).transpose(1, 2).unflatten(-1, x.shape[2:])
 
 
-def widths(width: int, num_halvings: int) -> list[int]:
-    """Return the channels after each halving: half as many at each finer resolution, at least 32 (or `width`)."""
-    return [max(min(32, width), width >> (num_halvings - 1 - n)) for n in range(num_halvings)]
+class _Side(nn.Module):
+    """What an encoder and its decoder have in common.
+
+    Attributes:
+        block: Class of the residual blocks.
+        fewer: How many times fewer channels the next finer resolution has.
+        last_norm: What makes the norm that follows the blocks at the grid.
+    """
+
+    block: type[ResidualBlock | BottleneckBlock] = ResidualBlock
+    fewer = 2
+    last_norm = staticmethod(norm)
+
+    def widths(self, sizes: Sizes) -> list[int]:
+        """Return the channels after each halving; at finer resolutions at least 32 (or the width)."""
+        width, least = sizes.width, min(32, sizes.width)
+        return [max(least, width // self.fewer ** (sizes.num_halvings - 1 - n)) for n in range(sizes.num_halvings)]
+
+    def grid_blocks(self, sizes: Sizes) -> nn.Sequential:
+        """Return the blocks at the grid; attention stands in their middle, between what gathers and what uses it."""
+        blocks: list[nn.Module] = [self.block(sizes.rank, sizes.width, sizes.hidden) for _ in range(sizes.num_blocks)]
+        if sizes.attention:
+            blocks.insert(sizes.num_blocks // 2, SelfAttention(sizes.width))
+        return nn.Sequential(*blocks)
+
+    def fine_blocks(self, sizes: Sizes, channels: int) -> nn.Sequential:
+        """Return the blocks at a finer resolution, which has `channels`."""
+        hidden = max(1, sizes.hidden * channels // sizes.width)
+        return nn.Sequential(*(self.block(sizes.rank, channels, hidden) for _ in range(sizes.blocks_per_resolution)))
 
 
-def grid_blocks(sizes: Sizes) -> nn.Sequential:
-    """Return the blocks at the grid; attention stands in their middle, between what gathers and what uses it."""
-    blocks: list[nn.Module] = [ResidualBlock(sizes.rank, sizes.width, sizes.hidden) for _ in range(sizes.num_blocks)]
-    if sizes.attention:
-        blocks.insert(sizes.num_blocks // 2, SelfAttention(sizes.width))
-    return nn.Sequential(*blocks)
-
-
-def fine_blocks(sizes: Sizes, channels: int) -> nn.Sequential:
-    """Return the blocks at a resolution of `channels`: half the channels on 2 ** rank times the places."""
-    hidden = max(1, sizes.hidden * channels // sizes.width)
-    blocks = (ResidualBlock(sizes.rank, channels, hidden) for _ in range(sizes.blocks_per_resolution))
-    return nn.Sequential(*blocks)
-
-
-class Encoder(nn.Module):
+class Encoder(_Side):
     """Images [B, C, *shape] -> latents [B, D, *grid]; every side of `shape` is a multiple of 2 ** num_halvings."""
 
     def __init__(self, sizes: Sizes) -> None:
         super().__init__()
         rank = sizes.rank
-        stages = [sizes.channels, *widths(sizes.width, sizes.num_halvings)]
+        stages = [sizes.channels, *self.widths(sizes)]
         self.down = nn.ModuleList(halve(rank, a, b) for a, b in pairwise(stages))
-        self.fine = nn.ModuleList(fine_blocks(sizes, channels) for channels in stages[1:-1])
-        self.blocks = grid_blocks(sizes)
-        self.norm = norm(sizes.width)
+        self.fine = nn.ModuleList(self.fine_blocks(sizes, channels) for channels in stages[1:-1])
+        self.blocks = self.grid_blocks(sizes)
+        self.norm = self.last_norm(sizes.width)
         self.out = conv(rank, sizes.width, sizes.code_dim, 1)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -161,18 +192,18 @@ class Encoder(nn.Module):
         return self.out(F.silu(self.norm(self.blocks(x))))
 
 
-class Decoder(nn.Module):
+class Decoder(_Side):
     """Vectors [B, D, *grid] -> images [B, C, *shape], each side 2 ** num_halvings times the grid's."""
 
     def __init__(self, sizes: Sizes) -> None:
         super().__init__()
         rank = sizes.rank
-        stages = [*reversed(widths(sizes.width, sizes.num_halvings)), sizes.channels]
+        stages = [*reversed(self.widths(sizes)), sizes.channels]
         self.stem = conv(rank, sizes.code_dim, sizes.width, 3)
-        self.blocks = grid_blocks(sizes)
-        self.norm = norm(sizes.width)
+        self.blocks = self.grid_blocks(sizes)
+        self.norm = self.last_norm(sizes.width)
         self.up = nn.ModuleList(double(rank, a, b) for a, b in pairwise(stages))
-        self.fine = nn.ModuleList(fine_blocks(sizes, channels) for channels in stages[1:-1])
+        self.fine = nn.ModuleList(self.fine_blocks(sizes, channels) for channels in stages[1:-1])
 
     def forward(self, vectors: Tensor) -> Tensor:
         """Return images, [B, C, *shape]."""
@@ -180,6 +211,20 @@ class Decoder(nn.Module):
         for blocks, layer in zip(self.fine, self.up[1:], strict=True):
             x = layer(F.silu(blocks(x)))
         return x
+
+
+class BottleneckEncoder(Encoder):
+    """`Encoder` that spends its multiplications at the grid: thinner and more blocks, a quarter of the channels at each
+    finer resolution. What follows the blocks is not normalised: the latents may tell how much contrast there is.
+    """
+
+    block, fewer, last_norm = BottleneckBlock, 4, nn.Identity
+
+
+class BottleneckDecoder(Decoder):
+    """The mirror of `BottleneckEncoder`."""
+
+    block, fewer, last_norm = BottleneckBlock, 4, nn.Identity
 
 
 class SonnetStack(nn.Module):
@@ -257,7 +302,11 @@ class SonnetDecoder(nn.Module):
         return x
 
 
-NETWORKS = {"residual": (Encoder, Decoder), "sonnet": (SonnetEncoder, SonnetDecoder)}
+NETWORKS = {
+    "residual": (Encoder, Decoder),
+    "bottleneck": (BottleneckEncoder, BottleneckDecoder),
+    "sonnet": (SonnetEncoder, SonnetDecoder),
+}
 
 
 def pad_to(images: Tensor, shape: tuple[int, ...]) -> Tensor:

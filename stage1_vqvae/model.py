@@ -54,8 +54,8 @@ class Architecture:
         num_residual_blocks: Residual blocks at the resolution of the grid, of the encoder, and of the decoder.
         quantizer: The quantiser, resolved.
         network: Which encoder and decoder.
-        attention: Whether self-attention joins those blocks; residual network only.
-        blocks_per_resolution: Residual blocks at each resolution between image and grid; residual network only.
+        attention: Whether self-attention joins those blocks; not in sonnet.
+        blocks_per_resolution: Residual blocks at each resolution between image and grid; not in sonnet.
     """
 
     channels: int
@@ -65,7 +65,7 @@ class Architecture:
     residual_width: int
     num_residual_blocks: int
     quantizer: QuantizerSettings
-    network: Literal["residual", "sonnet"] = "residual"
+    network: Literal["residual", "bottleneck", "sonnet"] = "residual"
     attention: bool = False
     blocks_per_resolution: int = 0
 

@@ -34,17 +34,19 @@ class ModelSettings:
     width: int | None = None
     """Channels at the resolution of the code grid, a multiple of 8, and of 32 with attention."""
     residual_width: int | None = None
-    """Channels inside a residual branch, a multiple of 8; left out: a quarter of the width."""
-    num_residual_blocks: int = 2
-    """Residual blocks at the resolution of the code grid, of the encoder, and of the decoder."""
-    network: Literal["residual", "sonnet"] = "residual"
-    """residual (normalised blocks that start at zero) or sonnet (the plain network of van den Oord et al. 2017, as in
-    DeepMind's CIFAR-10 notebook: no norms; codes of 64 numbers, two blocks, width 128, residual width 32)."""
+    """Channels inside a residual branch, a multiple of 8; left out: a quarter of the width, with bottleneck half."""
+    num_residual_blocks: int | None = None
+    """Residual blocks at the resolution of the code grid, of the encoder, and of the decoder; left out: 2, with
+    bottleneck 4."""
+    network: Literal["residual", "bottleneck", "sonnet"] = "residual"
+    """residual (normalised blocks that start at zero), bottleneck (more and thinner ones at the code grid, fewer
+    channels elsewhere: nearer to the images for as many multiplications) or sonnet (the plain network of van den Oord
+    et al. 2017, as in DeepMind's CIFAR-10 notebook: no norms; codes of 64 numbers, width 128)."""
     attention: bool = False
-    """One self-attention among the residual blocks of the encoder, and of the decoder; residual network only."""
+    """One self-attention among the residual blocks of the encoder, and of the decoder; not with sonnet."""
     blocks_per_resolution: int = 0
-    """Residual blocks at each resolution between image and code grid, of the encoder, and of the decoder; residual
-    network only."""
+    """Residual blocks at each resolution between image and code grid, of the encoder, and of the decoder; not with
+    sonnet."""
 
 
 @dataclass
@@ -317,7 +319,7 @@ def _check_model(model: ModelSettings) -> None:
     if model.network == "sonnet" and (model.attention or model.blocks_per_resolution):
         raise UsageError(
             "--model.network sonnet has neither --model.attention nor --model.blocks-per-resolution; leave these out "
-            "or take the residual network"
+            "or take another network"
         )
 
 
@@ -336,12 +338,14 @@ def resolve(settings: TrainVQVAE, facts: DataFacts, device_type: str) -> TrainVQ
     grid = grid_of(size, downsampling)
     tiny = max(size) <= TINY
     width = settings.model.width or (64 if tiny else 128 if small_machine else 256)
+    bottleneck, blocks = settings.model.network == "bottleneck", settings.model.num_residual_blocks
     model = replace(
         settings.model,
         channels=settings.model.channels or (1 if facts.all_grey else 3),
         downsampling=downsampling,
         width=width,
-        residual_width=settings.model.residual_width or max(8, width // 4 // 8 * 8),
+        residual_width=settings.model.residual_width or max(8, width // (2 if bottleneck else 4) // 8 * 8),
+        num_residual_blocks=(4 if bottleneck else 2) if blocks is None else blocks,
     )
     quantizer = settings.quantizer
     num_codes = quantizer.num_codes or _default_num_codes(size, facts.num_train * math.prod(grid))

@@ -150,15 +150,14 @@ def _transform(settings: TrainVQVAE) -> Transform:
 
 def new_codec(settings: TrainVQVAE) -> VQVAE:
     """Return an untrained codec of resolved settings; its weights are a function of the seed."""
-    model = settings.model
-    assert settings.image_size
-    assert model.channels
+    model, transform = settings.model, _transform(settings)
     assert model.downsampling
     assert model.width
     assert model.residual_width
+    assert model.num_residual_blocks is not None
     architecture = Architecture(
-        channels=model.channels,
-        shape=parse_size(settings.image_size),
+        channels=transform.channels,
+        shape=(transform.height, transform.width),
         downsampling=model.downsampling,
         width=model.width,
         residual_width=model.residual_width,

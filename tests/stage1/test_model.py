@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stage1_vqvae.blocks import ResidualBlock, SelfAttention, crop_to, pad_to
+from stage1_vqvae.blocks import BottleneckBlock, ResidualBlock, SelfAttention, crop_to, pad_to
 from stage1_vqvae.losses import reconstruction_terms, weighted_sum
 from stage1_vqvae.model import VQVAE, Architecture, VQVAEConfig, load_codec, save_codec
 from stage1_vqvae.quantizer_settings import QuantizerSettings
@@ -21,7 +21,10 @@ from vq_prior.core.errors import ArtifactError, UsageError
 TINY = Architecture(3, (12, 10), 4, 16, 8, 1, QuantizerSettings(num_codes=16, code_dim=4))
 ATTENTIVE = replace(TINY, width=32, attention=True, blocks_per_resolution=1)
 SONNET = replace(TINY, network="sonnet")
-NETWORKS = pytest.mark.parametrize("network", [TINY, ATTENTIVE, SONNET], ids=["residual", "attentive", "sonnet"])
+BOTTLENECK = replace(ATTENTIVE, network="bottleneck")
+NETWORKS = pytest.mark.parametrize(
+    "network", [TINY, ATTENTIVE, SONNET, BOTTLENECK], ids=["residual", "attentive", "sonnet", "bottleneck"]
+)
 NOTEBOOK = Architecture(3, (32, 32), 4, 128, 32, 2, QuantizerSettings(num_codes=512, code_dim=64), network="sonnet")
 
 
@@ -132,15 +135,52 @@ def test_self_attention_is_softmax_of_scaled_products(shape: tuple[int, ...], ch
     torch.testing.assert_close(block(x), expected, rtol=1e-4, atol=1e-4)  # another order of the sums
 
 
-def test_blocks_per_resolution_stand_at_every_resolution_between_image_and_grid() -> None:
-    model = codec(replace(ATTENTIVE, shape=(32, 32), downsampling=8, num_residual_blocks=3, blocks_per_resolution=2))
+@pytest.mark.parametrize(("network", "block"), [(ATTENTIVE, ResidualBlock), (BOTTLENECK, BottleneckBlock)])
+def test_blocks_per_resolution_stand_at_every_resolution_between_image_and_grid(
+    network: Architecture, block: type[ResidualBlock | BottleneckBlock]
+) -> None:
+    model = codec(replace(network, shape=(32, 32), downsampling=8, num_residual_blocks=3, blocks_per_resolution=2))
     seen: list[tuple[int, int]] = []
     for module in model.modules():
-        if isinstance(module, ResidualBlock | SelfAttention):
+        if isinstance(module, block | SelfAttention):
             module.register_forward_hook(lambda m, _, out: seen.append((out.shape[-1], isinstance(m, SelfAttention))))
     model(images(1, model.architecture))
     grid = [(4, False), (4, True), (4, False), (4, False)]
     assert seen == [(16, False)] * 2 + [(8, False)] * 2 + grid + grid + [(8, False)] * 2 + [(16, False)] * 2
+
+
+@pytest.mark.parametrize(("network", "widths"), [("residual", [32, 64, 128, 256]), ("bottleneck", [32, 32, 64, 256])])
+def test_channels_fall_from_the_grid_to_the_image(network: str, widths: list[int]) -> None:
+    shape, width, fewer = (32, 32), 256, {"network": network, "downsampling": 16}
+    model = codec(replace(TINY, shape=shape, width=width, **fewer))
+    assert [layer.weight.shape[0] for layer in model.encoder.down] == widths
+    assert [layer.weight.shape[0] for layer in model.decoder.up] == widths[::-1]
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_bottleneck_block_is_what_its_page_says(rank: int) -> None:
+    torch.manual_seed(0)
+    block, x = BottleneckBlock(rank, 16, 8), torch.randn(2, 16, *(5, 3, 4)[:rank])
+    assert not block.conv_out.weight.any()
+    torch.nn.init.normal_(block.conv_out.weight)  # type: ignore[arg-type]
+    convolve = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[rank]
+    h = F.silu(F.group_norm(x, 8, block.norm.weight, block.norm.bias))  # type: ignore[arg-type]
+    for layer, padding in ((block.conv_in, 0), (block.conv_mid, 1), (block.conv_out, 0)):
+        h = convolve(h, layer.weight, layer.bias, padding=padding)  # type: ignore[arg-type]
+        h = h if layer is block.conv_out else F.silu(h)
+    torch.testing.assert_close(block(x), x + h, rtol=1e-4, atol=1e-4)  # another order of the sums
+
+
+def test_latents_of_a_bottleneck_tell_the_contrast_of_an_image() -> None:
+    told = {}
+    for network in ("residual", "bottleneck"):
+        encoder = codec(replace(TINY, network=network, num_residual_blocks=0)).encoder
+        for layer in (*encoder.down, encoder.out):
+            torch.nn.init.zeros_(layer.bias)
+        with torch.no_grad():
+            weak, strong = (encoder(images(1) * contrast) for contrast in (0.25, 1.0))
+        told[network] = float(strong.std() / weak.std())
+    assert told["residual"] < 2 < told["bottleneck"]
 
 
 @NETWORKS

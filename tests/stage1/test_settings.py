@@ -129,6 +129,31 @@ def test_default_codec_costs_at_most_0_3_gflop_without_a_gpu() -> None:
     assert counter.get_total_flops() <= 0.3e9
 
 
+def test_bottleneck_left_alone_has_more_and_wider_branches_than_residual() -> None:
+    for network, branch, blocks in (("residual", 32, 2), ("bottleneck", 64, 4)):
+        model = resolve(replace(GIVEN, model=ModelSettings(network=network)), FACTS, "cpu").model
+        assert (model.residual_width, model.num_residual_blocks) == (branch, blocks)
+    none = ModelSettings(network="bottleneck", num_residual_blocks=0)
+    assert resolve(replace(GIVEN, model=none), FACTS, "cpu").model.num_residual_blocks == 0
+
+
+def test_our_network_of_the_cifar10_protocol_takes_no_more_multiplications_than_the_notebooks() -> None:
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from stage1_vqvae.train import new_codec
+    from vq_prior.recipes import find_recipe
+
+    costs = {}
+    for name in ("cifar10-sonnet", "cifar10-residual"):
+        recipe = replace(find_recipe("train-vqvae", name), data="cifar10", out=GIVEN.out)
+        model = new_codec(resolve(recipe, FACTS, "cpu")).eval()
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            model(torch.zeros(1, 3, 32, 32))
+        costs[name] = counter.get_total_flops()
+    assert costs["cifar10-residual"] <= costs["cifar10-sonnet"]
+
+
 def test_codec_of_all_but_tiny_pictures_trains_in_bf16_and_by_muon_where_the_machine_computes_in_it(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

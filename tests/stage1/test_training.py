@@ -127,7 +127,9 @@ def test_accumulated_steps_follow_whole_ones(tmp_path: Path, name: str, optimize
     assert float((codebooks[1] - codebooks[0]).norm() / codebooks[0].norm()) < 1e-3
 
 
-@pytest.mark.parametrize(("network", "optimizer"), [("residual", None), ("residual", "muon"), ("sonnet", "muon")])
+@pytest.mark.parametrize(
+    ("network", "optimizer"), [("residual", None), ("residual", "muon"), ("bottleneck", "muon"), ("sonnet", "muon")]
+)
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU sums gradients in its own order")
 def test_pieces_and_threads_end_in_the_bits_of_whole_steps_in_bfloat16(
     tmp_path: Path, network: str, optimizer: str | None
