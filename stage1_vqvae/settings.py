@@ -37,7 +37,7 @@ class ModelSettings:
     """Channels inside a residual branch, a multiple of 8; left out: a quarter of the width, with bottleneck half."""
     num_residual_blocks: int | None = None
     """Residual blocks at the resolution of the code grid, of the encoder, and of the decoder; left out: 2, with
-    bottleneck 4."""
+    bottleneck 3."""
     network: Literal["residual", "bottleneck", "sonnet"] = "residual"
     """residual (normalised blocks that start at zero), bottleneck (more and thinner ones at the code grid, fewer
     channels elsewhere: nearer to the images for as many multiplications) or sonnet (the plain network of van den Oord
@@ -345,7 +345,7 @@ def resolve(settings: TrainVQVAE, facts: DataFacts, device_type: str) -> TrainVQ
         downsampling=downsampling,
         width=width,
         residual_width=settings.model.residual_width or max(8, width // (2 if bottleneck else 4) // 8 * 8),
-        num_residual_blocks=(4 if bottleneck else 2) if blocks is None else blocks,
+        num_residual_blocks=(3 if bottleneck else 2) if blocks is None else blocks,
     )
     quantizer = settings.quantizer
     num_codes = quantizer.num_codes or _default_num_codes(size, facts.num_train * math.prod(grid))

@@ -67,7 +67,7 @@ def cifar10_residual_codec() -> TrainVQVAE:
     Cost: about 13 minutes of one core, in bf16. CIFAR-10, as `cifar10-sonnet`: 25.63 dB of the mean error.
     """
     sonnet = cifar10_sonnet_codec()
-    model = replace(sonnet.model, network="bottleneck", residual_width=64)
+    model = replace(sonnet.model, network="bottleneck", residual_width=64, num_residual_blocks=4)
     return replace(sonnet, learning_rate=4e-3, model=model, quantizer=replace(sonnet.quantizer, decay=0.97))
 
 

@@ -130,7 +130,7 @@ def test_default_codec_costs_at_most_0_3_gflop_without_a_gpu() -> None:
 
 
 def test_bottleneck_left_alone_has_more_and_wider_branches_than_residual() -> None:
-    for network, branch, blocks in (("residual", 32, 2), ("bottleneck", 64, 4)):
+    for network, branch, blocks in (("residual", 32, 2), ("bottleneck", 64, 3)):
         model = resolve(replace(GIVEN, model=ModelSettings(network=network)), FACTS, "cpu").model
         assert (model.residual_width, model.num_residual_blocks) == (branch, blocks)
     none = ModelSettings(network="bottleneck", num_residual_blocks=0)
