@@ -214,8 +214,8 @@ class Decoder(_Side):
 
 
 class BottleneckEncoder(Encoder):
-    """`Encoder` that spends its multiplications at the grid: thinner and more blocks, a quarter of the channels at each
-    finer resolution. What follows the blocks is not normalised: the latents may tell how much contrast there is.
+    """`Encoder` that spends its multiplications at the grid: bottleneck blocks, a quarter of the channels at each finer
+    resolution. What follows the blocks is not normalised: the latents may tell how much contrast there is.
     """
 
     block, fewer, last_norm = BottleneckBlock, 4, nn.Identity

@@ -39,8 +39,8 @@ class ModelSettings:
     """Residual blocks at the resolution of the code grid, of the encoder, and of the decoder; left out: 2, with
     bottleneck 3."""
     network: Literal["residual", "bottleneck", "sonnet"] = "residual"
-    """residual (normalised blocks that start at zero), bottleneck (more and thinner ones at the code grid, fewer
-    channels elsewhere: nearer to the images for as many multiplications) or sonnet (the plain network of van den Oord
+    """residual (normalised blocks that start at zero), bottleneck (more of them at the code grid, with two 1x1
+    convolutions each, and fewer channels elsewhere: nearer to the images for as many multiplications) or sonnet (the plain network of van den Oord
     et al. 2017, as in DeepMind's CIFAR-10 notebook: no norms; codes of 64 numbers, width 128)."""
     attention: bool = False
     """One self-attention among the residual blocks of the encoder, and of the decoder; not with sonnet."""

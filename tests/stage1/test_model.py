@@ -151,8 +151,7 @@ def test_blocks_per_resolution_stand_at_every_resolution_between_image_and_grid(
 
 @pytest.mark.parametrize(("network", "widths"), [("residual", [32, 64, 128, 256]), ("bottleneck", [32, 32, 64, 256])])
 def test_channels_fall_from_the_grid_to_the_image(network: str, widths: list[int]) -> None:
-    shape, width, fewer = (32, 32), 256, {"network": network, "downsampling": 16}
-    model = codec(replace(TINY, shape=shape, width=width, **fewer))
+    model = codec(replace(TINY, network=network, shape=(32, 32), width=256, downsampling=16))
     assert [layer.weight.shape[0] for layer in model.encoder.down] == widths
     assert [layer.weight.shape[0] for layer in model.decoder.up] == widths[::-1]
 
