@@ -40,8 +40,9 @@ class ModelSettings:
     bottleneck 3."""
     network: Literal["residual", "bottleneck", "sonnet"] = "residual"
     """residual (normalised blocks that start at zero), bottleneck (more of them at the code grid, with two 1x1
-    convolutions each, and fewer channels elsewhere: nearer to the images for as many multiplications) or sonnet (the plain network of van den Oord
-    et al. 2017, as in DeepMind's CIFAR-10 notebook: no norms; codes of 64 numbers, width 128)."""
+    convolutions each, and fewer channels elsewhere: nearer to the images for as many multiplications) or sonnet (the
+    plain network of van den Oord et al. 2017, as in DeepMind's CIFAR-10 notebook: no norms; codes of 64 numbers, two
+    blocks, width 128, residual width 32)."""
     attention: bool = False
     """One self-attention among the residual blocks of the encoder, and of the decoder; not with sonnet."""
     blocks_per_resolution: int = 0
