@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stage1_vqvae.convolutions import (
+from stage1_vqvae.fast.convolutions import (
     Conv1d,
     Conv2d,
     Conv3d,

@@ -14,14 +14,14 @@ from stage1_vqvae.foreign import (
     require_decoder,
     save_foreign,
 )
-from stage1_vqvae.foreign_kinds import KINDS
-from stage1_vqvae.foreign_weights import INDICES, MAX_INDEX_BYTES, PICKLES, foreign_files, has_weights
+from stage1_vqvae.foreign.kinds import KINDS
+from stage1_vqvae.foreign.weights import INDICES, MAX_INDEX_BYTES, PICKLES, foreign_files, has_weights
 from stage1_vqvae.model import VQVAE, VQVAEConfig, load_codec, save_codec
-from vq_prior.core.components import check_sealed, find_component
 from vq_prior.core.config import read_json
+from vq_prior.core.disk.components import check_sealed, find_component
 from vq_prior.core.errors import ArtifactError, UsageError
-from vq_prior.core.hub import HubId, fetch, is_hub_id
-from vq_prior.core.repository import local
+from vq_prior.core.hub.client import HubId, fetch, is_hub_id
+from vq_prior.core.hub.repository import local
 
 AnyCodec = VQVAE | ForeignCodec
 

@@ -2,8 +2,8 @@
 
 from stage1_vqvae.settings import TrainVQVAE
 from vq_prior.core.errors import NumericError
-from vq_prior.core.runs import RunLog
 from vq_prior.core.spec import LevelSpec
+from vq_prior.core.training.runs import RunLog
 
 COLLAPSED = 0.1  # share of the codes below which a codebook is called collapsed
 

@@ -11,11 +11,11 @@ from PIL import Image
 from torch import Tensor
 
 from stage1_vqvae.codecs import open_codec
-from stage1_vqvae.pixels import PixelRows, Transform, load_pixels
+from stage1_vqvae.data.sources import open_data_of
+from stage1_vqvae.modalities.pictures.pixels import PixelRows, Transform, load_pixels
 from stage1_vqvae.settings import Reconstruct, check
-from stage1_vqvae.sources import open_data_of
 from vq_prior.core import metrics
-from vq_prior.core.artifacts import new_folder, require_replaceable
+from vq_prior.core.disk.artifacts import new_folder, require_replaceable
 from vq_prior.core.errors import UsageError
 from vq_prior.core.media import picture_grid, save_png, to_picture, to_pixels, to_unit_range
 from vq_prior.core.spec import Codec

@@ -18,15 +18,16 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from stage1_vqvae.codecs import AnyCodec, open_codec
+from stage1_vqvae.data.rows import ImageRows
+from stage1_vqvae.data.sources import ImageData, open_data_of
 from stage1_vqvae.evaluate import transform_of
+from stage1_vqvae.fast.joined import joined_layers
 from stage1_vqvae.foreign import ForeignCodec
-from stage1_vqvae.joined import joined_layers
-from stage1_vqvae.pixels import VIEWS, Transform, ahead, batched, decoded_ahead, views_of
-from stage1_vqvae.rows import ImageRows
+from stage1_vqvae.modalities.pictures.pixels import VIEWS, Transform, ahead, batched, decoded_ahead, views_of
 from stage1_vqvae.settings import ExtractCodes, check, parse_size
-from stage1_vqvae.sources import ImageData, open_data_of
-from vq_prior.core.artifacts import publish, remove, require_replaceable, staging_path, write_atomic
-from vq_prior.core.code_store import (
+from vq_prior.core.config import pretty_json, read_json
+from vq_prior.core.disk.artifacts import publish, remove, require_replaceable, staging_path, write_atomic
+from vq_prior.core.disk.code_store import (
     INDEX,
     ROWS_PER_SHARD,
     SPLITS,
@@ -40,16 +41,15 @@ from vq_prior.core.code_store import (
     store_columns,
     write_index,
 )
-from vq_prior.core.config import pretty_json, read_json
+from vq_prior.core.disk.locks import claim, releasing
+from vq_prior.core.disk.records import public_name
 from vq_prior.core.errors import ArtifactError, UsageError
 from vq_prior.core.identity import file_sha256
-from vq_prior.core.locks import claim, releasing
 from vq_prior.core.media import to_unit_range
 from vq_prior.core.metrics import perplexity, usage
-from vq_prior.core.records import public_name
-from vq_prior.core.rows import rows_per_call
-from vq_prior.core.runs import require_free_space
-from vq_prior.core.runtime import Runtime, start_runtime
+from vq_prior.core.processes.fixed_calls import rows_per_call
+from vq_prior.core.processes.runtime import Runtime, start_runtime
+from vq_prior.core.training.runs import require_free_space
 
 Codes = NDArray[np.int64]
 SMALL = 1 << 12  # pixels of a picture up to which calls of the encoder run side by side

@@ -14,12 +14,13 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from stage1_vqvae.blocks import NETWORKS, SMALLEST_HEAD, Sizes, crop_to, pad_to
-from stage1_vqvae.pixels import Transform
+from stage1_vqvae.modalities.pictures.pixels import Transform
 from stage1_vqvae.quantizer_settings import QuantizerSettings, check_quantizer
 from stage1_vqvae.quantizers import QUANTIZERS
 from stage1_vqvae.settings import grid_of
-from vq_prior.core.artifacts import new_folder, require_replaceable, write_atomic
-from vq_prior.core.components import (
+from vq_prior.core.config import from_json, pretty_json, read_json, to_json
+from vq_prior.core.disk.artifacts import new_folder, require_replaceable, write_atomic
+from vq_prior.core.disk.components import (
     WEIGHTS,
     check_sealed,
     check_transformers_config,
@@ -27,15 +28,14 @@ from vq_prior.core.components import (
     load_strictly,
     plain_config,
 )
-from vq_prior.core.config import from_json, pretty_json, read_json, to_json
+from vq_prior.core.disk.records import keep_record
+from vq_prior.core.disk.tensors import check_header, write_tensors
 from vq_prior.core.errors import ArtifactError, UsageError
+from vq_prior.core.hub.repository import local, push_component
 from vq_prior.core.identity import content_id
-from vq_prior.core.records import keep_record
-from vq_prior.core.repository import local, push_component
-from vq_prior.core.rows import map_rows_frozen, rows_per_call
-from vq_prior.core.runtime import full_state
+from vq_prior.core.processes.fixed_calls import map_rows_frozen, rows_per_call
+from vq_prior.core.processes.runtime import full_state
 from vq_prior.core.spec import CodeSpec, LevelSpec, check_codes, check_images
-from vq_prior.core.tensors import check_header, write_tensors
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 MAX_TENSOR_ELEMENTS = 2**28
@@ -228,7 +228,7 @@ class VQVAE(PreTrainedModel):
         license_id: str | None = None,
         token: str | bool | None = None,
     ) -> str:
-        """Send the codec alone to the Hub as one commit and return where it can be seen; see `vq_prior.share.push`."""
+        """Send the codec alone to the Hub as one commit and return its address; see `vq_prior.model.share.push`."""
         with TemporaryDirectory(prefix="vq-prior-") as temporary:
             folder = Path(temporary) / "vqvae"
             self.save_pretrained(folder)

@@ -18,26 +18,26 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from stage1_vqvae.codecs import AnyCodec, open_codec
+from stage1_vqvae.data.sources import ImageData, open_data_of
 from stage1_vqvae.evaluate import ROWS_AT_ONCE, evaluate_codec, transform_of
 from stage1_vqvae.losses import reconstruction_terms, weighted_sum
+from stage1_vqvae.modalities.pictures.pixels import PixelRows, load_pixels
 from stage1_vqvae.model import VQVAE, VQVAEConfig, save_codec
-from stage1_vqvae.pixels import PixelRows, load_pixels
 from stage1_vqvae.quantizers import QUANTIZERS
 from stage1_vqvae.quantizers.codebook import CodebookQuantizer
 from stage1_vqvae.quantizers.lookup import kmeans, nearest_codes
 from stage1_vqvae.resize_settings import ResizeCodebook, check_resize
 from stage1_vqvae.settings import LossSettings
-from stage1_vqvae.sources import ImageData, open_data_of
-from vq_prior.core.artifacts import new_folder, require_replaceable
-from vq_prior.core.components import WEIGHTS
+from vq_prior.core.disk.artifacts import new_folder, require_replaceable
+from vq_prior.core.disk.components import WEIGHTS
+from vq_prior.core.disk.records import TrainingRecord, command_line, public_name, read_record, write_record
 from vq_prior.core.errors import NumericError, UsageError
 from vq_prior.core.media import to_unit_range
-from vq_prior.core.optim import adamw, lr_at, set_learning_rate
-from vq_prior.core.randomness import batch_rows, keyed_generator
-from vq_prior.core.records import TrainingRecord, command_line, public_name, read_record, write_record
-from vq_prior.core.runs import require_free_space
-from vq_prior.core.runtime import start_runtime
+from vq_prior.core.processes.runtime import start_runtime
 from vq_prior.core.spec import CodeSpec
+from vq_prior.core.training.optim import adamw, lr_at, set_learning_rate
+from vq_prior.core.training.randomness import batch_rows, keyed_generator
+from vq_prior.core.training.runs import require_free_space
 
 MAX_IMAGES, MAX_VECTORS = 10_000, 2**20  # that many tell where latents lie, and fit in memory
 ITERATIONS = 30  # of k-means; 100 gave at most 0.1 dB more on the digits (docs/log.md)

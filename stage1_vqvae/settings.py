@@ -14,7 +14,7 @@ import tyro
 
 from stage1_vqvae.quantizer_settings import QuantizerSettings, check_quantizer, fixed_code_dim
 from vq_prior.core.errors import UsageError
-from vq_prior.core.tracking import TrackerName, require_tracker
+from vq_prior.core.training.tracking import TrackerName, require_tracker
 
 MAX_SIDE = 4096
 FEW_IMAGES = 5000

@@ -13,28 +13,43 @@ from PIL import Image
 from torch import Tensor, nn
 
 from stage1_vqvae.collapse import COLLAPSED, remedy, watch
+from stage1_vqvae.data.sources import ImageData, open_data_of
 from stage1_vqvae.evaluate import comparison_grid, evaluate_codec, reconstruct_pixels, summary
-from stage1_vqvae.graphs import trained_module
+from stage1_vqvae.fast.graphs import trained_module
 from stage1_vqvae.losses import reconstruction_terms, weighted_sum
+from stage1_vqvae.modalities.pictures.pixels import PixelRows, Transform, load_pixels, shifted_and_mirrored
 from stage1_vqvae.model import VQVAE, Architecture, VQVAEConfig, save_codec
-from stage1_vqvae.pixels import PixelRows, Transform, load_pixels, shifted_and_mirrored
 from stage1_vqvae.quantizers import QUANTIZERS
 from stage1_vqvae.settings import TINY, TrainVQVAE, check, parse_size, resolve
-from stage1_vqvae.sources import ImageData, open_data_of
-from vq_prior.core.artifacts import new_folder, remove, verify_manifest
-from vq_prior.core.averaging import WeightAverage
-from vq_prior.core.checkpoints import Checkpoint, latest_checkpoint, save_checkpoint
-from vq_prior.core.components import WEIGHTS
 from vq_prior.core.config import to_json
-from vq_prior.core.control import signal_control
+from vq_prior.core.disk.artifacts import new_folder, remove, verify_manifest
+from vq_prior.core.disk.checkpoints import Checkpoint, latest_checkpoint, save_checkpoint
+from vq_prior.core.disk.components import WEIGHTS
+from vq_prior.core.disk.locks import releasing
+from vq_prior.core.disk.records import TrainingRecord, command_line, public_name, write_record
+from vq_prior.core.disk.tensors import read_tensors
 from vq_prior.core.errors import ArtifactError, Stopped, UsageError
-from vq_prior.core.gradients import StepSums
-from vq_prior.core.locks import releasing
 from vq_prior.core.media import to_unit_range
-from vq_prior.core.optim import adamw_and_muon, load_optimizer_tensors, lr_at, optimizer_tensors, set_learning_rate
-from vq_prior.core.randomness import batch_rows, keyed_generator
-from vq_prior.core.records import TrainingRecord, command_line, public_name, write_record
-from vq_prior.core.runs import (
+from vq_prior.core.processes.control import signal_control
+from vq_prior.core.processes.gradients import StepSums
+from vq_prior.core.processes.runtime import (
+    Runtime,
+    full_state,
+    gather_rows,
+    has_native_bf16,
+    require_same_everywhere,
+    start_runtime,
+)
+from vq_prior.core.training.averaging import WeightAverage
+from vq_prior.core.training.optim import (
+    adamw_and_muon,
+    load_optimizer_tensors,
+    lr_at,
+    optimizer_tensors,
+    set_learning_rate,
+)
+from vq_prior.core.training.randomness import batch_rows, keyed_generator
+from vq_prior.core.training.runs import (
     RunLog,
     check_continues,
     open_run,
@@ -43,16 +58,7 @@ from vq_prior.core.runs import (
     require_free_space,
     run_config,
 )
-from vq_prior.core.runtime import (
-    Runtime,
-    full_state,
-    gather_rows,
-    has_native_bf16,
-    require_same_everywhere,
-    start_runtime,
-)
-from vq_prior.core.tensors import read_tensors
-from vq_prior.core.windows import Window
+from vq_prior.core.training.windows import Window
 
 START_VECTORS_PER_CODE = 64
 NUM_PICTURES = 32

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stage2_prior.forward import pack, rotate
-from vq_prior.core.products import Product
+from vq_prior.core.fast.products import Product
 
 PLACES = 64  # positions of a block of keys
 

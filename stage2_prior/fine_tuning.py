@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from stage2_prior.layout import SequenceLayout
 from stage2_prior.prior import CausalPrior, load_prior, model_of
 from stage2_prior.settings import PriorModel, TrainPrior, given
-from vq_prior.core.components import find_component
 from vq_prior.core.config import to_json
+from vq_prior.core.disk.components import find_component
 from vq_prior.core.errors import EnvironmentFault, UsageError
 from vq_prior.core.identity import content_id
-from vq_prior.core.randomness import keyed_generator
-from vq_prior.core.runtime import full_state
+from vq_prior.core.processes.runtime import full_state
+from vq_prior.core.training.randomness import keyed_generator
 
 ADAPTED = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 ADAPTER = "default"

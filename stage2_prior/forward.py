@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vq_prior.core.products import linear
+from vq_prior.core.fast.products import linear
 
 
 @dataclass(frozen=True)

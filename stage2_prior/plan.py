@@ -6,7 +6,7 @@ from stage2_prior.fine_tuning import architecture_of
 from stage2_prior.run import Training
 from stage2_prior.settings import PriorModel, given
 from vq_prior.core.config import to_json
-from vq_prior.core.runs import flatten
+from vq_prior.core.training.runs import flatten
 
 
 def block_bytes(model: PriorModel, precision: str | None) -> int:

@@ -18,15 +18,21 @@ from stage2_prior.decoder import Decoder
 from stage2_prior.forward import Packed, logits, pack
 from stage2_prior.layout import SequenceLayout
 from stage2_prior.settings import PriorModel
-from vq_prior.core.artifacts import new_folder, require_replaceable, write_atomic
-from vq_prior.core.components import WEIGHTS, check_sealed, check_transformers_config, find_component, load_strictly
 from vq_prior.core.config import from_json, pretty_json, read_json
+from vq_prior.core.disk.artifacts import new_folder, require_replaceable, write_atomic
+from vq_prior.core.disk.components import (
+    WEIGHTS,
+    check_sealed,
+    check_transformers_config,
+    find_component,
+    load_strictly,
+)
+from vq_prior.core.disk.records import keep_record
+from vq_prior.core.disk.tensors import check_header, read_header, write_tensors
 from vq_prior.core.errors import ArtifactError
-from vq_prior.core.records import keep_record
-from vq_prior.core.repository import local, push_component
-from vq_prior.core.runtime import Precision, full_state
+from vq_prior.core.hub.repository import local, push_component
+from vq_prior.core.processes.runtime import Precision, full_state
 from vq_prior.core.spec import CodeSpec
-from vq_prior.core.tensors import check_header, read_header, write_tensors
 
 PRIOR_CONFIG = "prior_config.json"
 MAX_LAYERS = 1024
@@ -167,7 +173,7 @@ class CausalPrior:
         license_id: str | None = None,
         token: str | bool | None = None,
     ) -> str:
-        """Send the prior alone to the Hub as one commit and return where it can be seen; see `vq_prior.share.push`."""
+        """Send the prior alone to the Hub as one commit and return its address; see `vq_prior.model.share.push`."""
         with TemporaryDirectory(prefix="vq-prior-") as temporary:
             folder = Path(temporary) / "prior"
             self.save_pretrained(folder)

@@ -13,16 +13,16 @@ from stage2_prior.forward import SequenceModel
 from stage2_prior.prior import PRIOR_CONFIG, CausalPrior, build_prior, read_prior_config
 from stage2_prior.sequences import Sequences, used_codes
 from stage2_prior.settings import TrainPrior, given
-from vq_prior.core.averaging import WeightAverage
-from vq_prior.core.checkpoints import Checkpoint, latest_checkpoint, save_checkpoint
-from vq_prior.core.code_store import CodeStore
 from vq_prior.core.config import from_json
+from vq_prior.core.disk.checkpoints import Checkpoint, latest_checkpoint, save_checkpoint
+from vq_prior.core.disk.code_store import CodeStore
 from vq_prior.core.errors import ArtifactError
-from vq_prior.core.optim import adamw_and_muon, load_optimizer_tensors, optimizer_tensors
-from vq_prior.core.runtime import Runtime, full_state
-from vq_prior.core.sharding import gathered, like, shard
+from vq_prior.core.processes.runtime import Runtime, full_state
+from vq_prior.core.processes.sharding import gathered, like, shard
 from vq_prior.core.spec import Codec
-from vq_prior.core.windows import Window
+from vq_prior.core.training.averaging import WeightAverage
+from vq_prior.core.training.optim import adamw_and_muon, load_optimizer_tensors, optimizer_tensors
+from vq_prior.core.training.windows import Window
 
 
 @dataclass

@@ -16,8 +16,8 @@ from stage2_prior.decoder import PLACES, Cache, Decoder
 from stage2_prior.layout import SequenceLayout
 from stage2_prior.prior import Prior
 from vq_prior.core.errors import NumericError, UsageError
-from vq_prior.core.randomness import MAX_SEED, sample_uniforms
-from vq_prior.core.runtime import Precision
+from vq_prior.core.processes.runtime import Precision
+from vq_prior.core.training.randomness import MAX_SEED, sample_uniforms
 
 PRECISIONS = ("fp32", "bf16")
 SMALLEST_TEMPERATURE = 1e-30  # what is smaller takes the likeliest all the same; float32 holds 1e-38

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stage2_prior.layout import SequenceLayout
-from vq_prior.core.code_store import CodeStore, shard_ranges
-from vq_prior.core.randomness import keyed_generator
+from vq_prior.core.disk.code_store import CodeStore, shard_ranges
+from vq_prior.core.training.randomness import keyed_generator
 
 COMPACT_BELOW = 0.9
 

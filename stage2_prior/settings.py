@@ -9,7 +9,7 @@ from typing import Annotated, Literal, TypeVar
 import tyro
 
 from vq_prior.core.errors import UsageError
-from vq_prior.core.tracking import TrackerName, require_tracker
+from vq_prior.core.training.tracking import TrackerName, require_tracker
 
 T = TypeVar("T")
 

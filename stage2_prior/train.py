@@ -23,19 +23,17 @@ from stage2_prior.run import Progress, Training, prepare, resume, save, written_
 from stage2_prior.sampling import sample_tokens
 from stage2_prior.sequences import Sequences, drop_labels, drop_tokens
 from stage2_prior.settings import TINY_ROWS, CodeFacts, TrainPrior, check, given, resolve
-from vq_prior.core.artifacts import new_folder, remove
-from vq_prior.core.code_store import CodeStore
-from vq_prior.core.control import signal_control
+from vq_prior.core.disk.artifacts import new_folder, remove
+from vq_prior.core.disk.code_store import CodeStore
+from vq_prior.core.disk.locks import releasing
+from vq_prior.core.disk.records import TrainingRecord, command_line, write_record
 from vq_prior.core.errors import ArtifactError, NumericError, Stopped, UsageError
-from vq_prior.core.gradients import StepSums
 from vq_prior.core.identity import require_same_codec
-from vq_prior.core.locks import releasing
 from vq_prior.core.media import picture_grid, to_pixels
-from vq_prior.core.optim import lr_at, set_learning_rate
-from vq_prior.core.randomness import batch_rows
-from vq_prior.core.records import TrainingRecord, command_line, write_record
-from vq_prior.core.runs import RunLog, open_run, require_finite, require_free_space, run_config
-from vq_prior.core.runtime import (
+from vq_prior.core.processes.control import signal_control
+from vq_prior.core.processes.gradients import StepSums
+from vq_prior.core.processes.ordered_sums import TreeSum
+from vq_prior.core.processes.runtime import (
     Runtime,
     cut,
     has_native_bf16,
@@ -44,9 +42,11 @@ from vq_prior.core.runtime import (
     sum_over_processes,
     unwrap,
 )
-from vq_prior.core.sharding import gathered, is_sharded, whole
-from vq_prior.core.shards import TreeSum
+from vq_prior.core.processes.sharding import gathered, is_sharded, whole
 from vq_prior.core.spec import Codec
+from vq_prior.core.training.optim import lr_at, set_learning_rate
+from vq_prior.core.training.randomness import batch_rows
+from vq_prior.core.training.runs import RunLog, open_run, require_finite, require_free_space, run_config
 
 EVAL_ROWS_PER_CALL = 128
 NUM_PICTURES = 40

@@ -28,7 +28,7 @@ from typing import Any
 REPOSITORY = Path(__file__).resolve().parents[1]
 READ_WHILE_IMPORTED = ("HF_", "HUGGING", "TRANSFORMERS_", "DATASETS_", "OMP_", "MKL_", "TORCH_LOGS")
 WHAT_TAKES_SECONDS = ("accelerate.commands.launch", "datasets", "peft", "sklearn.datasets", "stage1_vqvae.train")
-WHAT_TAKES_SECONDS += ("stage2_prior.train", "vq_prior.commands", "vq_prior.pipeline", "vq_prior.share")
+WHAT_TAKES_SECONDS += ("stage2_prior.train", "vq_prior.cli.commands", "vq_prior.model.pipeline", "vq_prior.model.share")
 MAX_REQUEST_BYTES = 100_000
 
 

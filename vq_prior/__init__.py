@@ -7,15 +7,15 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from stage1_vqvae.model import VQVAE
     from stage2_prior.prior import CausalPrior
-    from vq_prior.core.code_store import CodeStore
+    from vq_prior.core.disk.code_store import CodeStore
     from vq_prior.core.spec import Codec, CodeSpec, LevelSpec
-    from vq_prior.pipeline import VQPriorPipeline
+    from vq_prior.model.pipeline import VQPriorPipeline
 
 _HOMES = {
-    "VQPriorPipeline": "vq_prior.pipeline",
+    "VQPriorPipeline": "vq_prior.model.pipeline",
     "VQVAE": "stage1_vqvae.model",
     "CausalPrior": "stage2_prior.prior",
-    "CodeStore": "vq_prior.core.code_store",
+    "CodeStore": "vq_prior.core.disk.code_store",
     "Codec": "vq_prior.core.spec",
     "CodeSpec": "vq_prior.core.spec",
     "LevelSpec": "vq_prior.core.spec",

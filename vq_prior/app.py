@@ -17,14 +17,14 @@ from torch import Tensor
 
 from stage1_vqvae.evaluate import transform_of
 from vq_prior.core import metrics
-from vq_prior.core.components import label_index
+from vq_prior.core.disk.components import label_index
 from vq_prior.core.errors import EnvironmentFault, UsageError, VQPriorError
 from vq_prior.core.media import to_picture, to_pixels
-from vq_prior.doctor import doctor
-from vq_prior.given_images import images_of
-from vq_prior.inputs import settle
-from vq_prior.pipeline import VQPriorPipeline
-from vq_prior.report import middles
+from vq_prior.judge.doctor import doctor
+from vq_prior.judge.report import middles
+from vq_prior.model.given_images import images_of
+from vq_prior.model.inputs import settle
+from vq_prior.model.pipeline import VQPriorPipeline
 from vq_prior.settings import App, Doctor
 
 MOST_IMAGES, MOST_CODES, AT_ONCE = 64, 512, 8

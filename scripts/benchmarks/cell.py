@@ -79,8 +79,8 @@ def run_cell(name: str, codec: Any, arguments: argparse.Namespace) -> None:
     from stage1_vqvae.train import train_vqvae
     from stage2_prior.settings import PriorModel, TrainPrior
     from stage2_prior.train import train_prior
-    from vq_prior.core.artifacts import write_atomic
     from vq_prior.core.config import pretty_json, to_json
+    from vq_prior.core.disk.artifacts import write_atomic
 
     (seed,), steps = arguments.seeds, arguments.steps or codec.steps
     data = write_split(arguments.data, arguments.out, *arguments.num_rows)
@@ -128,7 +128,7 @@ def _measured(run: Path) -> dict[str, Any]:
     import numpy as np
     import torch
 
-    from vq_prior.core.code_store import CodeStore
+    from vq_prior.core.disk.code_store import CodeStore
     from vq_prior.core.metrics import perplexity, usage
 
     codec, prior = (json.loads((run / part / "training.json").read_text())["measured"] for part in ("vqvae", "prior"))

@@ -40,7 +40,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 @contextlib.contextmanager
 def decoder(*, fast: bool) -> Iterator[None]:
     """Decode with or without the extra `fast-jpeg`."""
-    from stage1_vqvae import jpeg
+    from stage1_vqvae.modalities.pictures import jpeg
 
     found = jpeg.simplejpeg
     jpeg.simplejpeg = found if fast else None
@@ -55,7 +55,7 @@ def write_codec(folder: Path) -> Any:
     from stage1_vqvae.model import load_codec
     from stage1_vqvae.settings import DataFacts, resolve
     from stage1_vqvae.train import new_codec
-    from vq_prior.recipes import find_recipe
+    from vq_prior.cli.recipes import find_recipe
 
     facts = DataFacts(num_train=50_000, common_size=(32, 32), short_side=32, all_grey=False)
     recipe = replace(find_recipe("train-vqvae", "cifar10-sonnet"), data="cifar10", out=folder)
@@ -71,10 +71,10 @@ class Dumps:
         import torch
         from baselines import OneHotEMA
 
+        from stage1_vqvae.data.sources import open_data
         from stage1_vqvae.evaluate import transform_of
-        from stage1_vqvae.pixels import load_pixels
+        from stage1_vqvae.modalities.pictures.pixels import load_pixels
         from stage1_vqvae.settings import ExtractCodes
-        from stage1_vqvae.sources import open_data
         from vq_prior.core.media import to_unit_range
 
         rows = pq.read_table(table).slice(0, num_images)
@@ -115,7 +115,7 @@ class Dumps:
     def shards(self, *, fast: bool) -> None:
         """Write the shards of a store."""
         from stage1_vqvae import extract
-        from vq_prior.core.runtime import start_runtime
+        from vq_prior.core.processes.runtime import start_runtime
 
         store = self.folder / "store"
         rmtree(store, ignore_errors=True)
@@ -147,8 +147,8 @@ def run(arguments: argparse.Namespace) -> None:
     require(lmdb="lmdb")
     if device_of(arguments).type == "cpu":
         os.environ["ACCELERATE_USE_CPU"] = "1"
-    from stage1_vqvae import jpeg
-    from vq_prior.core.rows import rows_per_call
+    from stage1_vqvae.modalities.pictures import jpeg
+    from vq_prior.core.processes.fixed_calls import rows_per_call
 
     if not arguments.data.is_file():
         raise SystemExit(f"error: {arguments.data} does not exist; name a parquet file of 32x32 JPEGs with --data")

@@ -19,8 +19,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Run the seeds that are missing and print their mean."""
+    from vq_prior.cli.recipes import find_recipe
     from vq_prior.core.errors import UsageError
-    from vq_prior.recipes import find_recipe
 
     try:
         recipe = find_recipe("train-vqvae", arguments.recipe)

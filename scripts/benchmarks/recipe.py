@@ -92,8 +92,8 @@ def our_recipe(settings: Any, arguments: argparse.Namespace) -> dict[str, float]
     from stage2_prior.run import prepare
     from stage2_prior.settings import CodeFacts, resolve
     from stage2_prior.train import at_default_precision, held_out_loss, update
-    from vq_prior.core.code_store import CodeStore
-    from vq_prior.core.runtime import start_runtime
+    from vq_prior.core.disk.code_store import CodeStore
+    from vq_prior.core.processes.runtime import start_runtime
 
     train, held_out = (CodeStore.open(settings.codes, split) for split in ("train", "validation"))
     level = train.spec.levels[0]
@@ -126,7 +126,7 @@ def run(arguments: argparse.Namespace) -> None:
     from stage2_prior.layout import SequenceLayout
     from stage2_prior.sequences import Sequences
     from stage2_prior.settings import PriorModel, TrainPrior
-    from vq_prior.core.code_store import CodeStore
+    from vq_prior.core.disk.code_store import CodeStore
 
     stores = [CodeStore.open(arguments.codes, split) for split in ("train", "validation")]
     layout = SequenceLayout.from_spec(stores[0].spec, len(stores[0].index.label_names))

@@ -27,7 +27,15 @@ def write_noise(folder: Path, num_tokens: int, num_rows: int = 1024) -> Path:
     """Write a store of random codes, 64 of its rows held out, and return its folder."""
     import numpy as np
 
-    from vq_prior.core.code_store import CodeIndex, Shard, Source, shard_bytes, shard_file, store_columns, write_index
+    from vq_prior.core.disk.code_store import (
+        CodeIndex,
+        Shard,
+        Source,
+        shard_bytes,
+        shard_file,
+        store_columns,
+        write_index,
+    )
 
     here, generator = spec(num_tokens), np.random.default_rng(0)
     columns, shards = store_columns(here, labelled=True), []

@@ -174,7 +174,7 @@ def precision_effect(prior_folder: Path, store: Path, num_rows: int = 512) -> di
 
     from stage2_prior.prior import load_prior, shifted
     from stage2_prior.sequences import Sequences
-    from vq_prior.core.code_store import CodeStore
+    from vq_prior.core.disk.code_store import CodeStore
 
     prior = load_prior(prior_folder)
     layout = prior.layout

@@ -15,9 +15,9 @@ import time
 import numpy as np
 from sklearn.svm import SVC
 
+from stage1_vqvae.data.sources import open_data
 from stage1_vqvae.evaluate import reconstruct_pixels, transform_of
-from stage1_vqvae.pixels import load_pixels
-from stage1_vqvae.sources import open_data
+from stage1_vqvae.modalities.pictures.pixels import load_pixels
 from vq_prior import VQPriorPipeline
 
 MAX_FITTED = 6000

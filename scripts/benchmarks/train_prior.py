@@ -36,8 +36,8 @@ def our_training(store: Path, out: Path, precision: Any, *, tokens: int, argumen
     from stage2_prior.run import prepare
     from stage2_prior.settings import CodeFacts, TrainPrior, resolve
     from stage2_prior.train import at_default_precision
-    from vq_prior.core.code_store import CodeStore
-    from vq_prior.core.runtime import start_runtime
+    from vq_prior.core.disk.code_store import CodeStore
+    from vq_prior.core.processes.runtime import start_runtime
 
     train, held_out = CodeStore.open(store, "train"), CodeStore.open(store, "validation")
     settings = TrainPrior(

@@ -38,7 +38,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def notebook_settings(batch_size: int, device_type: str) -> Any:
     """Return resolved settings of `train-vqvae` for the notebook's network, with AdamW."""
     from stage1_vqvae.settings import DataFacts, resolve
-    from vq_prior.recipes import find_recipe
+    from vq_prior.cli.recipes import find_recipe
 
     recipe = replace(find_recipe("train-vqvae", "cifar10-sonnet"), data="noise", out=Path("nowhere"))
     recipe = replace(recipe, batch_size=batch_size, optimizer="adamw")
@@ -49,7 +49,7 @@ def default_settings(side: int, device_type: str) -> Any:
     """Return the settings that `train-vqvae` chooses for many colour pictures of this side."""
     from stage1_vqvae.settings import DataFacts, TrainVQVAE, resolve
     from stage1_vqvae.train import fitted_to_machine
-    from vq_prior.core.runtime import start_runtime
+    from vq_prior.core.processes.runtime import start_runtime
 
     given = TrainVQVAE(data="noise", out=Path("nowhere"), image_size=str(side))
     settings = resolve(given, DataFacts(50_000, (side, side), side, False), device_type)
@@ -59,7 +59,7 @@ def default_settings(side: int, device_type: str) -> Any:
 def default_precision(settings: Any) -> str:
     """Return the precision that `train-vqvae` chooses on this machine."""
     from stage1_vqvae.train import fitted_to_machine
-    from vq_prior.core.runtime import start_runtime
+    from vq_prior.core.processes.runtime import start_runtime
 
     return fitted_to_machine(start_runtime(None), settings)[1].precision
 
@@ -70,11 +70,11 @@ class OurTraining:
     def __init__(self, settings: Any, precision: Any, pixels: "Noise") -> None:
         import torch
 
-        from stage1_vqvae.graphs import trained_module
+        from stage1_vqvae.fast.graphs import trained_module
         from stage1_vqvae.train import _optimizers, _pixels, _start_codebook, new_codec
-        from vq_prior.core.averaging import WeightAverage
-        from vq_prior.core.runtime import start_runtime
-        from vq_prior.core.windows import Window
+        from vq_prior.core.processes.runtime import start_runtime
+        from vq_prior.core.training.averaging import WeightAverage
+        from vq_prior.core.training.windows import Window
 
         s = self.settings = replace(settings, precision=precision)
         if torch.cuda.is_initialized():
@@ -96,8 +96,8 @@ class OurTraining:
 
         from stage1_vqvae.train import _passes, _pixels
         from vq_prior.core.media import to_unit_range
-        from vq_prior.core.optim import lr_at, set_learning_rate
-        from vq_prior.core.randomness import keyed_generator
+        from vq_prior.core.training.optim import lr_at, set_learning_rate
+        from vq_prior.core.training.randomness import keyed_generator
 
         s = self.settings
         images = to_unit_range(torch.from_numpy(self.next_pixels).to(self.runtime.device))
@@ -201,7 +201,7 @@ def compared(arguments: argparse.Namespace, device: Any) -> tuple[list[dict[str,
     import torch
     from baselines import PlainTraining
 
-    from vq_prior.core.randomness import batch_rows
+    from vq_prior.core.training.randomness import batch_rows
 
     B, settings, noise = arguments.batch_size, notebook_settings(arguments.batch_size, device.type), Noise(32)
     plain, default = PlainTraining(device), default_precision(settings)

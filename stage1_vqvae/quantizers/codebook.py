@@ -16,8 +16,8 @@ from stage1_vqvae.quantizers.contract import Quantized, Quantizer
 from stage1_vqvae.quantizers.entropy import codebook_entropy
 from stage1_vqvae.quantizers.gradients import ESTIMATORS
 from stage1_vqvae.quantizers.lookup import drawn, kmeans, nearest_codes, sums_by_code
-from vq_prior.core.runtime import sum_over_processes, take_rows
-from vq_prior.core.shards import TreeSum
+from vq_prior.core.processes.ordered_sums import TreeSum
+from vq_prior.core.processes.runtime import sum_over_processes, take_rows
 
 
 class CodebookQuantizer(Quantizer):

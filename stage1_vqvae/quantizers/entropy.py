@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from vq_prior.core.runtime import sum_over_processes
+from vq_prior.core.processes.runtime import sum_over_processes
 
 ROWS_AT_ONCE = 1 << 20  # elements of one piece of the N x K table
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vq_prior.core.products import linear
+from vq_prior.core.fast.products import linear
 
 CHUNK_ELEMENTS = 1 << 19  # of the table of similarities that exists at a time, float32
 TABLE_ELEMENTS = 1 << 23  # the same elsewhere than on a CPU, where no kernel does without
@@ -59,7 +59,7 @@ def _kernel() -> Any:
     if not torch.cuda.is_available() or torch.version.hip or torch.cuda.get_device_capability() < (8, 0):
         return None
     try:
-        from stage1_vqvae.quantizers import lookup_triton
+        from stage1_vqvae.fast import lookup_triton
 
         tried = torch.eye(2, device="cuda")
         lookup_triton.nearest_codes(tried, 2 * tried, -tried.sum(1))

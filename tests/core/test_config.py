@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vq_prior.core.artifacts import write_manifest
-from vq_prior.core.code_store import CodeIndex
 from vq_prior.core.config import MAX_DEPTH, canonical_json, from_json, parse_json, pretty_json, read_json, to_json
+from vq_prior.core.disk.artifacts import write_manifest
+from vq_prior.core.disk.code_store import CodeIndex
 from vq_prior.core.errors import ArtifactError
-from vq_prior.core.runs import RunConfig
 from vq_prior.core.spec import CodeSpec
+from vq_prior.core.training.runs import RunConfig
 
 
 @dataclasses.dataclass(frozen=True)

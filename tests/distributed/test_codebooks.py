@@ -6,8 +6,8 @@ import torch
 
 from stage1_vqvae.quantizer_settings import QuantizerSettings
 from stage1_vqvae.quantizers import QUANTIZERS
-from vq_prior.core.randomness import keyed_generator
-from vq_prior.core.tensors import read_tensors
+from vq_prior.core.disk.tensors import read_tensors
+from vq_prior.core.training.randomness import keyed_generator
 
 STEPS, ROWS, GRID = 20, 24, 4
 # Half of the codes start where the first is, are never the lowest of equals, and die: revival must agree too.
@@ -47,8 +47,8 @@ import sys
 sys.path.insert(0, sys.argv[2])
 import test_codebooks
 from pathlib import Path
-from vq_prior.core.runtime import leave_runtime, start_runtime
-from vq_prior.core.tensors import write_tensors
+from vq_prior.core.processes.runtime import leave_runtime, start_runtime
+from vq_prior.core.disk.tensors import write_tensors
 runtime = start_runtime()
 mine = runtime.share(test_codebooks.ROWS)
 for name, settings in test_codebooks.SETTINGS.items():
@@ -84,7 +84,7 @@ import sys
 from pathlib import Path
 import torch
 from vq_prior.core.errors import NumericError
-from vq_prior.core.runtime import leave_runtime, require_same_everywhere, start_runtime
+from vq_prior.core.processes.runtime import leave_runtime, require_same_everywhere, start_runtime
 runtime = start_runtime()
 codebook = torch.linspace(0, 1, 64).reshape(16, 4)
 require_same_everywhere({"codebook": codebook}, "the codebook")

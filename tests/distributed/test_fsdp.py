@@ -7,7 +7,7 @@ import torch
 
 from stage2_prior.prior import load_prior
 from stage2_prior.settings import TrainPrior, check
-from vq_prior.core.checkpoints import latest_checkpoint
+from vq_prior.core.disk.checkpoints import latest_checkpoint
 from vq_prior.core.errors import UsageError
 
 SIZES = ["--model.num-layers", 2, "--model.hidden-size", 16, "--model.num-heads", 2]
@@ -77,9 +77,9 @@ import torch
 from stage2_prior.run import prepare
 from stage2_prior.settings import CodeFacts, PriorModel, TrainPrior, resolve
 from stage2_prior.train import held_out_loss, update
-from vq_prior.core.code_store import CodeStore
-from vq_prior.core.runtime import leave_runtime, start_runtime
-from vq_prior.core.sharding import whole
+from vq_prior.core.disk.code_store import CodeStore
+from vq_prior.core.processes.runtime import leave_runtime, start_runtime
+from vq_prior.core.processes.sharding import whole
 
 train, held_out = (CodeStore.open(Path(sys.argv[2]), split) for split in ("train", "validation"))
 runtime = start_runtime("fp32")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from processes import children_of, kill_all, ranks_of
 
-from vq_prior.core.watchdog import PATIENCE, PERIOD
+from vq_prior.core.processes.watchdog import PATIENCE, PERIOD
 
 WITHIN = 30
 FULL = os.environ.get("VQ_PRIOR_FAULTS") == "full"

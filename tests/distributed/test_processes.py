@@ -13,9 +13,9 @@ from classifiers import DIGITS, write_classifier
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from vq_prior import score
 from vq_prior.cli import main
 from vq_prior.core.media import save_png
+from vq_prior.draw import score
 
 IN_FULL = os.environ.get("VQ_PRIOR_FAULTS") == "full"
 
@@ -71,9 +71,9 @@ def test_the_code_store_is_the_same(dump_codes, codes_of_one, launcher):
 
 COMMANDS = """
 import json, sys
-from vq_prior import commands
+from vq_prior.cli import commands
 from vq_prior.cli import parse
-from vq_prior.core.runtime import leave_runtime
+from vq_prior.core.processes.runtime import leave_runtime
 for words in json.loads(sys.argv[2]):
     getattr(commands, words[0].replace("-", "_"))(parse([*words, "--num-processes", sys.argv[1]]).settings)
 leave_runtime(0)

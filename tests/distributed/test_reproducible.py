@@ -13,16 +13,16 @@ from stage1_vqvae.train import train_vqvae
 from stage2_prior.settings import PriorModel, TrainPrior
 from stage2_prior.train import train_prior
 from vq_prior.core.errors import UsageError
-from vq_prior.core.runtime import Runtime
-from vq_prior.core.shards import TreeSum
-from vq_prior.fingerprint import fingerprint
+from vq_prior.core.processes.ordered_sums import TreeSum
+from vq_prior.core.processes.runtime import Runtime
+from vq_prior.judge.fingerprint import fingerprint
 
 IN_SEVERAL_PROCESSES = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 import test_reproducible
-from vq_prior.core.runtime import leave_runtime
+from vq_prior.core.processes.runtime import leave_runtime
 test_reproducible.train_all(Path(sys.argv[1]), Path(sys.argv[3]), int(sys.argv[4]))
 leave_runtime(0)
 """

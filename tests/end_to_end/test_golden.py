@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vq_prior.fingerprint import fingerprint
+from vq_prior.judge.fingerprint import fingerprint
 
 GOLDEN = sorted(path for path in (Path(__file__).parents[1] / "golden").iterdir() if path.is_dir())
 

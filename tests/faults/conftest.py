@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from vq_prior.fingerprint import fingerprint
+from vq_prior.judge.fingerprint import fingerprint
 
 
 def _digests(folder: Path) -> list[str]:

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from vq_prior.cli import main
-from vq_prior.core.code_store import INDEX, CodeStore, shard_bytes, write_index
+from vq_prior.core.disk.code_store import INDEX, CodeStore, shard_bytes, write_index
 from vq_prior.core.identity import file_sha256
 
 STEPS = ["--steps", "2", "--batch-size", "8"]

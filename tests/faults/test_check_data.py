@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stage1_vqvae.sources import open_data
+from stage1_vqvae.data.sources import open_data
 from vq_prior.cli import main
 
 COUNT = 60

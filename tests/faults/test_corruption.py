@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from vq_prior.cli import main
-from vq_prior.core.checkpoints import latest_checkpoint, load_checkpoint
-from vq_prior.core.code_store import CodeStore
+from vq_prior.core.disk.checkpoints import latest_checkpoint, load_checkpoint
+from vq_prior.core.disk.code_store import CodeStore
 from vq_prior.core.errors import ArtifactError
-from vq_prior.pipeline import VQPriorPipeline
-from vq_prior.verify import verify
+from vq_prior.judge.verify import verify
+from vq_prior.model.pipeline import VQPriorPipeline
 
 
 def load_model(path: Path) -> None:

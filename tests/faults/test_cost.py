@@ -7,8 +7,8 @@ from statistics import median
 import pytest
 
 from vq_prior.cli import main
-from vq_prior.core import randomness
-from vq_prior.core.runs import RunLog
+from vq_prior.core.training import randomness
+from vq_prior.core.training.runs import RunLog
 
 ROUNDS = 8
 

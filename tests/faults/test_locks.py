@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from vq_prior.cli import main
+from vq_prior.core.disk.locks import claim, release_claims
 from vq_prior.core.errors import EnvironmentFault
-from vq_prior.core.locks import claim, release_claims
 
 
 def commands(run: Path, data: Path, out: Path) -> dict[str, tuple[list[str], Path]]:
@@ -67,7 +67,7 @@ def test_claims_of_one_process_do_not_stand_in_its_own_way(tmp_path):
     claim(tmp_path / "a")
     claim(tmp_path / "a")
     claim(tmp_path / "b")
-    code = "import sys; from pathlib import Path; from vq_prior.core.locks import claim, releasing\n"
+    code = "import sys; from pathlib import Path; from vq_prior.core.disk.locks import claim, releasing\n"
     code += f"releasing(claim)(Path({str(tmp_path / 'a')!r}))"
     refused = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert EnvironmentFault.__name__ in refused.stderr

@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 from malformed import bytes_changed, json_changed, odd_pictures, pictures, tensors_changed
 
-from stage1_vqvae.checking import check_pictures, read_checked
+from stage1_vqvae.data.checking import check_pictures, read_checked
 from vq_prior.cli import main
-from vq_prior.core.artifacts import MANIFEST, write_manifest
-from vq_prior.core.checkpoints import load_checkpoint
-from vq_prior.core.code_store import CodeStore, write_index
+from vq_prior.core.disk.artifacts import MANIFEST, write_manifest
+from vq_prior.core.disk.checkpoints import load_checkpoint
+from vq_prior.core.disk.code_store import CodeStore, write_index
 from vq_prior.core.errors import ArtifactError
-from vq_prior.core.runs import read_run_config
-from vq_prior.pipeline import VQPriorPipeline
+from vq_prior.core.training.runs import read_run_config
+from vq_prior.model.pipeline import VQPriorPipeline
 
 MAX_SECONDS, MAX_GROWTH_MB = 2.0, 200
 STATUS = Path("/proc/self/status")

@@ -8,10 +8,10 @@ import pytest
 import torch
 from trainings import train
 
-from vq_prior.core import runtime
+from vq_prior.core.disk.tensors import read_tensors
 from vq_prior.core.errors import NumericError
-from vq_prior.core.tensors import read_tensors
-from vq_prior.fingerprint import fingerprint
+from vq_prior.core.processes import runtime
+from vq_prior.judge.fingerprint import fingerprint
 
 STEP, EVERY = 7, 5
 WHERE = {"codec": ("loss", "gradient", "codebook"), "prior": ("loss", "gradient", "weight")}
@@ -21,7 +21,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 import test_not_finite
-from vq_prior.core.runtime import leave_runtime
+from vq_prior.core.processes.runtime import leave_runtime
 folder, codes = Path(sys.argv[1]), Path(sys.argv[3])
 test_not_finite.poison_all(folder, codes, float(sys.argv[4]))
 leave_runtime(0)

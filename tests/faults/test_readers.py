@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stage1_vqvae import pixels
+from stage1_vqvae.modalities.pictures import pixels
 from vq_prior.cli import main
 
 

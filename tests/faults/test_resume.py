@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 from trainings import train, train_in_goes
 
-from vq_prior.fingerprint import fingerprint
+from vq_prior.judge.fingerprint import fingerprint
 
 IN_TWO_PROCESSES = """
 import json, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 import test_resume
-from vq_prior.core.runtime import leave_runtime
+from vq_prior.core.processes.runtime import leave_runtime
 test_resume.cut_everywhere(sys.argv[4], Path(sys.argv[1]), Path(sys.argv[3]), *json.loads(sys.argv[5]))
 leave_runtime(0)
 """
@@ -21,7 +21,7 @@ leave_runtime(0)
 
 def cut_everywhere(stage: str, folder: Path, codes: Path, cuts: list[int], chain: list[int]) -> None:
     """Train whole, cut after each of some steps, and in a chain of goes; the fingerprints must not differ."""
-    from vq_prior.core.runtime import start_runtime
+    from vq_prior.core.processes.runtime import start_runtime
 
     def compare(name: str) -> None:
         runtime.barrier()
@@ -58,8 +58,8 @@ def test_a_training_cut_after_any_step_ends_in_the_same_bits(
 
 @pytest.mark.fault("F16")
 def test_what_a_step_sees_is_the_same_rows_however_many_processes_share_it(faults):
-    from vq_prior.core.randomness import batch_rows
-    from vq_prior.core.runtime import Runtime
+    from vq_prior.core.processes.runtime import Runtime
+    from vq_prior.core.training.randomness import batch_rows
 
     class Place:
         num_processes, process_index = 1, 0

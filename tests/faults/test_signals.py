@@ -13,8 +13,8 @@ import pytest
 from processes import ranks_of
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
+from vq_prior.cli.launch import _explain
 from vq_prior.core.errors import LOST
-from vq_prior.launch import _explain
 
 MAX_SECONDS = 60
 
@@ -259,7 +259,7 @@ def test_a_second_interruption_ends_it_at_once(processes, start, tmp_path, fault
 
 TURNED_INTO_ANOTHER_ERROR = """
 import signal, sys
-import vq_prior.commands
+import vq_prior.cli.commands
 from vq_prior.cli import main
 
 def verify(_settings):
@@ -268,7 +268,7 @@ def verify(_settings):
     except KeyboardInterrupt:
         raise ValueError("could not determine the shape") from None
 
-vq_prior.commands.verify = verify
+vq_prior.cli.commands.verify = verify
 sys.exit(main(["verify", "x"]))
 """
 
@@ -282,7 +282,8 @@ def test_an_interruption_that_a_library_turned_into_another_error_is_still_one(w
 TWO_SIGNALS = """
 import signal, sys
 from vq_prior import cli
-from vq_prior.core import errors, interruption
+from vq_prior.core import errors
+from vq_prior.core.processes import interruption
 
 words, first, lines = sys.argv[1:-1], int(sys.argv[-1]), 0
 FILES = cli.__file__, interruption.__file__, errors.__file__
@@ -331,7 +332,7 @@ def test_two_signals_at_any_line_of_the_command_line_are_one_line(warm, tmp_path
 
 STEP_OF_A_MINUTE = """
 import time
-from vq_prior.core.control import signal_control
+from vq_prior.core.processes.control import signal_control
 
 with signal_control():
     print("begun", flush=True)

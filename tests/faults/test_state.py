@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from vq_prior.cli import main
-from vq_prior.core.artifacts import MANIFEST, write_manifest
+from vq_prior.core.disk.artifacts import MANIFEST, write_manifest
+from vq_prior.core.disk.tensors import read_tensors, write_tensors
 from vq_prior.core.errors import ArtifactError
-from vq_prior.core.runs import FREE_SETTINGS, flatten
-from vq_prior.core.tensors import read_tensors, write_tensors
-from vq_prior.pipeline import VQPriorPipeline
+from vq_prior.core.training.runs import FREE_SETTINGS, flatten
+from vq_prior.model.pipeline import VQPriorPipeline
 
 STAGES = {"codec": "vqvae-training", "prior": "prior-training"}
 
@@ -61,7 +61,7 @@ def test_a_checkpoint_without_one_of_its_parts_is_refused(stage, begun, capsys, 
         (checkpoint / MANIFEST).unlink()
         write_manifest(checkpoint)  # as a program would leave it that forgot to save it
         if path.name == "state.json":  # then it is no checkpoint, and there is no other: the run would begin anew
-            from vq_prior.core.checkpoints import load_checkpoint
+            from vq_prior.core.disk.checkpoints import load_checkpoint
 
             with pytest.raises(ArtifactError):
                 load_checkpoint(checkpoint)

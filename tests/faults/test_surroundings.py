@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from vq_prior.cli import main
-from vq_prior.fingerprint import fingerprint
+from vq_prior.judge.fingerprint import fingerprint
 
 AROUND = {
     "time zone": {"TZ": "Pacific/Kiritimati"},

@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 from warm import Warm
 
-from vq_prior.core.checkpoints import latest_checkpoint
-from vq_prior.fingerprint import fingerprint
-from vq_prior.verify import verify
+from vq_prior.core.disk.checkpoints import latest_checkpoint
+from vq_prior.judge.fingerprint import fingerprint
+from vq_prior.judge.verify import verify
 
 CALLS = "write,pwrite64,ftruncate,fsync,fdatasync,rename,renameat,renameat2,mkdir,mkdirat,unlink,unlinkat,rmdir,chmod"
 WRITES = ("write", "pwrite64", "fsync", "fdatasync")
@@ -30,7 +30,7 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[5])
 from trainings import train
 from vq_prior.cli import main
-from vq_prior.core import checkpoints
+from vq_prior.core.disk import checkpoints
 import stage1_vqvae.train, stage2_prior.run
 stage, out, codes, gate = sys.argv[1], *map(Path, sys.argv[2:5])
 save = checkpoints.save_checkpoint
@@ -43,8 +43,8 @@ def waiting(folder, checkpoint, **how):
     return save(folder, checkpoint, **how)
 
 stage1_vqvae.train.save_checkpoint = stage2_prior.run.save_checkpoint = waiting
-import vq_prior.commands
-vq_prior.commands.verify = lambda _: train(stage, out, codes, steps=4, checkpoint_every=2)
+import vq_prior.cli.commands
+vq_prior.cli.commands.verify = lambda _: train(stage, out, codes, steps=4, checkpoint_every=2)
 sys.exit(main(["verify", str(out)]))
 """
 

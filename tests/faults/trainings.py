@@ -11,8 +11,8 @@ from stage1_vqvae.settings import ModelSettings, TrainVQVAE
 from stage1_vqvae.train import train_vqvae
 from stage2_prior.settings import PriorModel, TrainPrior
 from stage2_prior.train import train_prior
-from vq_prior.core import control
 from vq_prior.core.errors import Stopped
+from vq_prior.core.processes import control
 
 
 def train(stage: str, out: Path, codes: Path, **changes: Any) -> None:

@@ -161,9 +161,9 @@ def _serve() -> None:
     from huggingface_hub import constants
 
     from vq_prior.cli import main
-    from vq_prior.core import repository
     from vq_prior.core.errors import VQPriorError
-    from vq_prior.pipeline import VQPriorPipeline
+    from vq_prior.core.hub import repository
+    from vq_prior.model.pipeline import VQPriorPipeline
 
     torch.set_num_threads(1)
     clock, audit = _Clock(), _Audit()

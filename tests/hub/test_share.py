@@ -18,7 +18,7 @@ import pytest
 from hub.server import LoopbackHub, hub_environment, other_bytes
 from warm import Warm
 
-from vq_prior.core.records import read_record
+from vq_prior.core.disk.records import read_record
 
 REPO = "somebody/digits"
 SECRET = "hf_aSecretTokenOfSomebody"
@@ -276,7 +276,7 @@ train = loaded["train"].with_format("numpy")
 names = loaded["train"].features["label"].names
 print(json.dumps([len(train), len(loaded["validation"]), train[:5]["codes.0"].tolist(), names]))
 """
-    from vq_prior.core.code_store import CodeStore
+    from vq_prior.core.disk.code_store import CodeStore
 
     opened = run_python(code, env=anyone.environment)
     assert opened.returncode == 0, opened.stderr

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from stage1_vqvae import graphs
+from stage1_vqvae.fast import graphs
 from stage1_vqvae.model import VQVAE, load_codec
 from stage1_vqvae.quantizer_settings import QuantizerSettings
 from stage1_vqvae.quantizers import lookup

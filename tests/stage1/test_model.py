@@ -15,7 +15,7 @@ from stage1_vqvae.losses import reconstruction_terms, weighted_sum
 from stage1_vqvae.model import VQVAE, Architecture, VQVAEConfig, load_codec, save_codec
 from stage1_vqvae.quantizer_settings import QuantizerSettings
 from stage1_vqvae.settings import LossSettings
-from vq_prior.core.artifacts import new_folder
+from vq_prior.core.disk.artifacts import new_folder
 from vq_prior.core.errors import ArtifactError, UsageError
 
 TINY = Architecture(3, (12, 10), 4, 16, 8, 1, QuantizerSettings(num_codes=16, code_dim=4))

@@ -11,19 +11,19 @@ import pytest
 import torch
 
 from stage1_vqvae import resize
+from stage1_vqvae.data.sources import open_data
 from stage1_vqvae.evaluate import evaluate_codec
+from stage1_vqvae.modalities.pictures.pixels import Transform, load_pixels
 from stage1_vqvae.model import VQVAE, VQVAEConfig, load_codec
-from stage1_vqvae.pixels import Transform, load_pixels
 from stage1_vqvae.quantizer_settings import QuantizerSettings
 from stage1_vqvae.quantizers import QUANTIZERS, Quantizer
 from stage1_vqvae.resize import clustered, rates, resize_codebook, resized
 from stage1_vqvae.resize_settings import ResizeCodebook
-from stage1_vqvae.sources import open_data
 from vq_prior.cli import main
-from vq_prior.core.artifacts import new_folder
+from vq_prior.core.disk.artifacts import new_folder
 from vq_prior.core.errors import UsageError, VQPriorError
 from vq_prior.core.spec import CodeSpec, LevelSpec
-from vq_prior.verify import verify
+from vq_prior.judge.verify import verify
 
 
 @pytest.fixture

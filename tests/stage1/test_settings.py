@@ -142,7 +142,7 @@ def test_our_network_of_the_cifar10_protocol_takes_no_more_multiplications_than_
     from torch.utils.flop_counter import FlopCounterMode
 
     from stage1_vqvae.train import new_codec
-    from vq_prior.recipes import find_recipe
+    from vq_prior.cli.recipes import find_recipe
 
     costs = {}
     for name in ("cifar10-sonnet", "cifar10-residual"):
@@ -158,7 +158,7 @@ def test_codec_of_all_but_tiny_pictures_trains_in_bf16_and_by_muon_where_the_mac
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     from stage1_vqvae.train import train_vqvae
-    from vq_prior.core.runtime import has_native_bf16
+    from vq_prior.core.processes.runtime import has_native_bf16
 
     tiny = replace(GIVEN, dry_run=True, steps=1, batch_size=2, model=ModelSettings(width=8, num_residual_blocks=0))
     native, optimizer = ("bf16", "muon") if has_native_bf16("cpu") else ("fp32", "adamw")

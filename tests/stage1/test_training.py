@@ -14,17 +14,17 @@ import pytest
 import torch
 
 from stage1_vqvae import extract, train
-from stage1_vqvae.convolutions import ROWS
+from stage1_vqvae.data.sources import open_data
 from stage1_vqvae.evaluate import evaluate_codec
 from stage1_vqvae.extract import extract_codes
+from stage1_vqvae.fast.convolutions import ROWS
+from stage1_vqvae.modalities.pictures.pixels import Transform, load_pixels
 from stage1_vqvae.model import load_codec
-from stage1_vqvae.pixels import Transform, load_pixels
 from stage1_vqvae.quantizer_settings import QuantizerSettings
 from stage1_vqvae.settings import ExtractCodes, ModelSettings, Reconstruct, TrainVQVAE
-from stage1_vqvae.sources import open_data
 from stage1_vqvae.train import train_vqvae
-from vq_prior.core.artifacts import staging_path
-from vq_prior.core.code_store import CodeStore
+from vq_prior.core.disk.artifacts import staging_path
+from vq_prior.core.disk.code_store import CodeStore
 from vq_prior.core.errors import ArtifactError, NumericError, Stopped, UsageError
 
 STEPS = 12

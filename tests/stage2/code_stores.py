@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vq_prior.core.code_store import (
+from vq_prior.core.disk.code_store import (
     CodeIndex,
     Shard,
     Source,

@@ -12,7 +12,7 @@ import torch
 from stage2_prior.baselines import bits_per_dimension, measure_baselines
 from stage2_prior.layout import SequenceLayout
 from stage2_prior.sequences import Sequences, drop_labels, drop_tokens
-from vq_prior.core.code_store import CodeStore
+from vq_prior.core.disk.code_store import CodeStore
 from vq_prior.core.spec import CodeSpec, LevelSpec
 
 

@@ -17,7 +17,7 @@ from stage2_prior.fine_tuning import add_adapters, architecture_of, merged, prio
 from stage2_prior.prior import CausalPrior, build_prior, load_prior, save_prior, shifted, token_nats
 from stage2_prior.settings import CodeFacts, PriorModel, TrainPrior, check, resolve
 from stage2_prior.train import train_prior
-from vq_prior.core.checkpoints import load_checkpoint
+from vq_prior.core.disk.checkpoints import load_checkpoint
 from vq_prior.core.errors import ArtifactError, EnvironmentFault, UsageError
 from vq_prior.core.spec import CodeSpec, LevelSpec
 

@@ -13,7 +13,7 @@ from code_stores import CODEC_ID
 
 from stage2_prior.prior import CausalPrior, SamplingDefaults, load_prior, save_prior
 from stage2_prior.sampling import sample_tokens
-from vq_prior.core.artifacts import new_folder
+from vq_prior.core.disk.artifacts import new_folder
 from vq_prior.core.errors import ArtifactError
 from vq_prior.core.spec import CodeSpec, LevelSpec
 

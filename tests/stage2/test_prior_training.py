@@ -20,8 +20,8 @@ from stage2_prior.forward import Packed, pack
 from stage2_prior.prior import CausalPrior, SamplingDefaults, load_prior
 from stage2_prior.settings import CodeFacts, PriorModel, TrainPrior, check, resolve
 from stage2_prior.train import train_prior
-from vq_prior.core.checkpoints import load_checkpoint
-from vq_prior.core.code_store import CodeStore
+from vq_prior.core.disk.checkpoints import load_checkpoint
+from vq_prior.core.disk.code_store import CodeStore
 from vq_prior.core.errors import ArtifactError, NumericError, Stopped, UsageError
 from vq_prior.core.spec import CodeSpec, LevelSpec
 

@@ -14,8 +14,8 @@ from stage2_prior.layout import SequenceLayout
 from stage2_prior.prior import CausalPrior
 from stage2_prior.sampling import check_sampling, filtered_probabilities, inverse_cdf, sample_tokens
 from vq_prior.core.errors import NumericError, UsageError
-from vq_prior.core.randomness import sample_uniforms
 from vq_prior.core.spec import CodeSpec, LevelSpec
+from vq_prior.core.training.randomness import sample_uniforms
 
 
 def numpy_filter(

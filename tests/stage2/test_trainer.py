@@ -12,9 +12,9 @@ from stage2_prior import train
 from stage2_prior.prior import shifted
 from stage2_prior.run import prepare
 from stage2_prior.settings import CodeFacts, PriorModel, TrainPrior, resolve
-from vq_prior.core.code_store import CodeStore
-from vq_prior.core.randomness import batch_rows
-from vq_prior.core.runtime import start_runtime
+from vq_prior.core.disk.code_store import CodeStore
+from vq_prior.core.processes.runtime import start_runtime
+from vq_prior.core.training.randomness import batch_rows
 
 STEPS, BATCH = 30, 16
 

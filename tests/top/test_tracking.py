@@ -83,7 +83,7 @@ def test_trackio_holds_what_the_run_keeps(tmp_path: Path, child_environment: Cal
 def test_a_tracker_that_is_not_there_is_named_before_any_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("vq_prior.core.tracking.find_spec", lambda _: None)
+    monkeypatch.setattr("vq_prior.core.training.tracking.find_spec", lambda _: None)
     for command in (["train-vqvae", "--data", "digits"], ["train-prior", "--codes", "nowhere"]):
         assert main([*command, "--out", str(tmp_path / "out"), "--report-to", "wandb"]) == 2
         assert "pip install wandb" in capsys.readouterr().err

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from vq_prior.core.artifacts import write_atomic
+from vq_prior.core.disk.artifacts import write_atomic
 
 
 def to_unit_range(pixels: Tensor) -> Tensor:

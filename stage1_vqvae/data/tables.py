@@ -1,0 +1,319 @@
+"""Tables of images: parquet and arrow files, read by pyarrow, and Hub data sets, read by `datasets`."""
+
+import json
+import re
+import threading
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stage1_vqvae.data.rows import RawData, Split
+from stage1_vqvae.modalities.pictures.pixels import Encoded
+from vq_prior.core.errors import ArtifactError, EnvironmentFault, UsageError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+TABLE_SUFFIXES = (".parquet", ".arrow")
+MAX_HELD_BYTES = 4 << 30
+SPLIT_WORDS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing", "eval"),
+}
+
+
+class TableRows:
+    """The image column of tables, a block of rows (a parquet row group) read at a time and kept while it fits."""
+
+    def __init__(self, blocks: Sequence[tuple[str, int, Callable[[], Any]]]) -> None:
+        """Take blocks as (file name, number of rows, function that returns the column as an arrow array)."""
+        self._blocks = list(blocks)
+        self._first = [0]
+        for _, count, _ in self._blocks:
+            self._first.append(self._first[-1] + count)
+        self._held: OrderedDict[int, Any] = OrderedDict()
+        self._held_bytes = 0
+        self._lock = threading.Lock()
+        self._latest: tuple[int, Any] = (-1, None)  # the block last asked for: threads that read it wait for no lock
+
+    def __len__(self) -> int:
+        return self._first[-1]
+
+    def _block(self, number: int) -> Any:
+        latest, block = self._latest
+        if latest == number:
+            return block
+        with self._lock:
+            if number not in self._held:
+                column = _contents(self._blocks[number][2]())
+                self._held[number] = column
+                self._held_bytes += column.nbytes
+                while self._held_bytes > MAX_HELD_BYTES and len(self._held) > 1:
+                    self._held_bytes -= self._held.popitem(last=False)[1].nbytes
+            self._held.move_to_end(number)
+            block = self._held[number]
+        self._latest = (number, block)
+        return block
+
+    def encoded(self, row: int) -> Encoded:
+        """Return the picture file's bytes; raises `ArtifactError` if the row holds none."""
+        number = bisect_right(self._first, row) - 1
+        content = self._block(number)[row - self._first[number]].as_py()
+        if not isinstance(content, bytes):
+            raise ArtifactError(f"{self.name(row)} holds no picture bytes; store the pictures inside the table")
+        return content
+
+    def name(self, row: int) -> str:
+        """Return the file and the row in it."""
+        number = bisect_right(self._first, row) - 1
+        file = self._blocks[number][0]
+        first = next(self._first[n] for n, block in enumerate(self._blocks) if block[0] == file)
+        return f"{file} row {row - first}"
+
+
+def _contents(column: Any) -> Any:
+    """Return the files' bytes where a column holds them beside their paths, and any other column as it is."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    apart = pa.types.is_struct(column.type) and column.type.get_field_index("bytes") >= 0
+    return pc.struct_field(column, "bytes") if apart else column
+
+
+class _TableFile:
+    """One parquet or arrow file: its schema, and its columns block by block."""
+
+    def __init__(self, path: Path) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        self.path = path
+        try:
+            if path.suffix.lower() == ".parquet":
+                self._file = pq.ParquetFile(path, memory_map=True)
+                self.schema = self._file.schema_arrow
+                sizes = [self._file.metadata.row_group(n).num_rows for n in range(self._file.num_row_groups)]
+                self._read = self._read_row_group
+            else:
+                self._batches = _arrow_batches(path)
+                self.schema = self._batches[0].schema if self._batches else pa.schema([])
+                sizes = [len(batch) for batch in self._batches]
+                self._read = self._read_batch
+        except (pa.ArrowException, OSError) as error:
+            raise ArtifactError(f"{path} is not a readable table ({str(error)[:80]})") from error
+        self.sizes = sizes
+
+    def _read_row_group(self, number: int, column: str) -> Any:
+        table = self._file.read_row_group(number, columns=[column])
+        return table.column(column).combine_chunks()
+
+    def _read_batch(self, number: int, column: str) -> Any:
+        return self._batches[number].column(column)
+
+    def column(self, number: int, column: str) -> Any:
+        """Return one column of one block; raises `ArtifactError` if its bytes are damaged."""
+        import pyarrow as pa
+
+        try:
+            return self._read(number, column)
+        except (pa.ArrowException, OSError) as error:
+            raise ArtifactError(f"{self.path} is damaged in block {number} ({str(error)[:80]})") from error
+
+    def blocks(self, column: str) -> list[tuple[str, int, Callable[[], Any]]]:
+        """Return the blocks of a column for `TableRows`."""
+
+        def reader(number: int) -> Callable[[], Any]:
+            return lambda: self.column(number, column)
+
+        return [(str(self.path), size, reader(number)) for number, size in enumerate(self.sizes)]
+
+    def values(self, column: str) -> list[Any]:
+        """Return a whole column as Python values."""
+        return [value for number in range(len(self.sizes)) for value in self.column(number, column).to_pylist()]
+
+
+def _arrow_batches(path: Path) -> list["pa.RecordBatch"]:
+    """Return the record batches of an arrow file or stream, mapped into memory."""
+    import pyarrow as pa
+
+    source = pa.memory_map(str(path))
+    try:
+        reader = pa.ipc.open_file(source)
+        return [reader.get_batch(n) for n in range(reader.num_record_batches)]
+    except pa.ArrowInvalid:
+        source.seek(0)
+        return list(pa.ipc.open_stream(source))
+
+
+def open_table_files(paths: Sequence[Path], *, image_column: str | None, label_column: str | None) -> RawData:
+    """Return the rows of parquet or arrow files, grouped into splits by their names.
+
+    `train-00000.parquet`, `validation-...` and `test-...` (or folders so named) are the
+    splits; files that name none are training data.
+
+    Raises:
+        ArtifactError: If a file is damaged, or no column holds images.
+        UsageError: If a named column does not exist.
+    """
+    groups: dict[str, list[Path]] = {}
+    for path in sorted(paths):
+        groups.setdefault(_split_of(path), []).append(path)
+    notes = []
+    if len(paths) > 1 and "train" not in groups:
+        raise ArtifactError(f"{paths[0].parent} holds no training tables, only {', '.join(groups)}")
+    if len(paths) == 1:
+        groups = {"train": list(paths)}
+    untouched = groups.pop("test", [])
+    if untouched:
+        notes.append(f"left {len(untouched)} test table(s) untouched")
+    files = {split: [_TableFile(path) for path in members] for split, members in groups.items()}
+    first = files["train"][0]
+    features = _features(first.schema)
+    image = _image_column(first, features, image_column)
+    label = _label_column(first, label_column)
+    splits = {}
+    for split, members in files.items():
+        for file in members:
+            for column in filter(None, (image, label)):
+                if column not in file.schema.names:
+                    raise ArtifactError(f"{file.path} has no column {column!r}, unlike {first.path}")
+        blocks = [block for file in members for block in file.blocks(image)]
+        labels = [value for file in members for value in file.values(label)] if label else None
+        splits[split] = Split(TableRows(blocks), labels)
+    names = _class_names(features, label)
+    return RawData(splits["train"], splits.get("validation"), names, tuple(notes))
+
+
+def _split_of(path: Path) -> str:
+    """Return the split that a file's name, or the folder it lies in, begins with."""
+    for text in (path.name, path.parent.name):
+        word = re.split(r"[-_.\s]", text.lower(), maxsplit=1)[0]
+        for split, words in SPLIT_WORDS.items():
+            if word in words:
+                return split
+    return "train"
+
+
+def _features(schema: "pa.Schema") -> dict[str, Any]:
+    """Return the `datasets` features that a table's schema carries; empty without any."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+    except (KeyError, TypeError, ValueError):
+        return {}
+    return features if isinstance(features, dict) else {}
+
+
+def _image_column(file: _TableFile, features: dict[str, Any], wanted: str | None) -> str:
+    import pyarrow as pa
+
+    names = file.schema.names
+    if wanted is not None:
+        if wanted not in names:
+            raise UsageError(f"--image-column {wanted} is not in {file.path}, which has {', '.join(names)}")
+        return wanted
+
+    def holds_bytes(kind: Any) -> bool:
+        if pa.types.is_struct(kind):
+            return any(kind.field(n).name == "bytes" for n in range(kind.num_fields))
+        return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+    typed = [n for n in names if isinstance(features.get(n), dict) and features[n].get("_type") == "Image"]
+    binary = [name for name in names if holds_bytes(file.schema.field(name).type)]
+    preferred = [name for name in ("image", "img", "jpg", "png", "pixels") if name in binary]
+    for candidates in (typed, preferred, binary):
+        if candidates:
+            return candidates[0]
+    raise ArtifactError(f"{file.path} has no column of image files (its columns are {', '.join(names)})")
+
+
+def _label_column(file: _TableFile, wanted: str | None) -> str | None:
+    names = file.schema.names
+    if wanted is not None and wanted not in names:
+        raise UsageError(f"--label-column {wanted} is not in {file.path}, which has {', '.join(names)}")
+    return wanted or ("label" if "label" in names else None)
+
+
+def _class_names(features: dict[str, Any], label: str | None) -> tuple[str, ...] | None:
+    feature = features.get(label) if label else None
+    names = feature.get("names") if isinstance(feature, dict) else None
+    return tuple(map(str, names)) if isinstance(names, list) and names else None
+
+
+class HubRows:
+    """The image column of a `datasets.Dataset`, undecoded."""
+
+    def __init__(self, column: Any, source: str) -> None:
+        self._column, self._source = column, source
+
+    def __len__(self) -> int:
+        return len(self._column)
+
+    def encoded(self, row: int) -> Encoded:
+        """Return the picture file's bytes."""
+        value = self._column[row]
+        if value.get("bytes") is not None:
+            return value["bytes"]
+        try:
+            return Path(value["path"]).read_bytes()
+        except (OSError, TypeError) as error:
+            raise ArtifactError(f"{self.name(row)} cannot be read") from error
+
+    def name(self, row: int) -> str:
+        """Return the data set and the row."""
+        return f"{self._source} row {row}"
+
+
+def open_hub(data: str, *, image_column: str | None, label_column: str | None) -> RawData:
+    """Return the rows of a Hub data set `owner/name[@revision]`.
+
+    Raises:
+        ArtifactError: If there is none of that name, or it holds no images.
+        EnvironmentFault: If the Hub cannot be reached.
+    """
+    import datasets
+
+    name, _, revision = data.partition("@")
+    try:
+        loaded = datasets.load_dataset(name, revision=revision or None)
+    except (datasets.exceptions.DatasetNotFoundError, FileNotFoundError) as error:
+        raise ArtifactError(f"{data} does not exist, neither as a path nor on the Hub") from error
+    except OSError as error:
+        raise EnvironmentFault(f"{data} does not exist as a path, and the Hub did not answer for it") from error
+    except Exception as error:  # data set builders raise whatever they like
+        raise ArtifactError(f"{data} cannot be loaded from the Hub ({type(error).__name__})") from error
+    notes, splits = [], {}
+    names: tuple[str, ...] | None = None
+    for split, table in loaded.items():
+        kind = next((kind for kind, words in SPLIT_WORDS.items() if str(split) in words), None)
+        if kind in ("train", "validation"):
+            splits[kind], names = _hub_split(table, data, image_column, label_column)
+        else:
+            notes.append(f"left the {len(table)} images of split {split} untouched")
+    if "train" not in splits:
+        raise ArtifactError(f"{data} has no train split, only {', '.join(map(str, loaded))}")
+    return RawData(splits["train"], splits.get("validation"), names, tuple(notes))
+
+
+def _hub_split(
+    table: Any, data: str, image_column: str | None, label_column: str | None
+) -> tuple[Split, tuple[str, ...] | None]:
+    import datasets
+
+    columns = list(table.column_names)
+    for flag, wanted in (("--image-column", image_column), ("--label-column", label_column)):
+        if wanted is not None and wanted not in columns:
+            raise UsageError(f"{flag} {wanted} is not in {data}, which has {', '.join(columns)}")
+    typed = [name for name in columns if isinstance(table.features[name], datasets.Image)]
+    typed += [name for name in columns if isinstance(table.features[name], dict) and "bytes" in table.features[name]]
+    if image_column is None and not typed:
+        raise ArtifactError(f"{data} has no column of images (its columns are {', '.join(columns)})")
+    image = image_column or typed[0]
+    label = label_column or ("label" if "label" in columns else None)
+    undecoded = table.select_columns([image]).cast_column(image, datasets.Image(decode=False))
+    labels = list(table[label]) if label else None
+    feature = table.features[label] if label else None
+    names = tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else None
+    return Split(HubRows(undecoded[image], data), labels), names

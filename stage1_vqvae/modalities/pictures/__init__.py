@@ -1,0 +1,1 @@
+"""Pictures: grey or colour, brought to one size."""

@@ -1,0 +1,38 @@
+"""`vq-prior quickstart`: the whole road on scikit-learn's handwritten digits, in about two minutes."""
+
+import time
+
+import numpy as np
+
+from stage1_vqvae.settings import ExtractCodes, TrainVQVAE
+from stage2_prior.settings import TrainPrior
+from vq_prior.cli import commands
+from vq_prior.core.media import picture_grid, save_png
+from vq_prior.settings import Quickstart, Report
+
+IMAGES_OF_EACH = 10
+
+
+def quickstart(settings: Quickstart) -> None:
+    """Train both stages, join them into OUT/model, draw OUT/samples.png (ten of each digit), write OUT/report.html."""
+    from vq_prior.model.pipeline import VQPriorPipeline
+
+    out, seed, overwrite = settings.out, settings.seed, settings.overwrite
+    started = time.monotonic()
+    print("1/4  training the codec: images -> codes -> images", flush=True)
+    commands.train_vqvae(TrainVQVAE(data="digits", out=out, seed=seed, overwrite=overwrite))
+    print("2/4  writing the codes of every image", flush=True)
+    codec = str(out / "vqvae")
+    commands.extract_codes(ExtractCodes(codec=codec, data="digits", out=out / "codes", overwrite=overwrite))
+    print("3/4  training the prior over the codes", flush=True)
+    commands.train_prior(TrainPrior(codes=out / "codes", out=out, codec=codec, seed=seed, overwrite=overwrite))
+    print("4/4  drawing ten of each digit", flush=True)
+    pipeline = VQPriorPipeline.from_pretrained(out / "model")
+    rows = [
+        pipeline(IMAGES_OF_EACH, labels=digit, seed=seed, first_index=digit * IMAGES_OF_EACH, output_type="np").images
+        for digit in range(len(pipeline.index.label_names))
+    ]
+    save_png(out / "samples.png", picture_grid(np.concatenate(rows), columns=IMAGES_OF_EACH))
+    commands.report(Report(run=out))
+    print(f"done in {time.monotonic() - started:.0f} s: look at {out / 'samples.png'}, the model is {out / 'model'}")
+    print(f"next: vq-prior generate --model {out / 'model'} --labels seven --num-images 16 --out sevens")

@@ -1,0 +1,1 @@
+"""The Hugging Face Hub: its client, what our repositories hold, their cards."""

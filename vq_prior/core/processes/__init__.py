@@ -1,0 +1,1 @@
+"""The processes of a command: start, sums over them, signals, a watchdog."""

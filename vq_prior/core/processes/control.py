@@ -1,0 +1,74 @@
+"""What signals ask of a run, agreed by all processes at step boundaries."""
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+
+from vq_prior.core.processes.interruption import Interruption
+from vq_prior.core.processes.runtime import sum_over_processes
+
+
+class Asked(NamedTuple):
+    """What a run was asked for since the last step boundary.
+
+    Attributes:
+        stop: To save its state and end.
+        save: To save its state, whatever the interval; true where `stop` is.
+    """
+
+    stop: bool
+    save: bool
+
+
+class Control:
+    """What signals ask of this run; read at step boundaries with `agreed()`.
+
+    Attributes:
+        stop_signal: Name of the signal that asked it to stop.
+    """
+
+    def __init__(self) -> None:
+        self.stop_signal: str | None = None
+        self._save = False
+
+    def _on_stop(self, number: int, _frame: FrameType | None) -> None:
+        if self.stop_signal is not None and number == signal.SIGINT:
+            os._exit(75)
+        self.stop_signal = signal.Signals(number).name
+
+    def _on_save(self, _number: int, _frame: FrameType | None) -> None:
+        self._save = True
+
+    def agreed(self) -> Asked:
+        """Return what any process was asked for; every process gets the same answer. A save is asked for once."""
+        stop, save, self._save = self.stop_signal is not None, self._save, False
+        asked = torch.tensor([stop, save], dtype=torch.int32)
+        if dist.is_available() and dist.is_initialized() and dist.get_backend() == "nccl":
+            asked = asked.cuda()
+        stop, save = map(bool, sum_over_processes(asked).tolist())
+        return Asked(stop, save or stop)
+
+
+@contextmanager
+def signal_control() -> Iterator[Control]:
+    """Yield what SIGTERM, SIGUSR1 and Ctrl-C (stop) and SIGUSR2 (save now) ask; former handlers come back afterwards.
+
+    The handlers only set flags. A second Ctrl-C ends the process at once.
+    """
+    control = Control()
+    handlers = dict.fromkeys(("SIGTERM", "SIGUSR1", "SIGINT"), control._on_stop) | {"SIGUSR2": control._on_save}
+    known = {getattr(signal, name): handler for name, handler in handlers.items() if hasattr(signal, name)}
+    former = {number: signal.signal(number, handler) for number, handler in known.items()}
+    try:
+        yield control
+    finally:
+        for number, handler in former.items():
+            if control.stop_signal is not None and isinstance(handler, Interruption):
+                handler.heard(signal.Signals[control.stop_signal])  # what comes now repeats it
+            signal.signal(number, handler)

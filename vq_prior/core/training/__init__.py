@@ -1,0 +1,1 @@
+"""What the trainings of both stages share: runs on disk, randomness, optimisers, averages."""

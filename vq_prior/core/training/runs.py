@@ -1,0 +1,260 @@
+"""A training run on disk: its settings, its log, and continuing it.
+
+`RUN/vqvae-training/` and `RUN/prior-training/` hold `config.json`,
+`metrics.jsonl`, `checkpoints/`, `images/` and, if libraries warned, `library.log`.
+"""
+
+import json
+import logging
+import shutil
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from vq_prior.core.config import from_json, pretty_json, read_json, to_json
+from vq_prior.core.disk.artifacts import remove, write_atomic
+from vq_prior.core.disk.locks import claim
+from vq_prior.core.errors import ArtifactError, NumericError, UsageError
+from vq_prior.core.media import save_png
+from vq_prior.core.training.tracking import Tracker, TrackerName
+
+# What may differ between a run and its continuation, because the result does not depend on it.
+FREE_SETTINGS = frozenset(
+    {"num_workers", "checkpoint_every", "fail_on_collapse", "data", "codes", "codec", "from_model", "out", "report_to"}
+    | {"fsdp"}
+)
+UNNAMED = {"optimizer": "adamw"}  # settings that older runs do not name, and what they did
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """`config.json` of a training run.
+
+    Attributes:
+        format_version: Version of this file.
+        command: The command that made the run.
+        settings: Every setting of the command, as resolved for this data and machine.
+        inputs: Identity of what was read, such as `{"data": id}`; compared instead of paths.
+    """
+
+    format_version: int
+    command: str
+    settings: dict[str, Any]
+    inputs: dict[str, str]
+
+
+def run_config(command: str, settings: Any, inputs: dict[str, str]) -> RunConfig:
+    """Return the config of a run with these resolved settings (a dataclass); one-off flags are left out."""
+    kept = {name: value for name, value in to_json(settings).items() if name not in ("overwrite", "dry_run")}
+    return RunConfig(1, command, kept, inputs)
+
+
+def read_run_config(path: Path) -> RunConfig:
+    """Return the `config.json` of a run; raises `ArtifactError` if it is missing or malformed."""
+    config = from_json(RunConfig, read_json(path), str(path))
+    if config.format_version != 1:
+        raise ArtifactError(f"{path} has format version {config.format_version}; this version reads 1")
+    return config
+
+
+def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested settings by dotted name.
+
+    >>> flatten({"steps": 5, "model": {"width": 64}})
+    {'steps': 5, 'model.width': 64}
+    """
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def by_number(value: Any) -> Any:
+    """Return JSON values in which lists of objects are objects by position, so that `flatten` reaches into them."""
+    if isinstance(value, list | tuple) and value and all(isinstance(part, dict) for part in value):
+        return {str(number): by_number(part) for number, part in enumerate(value)}
+    return {name: by_number(part) for name, part in value.items()} if isinstance(value, dict) else value
+
+
+def check_continues(old: RunConfig, new: RunConfig, folder: Path) -> None:
+    """Raise `UsageError` that lists old -> new unless `new` continues the run `old`.
+
+    `steps` may grow, the names in `FREE_SETTINGS` may change, nothing else.
+    """
+    before, after = flatten(old.settings), flatten(to_json(new.settings))
+    changes = []
+    for name in sorted(before.keys() | after.keys()):
+        was, now = before.get(name), after.get(name)
+        was = UNNAMED.get(name) if was is None else was
+        grows = name == "steps" and isinstance(was, int) and isinstance(now, int) and now >= was
+        if was != now and name not in FREE_SETTINGS and not grows:
+            changes.append(f"{name.replace('_', '-')} {was} -> {now}")
+    for name in sorted(old.inputs.keys() | new.inputs.keys()):
+        if old.inputs.get(name) != new.inputs.get(name):
+            changes.append(f"the content of {name} {old.inputs.get(name)} -> {new.inputs.get(name)}")
+    if changes:
+        raise UsageError(
+            f"{folder} holds a run with other settings ({'; '.join(changes)}); "
+            "repeat its settings to continue it, choose another --out, or pass --overwrite"
+        )
+
+
+def open_run(folder: Path, config: RunConfig, *, overwrite: bool, is_main: bool) -> None:
+    """Create the folder of a run, or check that `config` continues the one that is there.
+
+    Call it on every process after all other checks, and wait for the main one afterwards.
+
+    Raises:
+        UsageError: If the folder holds a run with other settings.
+        EnvironmentFault: If another process is training in it.
+    """
+    path = folder / "config.json"
+    if path.exists() and not overwrite:
+        check_continues(read_run_config(path), config, folder)
+    if is_main:
+        claim(folder)
+        if overwrite and folder.exists():
+            remove(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, pretty_json(config))
+
+
+def require_finite(folder: Path, step: int, rows: NDArray[np.int64], loss: Tensor, norm: Tensor, *, main: bool) -> None:
+    """Raise unless loss and gradient of the step after `step` are finite; they are the same on every process.
+
+    Args:
+        folder: Of the run; the main process writes the rows there, for whoever looks for what made them not finite.
+        step: Optimiser steps done.
+        rows: Which training rows the step saw.
+        loss: Of the batch, scalar.
+        norm: Of its gradient, scalar.
+        main: Whether this is the main process.
+
+    Raises:
+        NumericError: Before the update, on every process.
+    """
+    if bool(torch.isfinite(loss) & torch.isfinite(norm)):
+        return
+    listed = folder / "not-finite.json"
+    if main:
+        write_atomic(listed, pretty_json({"step": step + 1, "rows": rows.tolist()}))
+    raise NumericError(
+        f"the loss ({float(loss):.4g}) or gradient norm ({float(norm):.4g}) is not finite at step {step + 1}; "
+        f"the step was not taken, its rows are in {listed}; lower --learning-rate and start anew by --overwrite"
+    )
+
+
+class RunLog:
+    """What a training run says: one JSON line a log interval on disk, the same line on stdout, a bar on stderr.
+
+    Times in the file are seconds of this process, for reading only. On a process that is not the main one it is mute.
+
+    Args:
+        folder: Of the run; holds its `config.json`.
+        step: Optimiser steps done before.
+        steps: Of the whole run.
+        is_main: Whether this is the main process.
+        report_to: Tracker that gets the same numbers, and pictures.
+    """
+
+    def __init__(self, folder: Path, *, step: int, steps: int, is_main: bool, report_to: TrackerName = "none") -> None:
+        self._path = folder / "metrics.jsonl"
+        self._steps = steps
+        self._first_step, self._started = step, time.monotonic()
+        self._is_main = is_main
+        self._library_log = logging.FileHandler(folder / "library.log", delay=True) if is_main else None
+        if self._library_log is not None:
+            self._keep_until(step)
+            logging.getLogger().addHandler(self._library_log)
+        self._tracker: Tracker | None = None
+        if is_main and report_to != "none":
+            config = read_run_config(folder / "config.json")
+            run_name = f"{folder.absolute().parent.name} {config.command}"
+            self._tracker = Tracker(
+                report_to, folder, run_name=run_name, config=flatten(config.settings), first_step=step
+            )
+        self._bar = tqdm(
+            total=steps, initial=step, unit="step", disable=None if is_main else True, file=sys.stderr, leave=False
+        )
+
+    def _keep_until(self, step: int) -> None:
+        """Drop the lines that a resumed run will write again, a torn last line among them."""
+        kept = []
+        if self._path.exists():
+            for line in self._path.read_text(encoding="utf-8").splitlines():
+                try:
+                    entry = json.loads(line)
+                except json.JSONDecodeError:
+                    continue
+                if entry["step"] <= step:
+                    kept.append(line + "\n")
+        write_atomic(self._path, "".join(kept).encode("utf-8"))
+
+    def advance(self) -> None:
+        """Move the bar by one step."""
+        self._bar.update(1)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Log named numbers of the state after optimiser step `step`."""
+        if not self._is_main:
+            return
+        elapsed = time.monotonic() - self._started
+        done = step - self._first_step
+        entry = {"step": step, **values, "elapsed_seconds": round(elapsed, 3)}
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+        if self._tracker is not None:
+            self._tracker.log(step, dict(values))
+        left = elapsed / done * (self._steps - step) if done else 0.0
+        numbers = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+        self.say(f"step {step}/{self._steps}  {numbers}  {_clock(left)} left")
+
+    def say(self, line: str) -> None:
+        """Print a line on stdout without tearing the bar."""
+        if self._is_main:
+            with tqdm.external_write_mode(file=sys.stdout):
+                print(line, flush=True)
+
+    def show(self, step: int, name: str, picture: Image.Image) -> None:
+        """Write a picture of the state after optimiser step `step` to `images/`; on the main process only."""
+        path = self._path.parent / "images" / f"step-{step:08d}.png"
+        path.parent.mkdir(exist_ok=True)
+        save_png(path, picture)
+        if self._tracker is not None:
+            self._tracker.show(step, name, picture)
+
+    def close(self) -> None:
+        """Remove the bar, let go of the tracker and end the log of library warnings."""
+        self._bar.close()
+        if self._tracker is not None:
+            self._tracker.close()
+        if self._library_log is not None:
+            logging.getLogger().removeHandler(self._library_log)
+            self._library_log.close()
+
+
+def _clock(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
+def require_free_space(folder: Path, needed_bytes: int) -> None:
+    """Raise `EnvironmentFault` if the disk below `folder` has less than `needed_bytes` left."""
+    from vq_prior.core.errors import EnvironmentFault
+
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    if free < needed_bytes:
+        raise EnvironmentFault(f"{folder} needs about {needed_bytes} bytes of disk, {free} are free")

@@ -1,0 +1,211 @@
+"""Images to a folder, drawn by one or many processes: `DIR/000000.png` ..., `grid.png`, `samples.json`.
+
+Image i is a function of (model, labels, seed, i, sampling settings), and of the picture it completes or the classifier
+that chose it, where there is one. See `picture_folder` for how a rerun continues.
+"""
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from stage2_prior.prior import read_prior_config
+from vq_prior.core.config import pretty_json, read_json
+from vq_prior.core.disk.artifacts import write_atomic
+from vq_prior.core.disk.components import WEIGHTS, find_component
+from vq_prior.core.disk.locks import releasing
+from vq_prior.core.errors import ArtifactError, UsageError
+from vq_prior.core.hub.repository import local
+from vq_prior.core.identity import file_sha256
+from vq_prior.core.media import picture_grid, save_png, to_picture, to_pixels
+from vq_prior.core.processes.runtime import Runtime, start_runtime
+from vq_prior.draw.rejection import Classifier, ClassifierFiles, Kept, best_of, candidates_of, find_classifier
+from vq_prior.draw.sample_folder import (
+    already_done,
+    holds_pictures,
+    open_staging,
+    picture_name,
+    publish_without_notes,
+    read_notes,
+    require_whole,
+    share_of_missing,
+    write_note,
+)
+from vq_prior.model.folder import ModelIndex, read_index
+from vq_prior.model.given_images import kept_rows
+from vq_prior.model.pipeline import (
+    VQPriorPipeline,
+    check_request,
+    class_of_each,
+    default_batch_size,
+    require_null_prompt,
+    resolve_sampling,
+)
+from vq_prior.settings import Complete, Drawing, Generate
+
+REQUEST = "samples.json"
+MAX_GRID_IMAGES = 256
+
+DrawImages = Callable[[list[int]], tuple[Tensor, list[Kept] | None]]
+
+
+@releasing
+def generate(settings: Generate) -> Path:
+    """Draw the images that `settings` ask for and return their folder.
+
+    Raises:
+        UsageError: If a setting is out of range, a label unknown, or OUT holds something else.
+        ArtifactError: If the model or the classifier is damaged.
+    """
+    with local(settings.model) as model:  # a damaged copy of the Hub's files leaves the cache
+        index = read_index(model)
+        classifier = _find_classifier(settings, index)
+        chosen = None
+        if classifier is not None and settings.keep is not None:
+            chosen = {"classifier_id": classifier.classifier_id, "candidates": candidates_of(settings.keep)}
+        return _draw_set(replace(settings, model=model), index, {"rejection": chosen, "completion": None}, classifier)
+
+
+@releasing
+def complete(settings: Complete) -> Path:
+    """Draw images that begin as a picture does and return their folder.
+
+    Raises:
+        UsageError: If a setting is out of range, a label unknown, or OUT holds something else.
+        ArtifactError: If the model is damaged, or the picture missing or none.
+    """
+    with local(settings.model) as model:
+        index = read_index(model)
+        rows = kept_rows(settings.keep, index.spec.levels[0].grid[0])
+        if not settings.image.is_file():
+            what = "is not a file" if settings.image.exists() else "does not exist"
+            raise ArtifactError(f"{settings.image} {what}; give a picture")
+        begun = {"image_sha256": file_sha256(settings.image), "rows": rows}
+        return _draw_set(replace(settings, model=model), index, {"rejection": None, "completion": begun}, None)
+
+
+def _find_classifier(settings: Generate, index: ModelIndex) -> ClassifierFiles | None:
+    if settings.reject_with is None and settings.keep is None:
+        return None
+    if settings.reject_with is None or settings.keep is None:
+        given, other = ("keep", "reject-with") if settings.reject_with is None else ("reject-with", "keep")
+        raise UsageError(f"--{given} goes with --{other}; give both or neither")
+    candidates_of(settings.keep)
+    if settings.unconditional:
+        raise UsageError("--reject-with cannot go with --unconditional: it judges how well an image shows its class")
+    return find_classifier(Path(settings.reject_with), index.label_names)
+
+
+def _draw_set(settings: Drawing, index: ModelIndex, given: dict[str, Any], classifier: ClassifierFiles | None) -> Path:
+    prior_folder = find_component(settings.model, "prior")
+    sampling = resolve_sampling(index, settings.drawing(), unconditional=settings.unconditional)
+    check_request(index, num_images=settings.num_images, seed=settings.seed, batch_size=settings.batch_size, **sampling)
+    labels = None if settings.labels is None else [part.strip() for part in settings.labels.split(",")]
+    cycle = class_of_each(labels, len(index.label_names), index.label_names, unconditional=settings.unconditional)
+    if settings.unconditional:
+        require_null_prompt(read_prior_config(settings.model / "prior").unconditional)
+    named = [index.label_names[c] for c in cycle] if index.label_names and not settings.unconditional else None
+    request = {
+        "format_version": 1,
+        "codec_id": index.codec_id,
+        "prior_id": file_sha256(prior_folder / WEIGHTS),
+        "num_images": settings.num_images,
+        "seed": settings.seed,
+        "labels": named,
+        "unconditional": settings.unconditional,
+        "sampling": sampling,
+        **given,
+    }
+    done = already_done(settings.out, REQUEST, request, kind="samples", overwrite=settings.overwrite)
+    if done and holds_pictures(settings.out, settings.num_images):
+        start_runtime().say(f"{settings.out} already holds these {settings.num_images} images")
+        return settings.out
+    pipeline = VQPriorPipeline.from_pretrained(settings.model)
+    runtime = start_runtime()
+    runtime.say(runtime.describe())
+    pipeline.to(runtime.device)
+    draw = _drawing(pipeline, runtime, settings, cycle, sampling, classifier)
+    staging = open_staging(settings.out, REQUEST, request, runtime)
+    _draw_missing(draw, runtime, staging, settings)
+    runtime.barrier()
+    if runtime.is_main:
+        _publish(staging, settings)
+        print(f"wrote {settings.num_images} images, grid.png and {REQUEST} to {settings.out}")
+    runtime.barrier()
+    return settings.out
+
+
+def _drawing(
+    pipeline: VQPriorPipeline,
+    runtime: Runtime,
+    settings: Drawing,
+    cycle: list[int],
+    sampling: dict[str, Any],
+    files: ClassifierFiles | None,
+) -> DrawImages:
+    """Return what draws the images of some indices: as they come, as completions, or the best of candidates."""
+    prefix = pipeline.prefix_of(settings.image, settings.keep) if isinstance(settings, Complete) else None
+
+    def samples(indices: list[int], classes: list[int]) -> Tensor:
+        begun = None if prefix is None else prefix.expand(len(indices), -1)
+        return pipeline.draw(classes, seed=settings.seed, indices=indices, prefix=begun, **sampling)[0]
+
+    def of_class(indices: list[int]) -> list[int]:
+        return [cycle[i % len(cycle)] for i in indices]
+
+    if files is None or not isinstance(settings, Generate) or settings.keep is None:
+        return lambda indices: (samples(indices, of_class(indices)), None)
+    spec = pipeline.index.spec
+    judge = Classifier(files, (spec.channels, *spec.shape), runtime.device)
+    runtime.say(files.note)
+    at_once = settings.batch_size or default_batch_size(runtime.device)
+    choose = partial(best_of, samples, judge, candidates=candidates_of(settings.keep), at_once=at_once)
+    return lambda indices: choose(indices, of_class(indices))
+
+
+def _draw_missing(draw: DrawImages, runtime: Runtime, staging: Path, settings: Drawing) -> None:
+    candidates = _candidates(settings)
+    mine = share_of_missing(staging, settings.num_images, runtime, noted=candidates is not None)
+    size = max(1, (settings.batch_size or default_batch_size(runtime.device)) // (candidates or 1))
+    started = time.monotonic()
+    bar = tqdm(total=len(mine), unit="image", disable=None if runtime.is_main else True, file=sys.stderr, leave=False)
+    for first in range(0, len(mine), size):
+        indices = mine[first : first + size]
+        images, kept = draw(indices)
+        for i, pixels in zip(indices, to_pixels(images), strict=True):
+            save_png(staging / picture_name(i), to_picture(pixels), durable=False)
+        for i, note in zip(indices, kept or (), strict=False):
+            write_note(staging, i, note)
+        bar.update(len(indices))
+    bar.close()
+    seconds = time.monotonic() - started
+    if mine:
+        runtime.say(f"drew {len(mine)} images in {seconds:.1f} s ({len(mine) / seconds:.1f} images/s a process)")
+
+
+def _publish(staging: Path, settings: Drawing) -> None:
+    noted = _candidates(settings) is not None
+    require_whole(staging, settings.num_images, noted=noted)
+    shown = []
+    for i in range(min(settings.num_images, MAX_GRID_IMAGES)):
+        with Image.open(staging / picture_name(i)) as picture:
+            pixels = np.asarray(picture)
+        shown.append(pixels if pixels.ndim == 3 else pixels[..., None])
+    save_png(staging / "grid.png", picture_grid(np.stack(shown)))
+    if noted:
+        told = {**read_json(staging / REQUEST), "kept": read_notes(staging, settings.num_images)}
+        write_atomic(staging / REQUEST, pretty_json(told))
+    publish_without_notes(staging, settings.out)
+
+
+def _candidates(settings: Drawing) -> int | None:
+    """Return how many candidates a classifier chooses each image from; None without one."""
+    return candidates_of(settings.keep) if isinstance(settings, Generate) and settings.keep else None

@@ -1,0 +1,1 @@
+"""Judging codecs, codes, priors and samples: measurements, verdicts, pages, hashes."""

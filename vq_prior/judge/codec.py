@@ -1,0 +1,267 @@
+"""Examination of a codec and of codes: is there anything wrong with stage one?
+
+Every rule is a threshold on something measured; the thresholds stand here, above what uses them.
+
+Letters: n rows, T tokens of a sequence, K codes of a level.
+"""
+
+import math
+from collections.abc import Sequence
+from copy import deepcopy
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from stage1_vqvae.collapse import COLLAPSED
+from stage1_vqvae.model import VQVAE
+from vq_prior.core import metrics
+from vq_prior.core.media import to_unit_range
+from vq_prior.judge.finding import Examined, Finding
+
+if TYPE_CHECKING:
+    from stage1_vqvae.codecs import AnyCodec
+
+Pixels = NDArray[np.uint8]
+Codes = tuple[NDArray[np.generic], ...]
+
+FEW_IMAGES = 1000
+EXPLAINED = 0.5  # share of the images' variance that a trained codec keeps at least
+DEAD_LEVEL = 0.01  # of the error, which exchanging the codes of a level adds
+FLIPS = 0.08  # of the codes, between float32 and bfloat16
+AGREEMENT, SAME_CODEC = 0.998, 0.5  # of a store's codes with the codec's own
+REPEATED = 0.5  # of the rows
+ROWS_AT_ONCE = 256
+
+
+def examine_codec(codec: "AnyCodec", train: Pixels, held_out: Pixels) -> Examined:
+    """Return how a codec does on pictures of its own size, [n, height, width, C] uint8 each.
+
+    Args:
+        codec: In place.
+        train: Pictures that its codes are counted on, and whose mean picture it has to beat.
+        held_out: Pictures that its errors are measured on.
+    """
+    found = Examined()
+    images = _images(held_out)
+    codes = codec.encode(images)
+    copies = codec.decode(codes).cpu()
+    variance = float((images - _images(train).mean(dim=0)).square().mean()) or 1.0
+    kept = 1 - float(metrics.mse(images, copies).mean()) / variance
+    found.measured["psnr"] = float(metrics.psnr(images, copies).mean())
+    found.measured["variance_kept"] = kept
+    alone = _without_quantiser(codec, images)
+    if alone is not None:
+        found.measured["variance_kept_without_quantiser"] = 1 - float(metrics.mse(images, alone).mean()) / variance
+    uses = _uses(codec, train)
+    found.measured["levels"] = uses
+    ablated = _ablated(codec, codes, images, copies)
+    for use, added in zip(uses, ablated, strict=True):
+        use["error_added_by_exchanging_codes"] = added
+    half = _half_precision(codec, images, codes, copies)
+    if half is not None:
+        found.measured["half_precision"] = half
+    found.findings += _codec_findings(kept, found.measured.get("variance_kept_without_quantiser"), uses)
+    if half is not None and half["flips"] > FLIPS:
+        found.findings.append(
+            Finding(
+                "half-precision flips",
+                f"{half['flips']:.1%} of the codes change with the encoder in bfloat16 ({half['psnr_lost']:.2f} dB)",
+                "extract codes in float32, as extract-codes does; fewer or farther apart codes are more robust",
+            )
+        )
+    return found
+
+
+def _images(pixels: Pixels) -> Tensor:
+    return to_unit_range(torch.from_numpy(np.ascontiguousarray(pixels)))
+
+
+def _without_quantiser(codec: "AnyCodec", images: Tensor) -> Tensor | None:
+    """Return what the decoder makes of latents that were not quantised; None where these are no vectors of codes."""
+    if not isinstance(codec, VQVAE) or codec.quantizer.settings.name not in ("ema", "nearest", "simvq"):
+        return None
+    if codec.quantizer.settings.distance == "cosine":
+        return None
+    return torch.cat([codec.decode_latents(codec.encode_latents(part)) for part in images.split(ROWS_AT_ONCE)]).cpu()
+
+
+def _uses(codec: "AnyCodec", pixels: Pixels) -> list[dict[str, Any]]:
+    counts = [torch.zeros(level.num_codes, dtype=torch.int64) for level in codec.spec.levels]
+    for first in range(0, len(pixels), ROWS_AT_ONCE):
+        for total, codes in zip(counts, codec.encode(_images(pixels[first : first + ROWS_AT_ONCE])), strict=True):
+            total += torch.bincount(codes.reshape(-1).cpu(), minlength=len(total))
+    return [_use(total.numpy()) for total in counts]
+
+
+def _use(counts: NDArray[np.int64]) -> dict[str, Any]:
+    """Return `used` codes, how many `possible` ones there are among so many tokens, and their perplexity."""
+    tokens, K = int(counts.sum()), len(counts)
+    # A code that came up once in a hundred times its share is as good as dead.
+    used = int((counts > tokens / K / 100).sum())
+    perplexity = metrics.perplexity(torch.from_numpy(counts))
+    return {"used": used, "possible": min(K, tokens), "num_codes": K, "perplexity": perplexity}
+
+
+def _ablated(codec: "AnyCodec", codes: tuple[Tensor, ...], images: Tensor, copies: Tensor) -> list[float]:
+    """Return, of each level, how much its codes matter: relative error added when images exchange them."""
+    error = float(metrics.mse(images, copies).mean()) or 1e-12
+    added = []
+    for number in range(len(codes)):
+        exchanged = tuple(level.roll(1, dims=0) if n == number else level for n, level in enumerate(codes))
+        added.append(float(metrics.mse(images, codec.decode(exchanged).cpu()).mean()) / error - 1)
+    return added
+
+
+def _half_precision(
+    codec: "AnyCodec", images: Tensor, codes: tuple[Tensor, ...], copies: Tensor
+) -> dict[str, Any] | None:
+    """Return the share of codes that change in bfloat16, and the dB that costs; None for codecs of other libraries."""
+    if not isinstance(codec, VQVAE):
+        return None
+    halved = deepcopy(codec)
+    halved.encoder.bfloat16()
+    with torch.inference_mode():
+        latents = [halved.latents(part.to(codec.device).bfloat16()).float() for part in images.split(64)]
+        changed = torch.cat([codec.quantizer.encode(part) for part in latents])
+    flips = float((changed != codes[0]).double().mean())
+    lost = metrics.psnr(images, copies).mean() - metrics.psnr(images, codec.decode((changed,)).cpu()).mean()
+    return {"flips": flips, "psnr_lost": float(lost)}
+
+
+def _codec_findings(kept: float, alone: float | None, uses: list[dict[str, Any]]) -> list[Finding]:
+    collapsed = [number for number, use in enumerate(uses) if is_collapsed(use)]
+    untrained = kept < EXPLAINED and (kept < 0 or not collapsed)
+    if alone is not None and alone >= EXPLAINED:
+        untrained = False
+    findings = []
+    if untrained:
+        findings.append(
+            Finding(
+                "codec not trained",
+                f"reconstructions keep {max(kept, 0):.0%} of the images' variance"
+                + ("" if alone is None else f", {max(alone, 0):.0%} without the quantiser"),
+                "train it longer (train-vqvae --steps); check that encoder and decoder are of one training",
+            )
+        )
+    elif kept < EXPLAINED and not collapsed:
+        findings.append(
+            Finding(
+                "codec loses the images in its quantiser",
+                f"reconstructions keep {max(kept, 0):.0%} of the images' variance, {alone:.0%} without the quantiser",
+                "train longer, or take more codes (--quantizer.num-codes) and revive dead ones",
+            )
+        )
+    return findings + level_findings(uses)
+
+
+def is_collapsed(use: dict[str, Any]) -> bool:
+    """Return whether fewer than a tenth of the possible codes are used, or as good as one."""
+    return use["used"] < COLLAPSED * use["possible"] or (use["perplexity"] < 2 and use["num_codes"] > 4)
+
+
+def level_findings(uses: list[dict[str, Any]]) -> list[Finding]:
+    """Return what is wrong with the use of the codes of each level."""
+    findings = []
+    for number, use in enumerate(uses):
+        text = f"{use['used']} of {use['num_codes']} codes in use, perplexity {use['perplexity']:.1f}"
+        remedy = "revive dead codes (--quantizer.revive-below 0.05), start on the data (--quantizer.start kmeans)"
+        if len(uses) > 1 and (is_collapsed(use) or use.get("error_added_by_exchanging_codes", 1.0) < DEAD_LEVEL):
+            added = use.get("error_added_by_exchanging_codes")
+            told = "" if added is None else f"; exchanging its codes adds {added:.1%} to the error"
+            fatal = all(is_collapsed(each) for each in uses)
+            findings.append(Finding("dead level", f"level {number}: {text}{told}", f"leave it out, or {remedy}", fatal))
+        elif is_collapsed(use):
+            findings.append(Finding("collapsed codebook", text, remedy, fatal=True))
+    return findings
+
+
+def examine_codes(train: Codes, held_out: Codes, num_codes: Sequence[int]) -> Examined:
+    """Return the use and the statistics of codes, a tuple of [n, *grid] for the rows of each split.
+
+    Entropies are of training rows, in nats a token; `least` and `most` are of single positions.
+    """
+    found = Examined()
+    levels = []
+    for level, K in zip(train, num_codes, strict=True):
+        flat = level.reshape(len(level), -1)
+        counts = np.bincount(flat.ravel().astype(np.int64), minlength=K)
+        some = np.unique(np.linspace(0, flat.shape[1] - 1, min(flat.shape[1], 256), dtype=np.int64))
+        positions = [_entropy(np.bincount(flat[:, position].astype(np.int64))) for position in some]
+        of_position = {"mean": math.fsum(positions) / len(positions), "least": min(positions), "most": max(positions)}
+        levels.append(_use(counts) | {"entropy": _entropy(counts), "entropy_of_a_position": of_position})
+    rows, unseen = joined(train), joined(held_out)
+    seen = {row.tobytes() for row in rows}
+    repeated = sum(row.tobytes() in seen for row in unseen) / max(1, len(unseen))
+    found.measured = {
+        "num_train": len(rows),
+        "num_held_out": len(unseen),
+        "levels": levels,
+        "distinct_rows": len(seen) / len(rows),
+        "held_out_rows_in_training": repeated,
+    }
+    found.findings = [*level_findings(levels), *_row_findings(len(rows), len(seen) / len(rows), repeated)]
+    return found
+
+
+def _row_findings(count: int, distinct: float, repeated: float) -> list[Finding]:
+    findings = []
+    if count < FEW_IMAGES:
+        findings.append(
+            Finding(
+                "too little data",
+                f"{count} training images; a prior learns fewer than {FEW_IMAGES} by heart",
+                "gather more images, take views of them (extract-codes --views ten-crop), or fine-tune (--from-model)",
+            )
+        )
+    if distinct < REPEATED:
+        findings.append(
+            Finding(
+                "repeated data",
+                f"only {distinct:.0%} of the training rows of codes are different from each other",
+                "remove copies from the data; if there are none, the codec tells images apart too little",
+            )
+        )
+    elif repeated > REPEATED:
+        findings.append(
+            Finding(
+                "held-out images in the training set",
+                f"{repeated:.0%} of the held-out rows of codes are rows of the training set, too",
+                "hold out images that have no copy in the training set, or the held-out numbers mean nothing",
+            )
+        )
+    return findings
+
+
+def _entropy(counts: NDArray[np.int64]) -> float:
+    return math.log(max(1e-12, metrics.perplexity(torch.from_numpy(counts))))
+
+
+def joined(codes: Codes) -> NDArray[np.generic]:
+    """Return the codes of all levels side by side, [n, T]."""
+    return np.ascontiguousarray(np.concatenate([level.reshape(len(level), -1) for level in codes], axis=1))
+
+
+def compare_codes(stored: Codes, own: Codes, source: str) -> Examined:
+    """Return whether a store's codes are those that a codec gives the same images."""
+    agreement = float(np.mean(joined(stored).astype(np.int64) == joined(own).astype(np.int64)))
+    found = Examined({"agreement": agreement})
+    if agreement < SAME_CODEC:
+        found.findings.append(
+            Finding(
+                "wrong codec",
+                f"{agreement:.1%} of the codes in {source} are those that this codec gives the same images",
+                "extract the codes anew with this codec (extract-codes), and train the prior on them",
+            )
+        )
+    elif agreement < AGREEMENT:
+        found.findings.append(
+            Finding(
+                "half-precision flips",
+                f"{1 - agreement:.1%} of the codes in {source} are not those that this codec gives in float32",
+                "extract the codes anew in float32 (extract-codes), on the machine that will use them",
+            )
+        )
+    return found

@@ -1,0 +1,368 @@
+"""`vq-prior doctor`: examine what there is of a codec, its codes, a prior and its samples; end in a verdict in words.
+
+What is not given but was used to make what is given (the codes of a prior, the data of a codec) is taken from where
+the training or the store says it came from, if it is still there.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from stage1_vqvae.codecs import AnyCodec, find_codec, open_codec
+from stage1_vqvae.data.sources import ImageData, open_data_of
+from stage1_vqvae.evaluate import transform_of
+from stage1_vqvae.modalities.pictures.pixels import load_pixels
+from stage2_prior.prior import CausalPrior, load_prior
+from vq_prior import __version__
+from vq_prior.core.config import pretty_json
+from vq_prior.core.disk.artifacts import write_atomic
+from vq_prior.core.disk.code_store import INDEX, CodeStore
+from vq_prior.core.disk.components import find_component
+from vq_prior.core.disk.records import read_record
+from vq_prior.core.errors import ArtifactError, NumericError, UsageError, VQPriorError
+from vq_prior.core.media import to_unit_range
+from vq_prior.core.processes.runtime import start_runtime
+from vq_prior.core.training.runs import by_number, flatten, read_run_config
+from vq_prior.judge.codec import Codes, compare_codes, examine_codec, examine_codes
+from vq_prior.judge.finding import Examined, Finding
+from vq_prior.judge.prior import examine_labels, examine_prior, examine_samples, sequences_of
+from vq_prior.settings import Doctor
+
+MOST_ROWS, MOST_PICTURES, MOST_UNSEEN, SAMPLES = 50_000, 4096, 1024, 256
+ROWS_AT_ONCE, MOST_BYTES = 256, 64 << 20
+EXAMINED = {"codec", "codes", "agreement", "labels", "prior", "samples"}
+# The cause before what follows from it.
+ORDER = (
+    "wrong codec",
+    "codec not trained",
+    "codec loses the images in its quantiser",
+    "dead level",
+    "collapsed codebook",
+    "half-precision flips",
+    "repeated data",
+    "too little data",
+    "held-out images in the training set",
+    "classes without images",
+    "labels shuffled",
+    "prior not trained",
+    "prior hardly trained",
+    "prior overfitted",
+    "memorised training set",
+    "samples repeat each other",
+)
+
+
+Pictures = tuple[NDArray[np.uint8], NDArray[np.uint8]] | None
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Codes of one split, [n, *grid] a level, and the class of each row where there are classes."""
+
+    codes: Codes
+    labels: NDArray[np.int64] | None
+    source_index: NDArray[np.int64]
+
+
+@dataclass
+class Patient:
+    """What there is to examine, and what was found so far."""
+
+    say: Callable[[str], object]
+    codec: AnyCodec | None = None
+    prior: CausalPrior | None = None
+    store: Path | None = None
+    data: ImageData | None = None
+    recorded: float | None = None
+    notes: list[str] = field(default_factory=list)
+    measured: dict[str, Any] = field(default_factory=dict)
+    findings: list[Finding] = field(default_factory=list)
+
+    def add(self, part: str, examined: Examined) -> Examined:
+        """Keep what an examination found."""
+        self.measured[part] = examined.measured
+        self.findings += examined.findings
+        return examined
+
+
+def doctor(settings: Doctor, *, say: Callable[[str], object] = print) -> dict[str, Any]:
+    """Examine, say what was measured and the verdict, and return both.
+
+    Raises:
+        UsageError: If nothing is named, or OUT is a folder.
+        ArtifactError: If something named is missing or damaged.
+        NumericError: After all was printed, on a collapsed codebook or a prior no better than unigram.
+    """
+    named = [name for name in ("codec", "codes", "prior", "model") if getattr(settings, name) is not None]
+    if not named:
+        raise UsageError("doctor needs --codec, --codes, --prior or --model")
+    if settings.model is not None and ("codec" in named or "prior" in named):
+        raise UsageError("--model holds a codec and a prior; leave --codec and --prior out")
+    if settings.out is not None and settings.out.is_dir():
+        raise UsageError(f"--out must be a file to write, {settings.out} is a folder")
+    patient = _admit(settings, say)
+    runtime = start_runtime("fp32")
+    say(runtime.describe())
+    for part in (patient.codec, patient.prior):
+        if part is not None:
+            part.to(runtime.device)  # type: ignore[arg-type]
+    _examine(patient, settings)
+    return _report(patient, settings)
+
+
+def _admit(settings: Doctor, say: Callable[[str], object]) -> Patient:
+    """Return what is named, and what that was made from if it is still there."""
+    patient = Patient(say)
+    codec, prior, codes, data = settings.codec, settings.prior, settings.codes, settings.data
+    if settings.model is not None:
+        codec = prior = settings.model
+    source: dict[str, Any] = {}
+    places: list[str] = []
+    if prior is not None:
+        folder = find_component(prior, "prior")
+        patient.prior = load_prior(folder)
+        record = read_record(folder)
+        patient.recorded = None if record is None else record.measured.get("nats_per_token")
+        source |= _made_with(folder.parent, "prior-training") or _made_with(folder.parent.parent, "prior-training")
+    if codes is None and (at := source.get("codes")) and (Path(at) / INDEX).is_file():
+        codes = Path(at)
+        patient.notes.append(f"codes: {codes}, which the prior was trained on")
+    if codes is not None:
+        index = CodeStore.open(codes).index
+        patient.store = codes
+        source.setdefault("codec", index.codec.source)
+        places.append(index.data.source)
+    if codec is None and (at := source.get("codec")) and _is_codec(Path(at)):
+        codec = Path(at)
+        patient.notes.append(f"codec: {codec}, which the codes are of")
+    if codec is not None:
+        folder = find_codec(codec)
+        patient.codec = open_codec(folder)
+        trained = _made_with(folder.parent, "vqvae-training") or _made_with(folder.parent.parent, "vqvae-training")
+        places.append(trained.get("data") or "")
+    there = [place for place in places if place == "digits" or (place and Path(place).exists())]
+    if data is None and there:
+        patient.notes.append(f"data: {there[-1]}, which it was made from")
+    for note in patient.notes:
+        say(note)
+    if data is not None:
+        patient.data = open_data_of(replace(settings, data=data), say=say)  # type: ignore[arg-type]
+    elif there:
+        try:
+            patient.data = open_data_of(replace(settings, data=there[-1]), say=say)  # type: ignore[arg-type]
+        except VQPriorError as error:  # nobody asked for it
+            say(f"not used: {error}")
+    return patient
+
+
+def _made_with(run: Path, training: str) -> dict[str, Any]:
+    """Return the settings of the training beside a component; none if it lies alone."""
+    path = run / training / "config.json"
+    return flatten(read_run_config(path).settings) if path.is_file() else {}
+
+
+def _is_codec(path: Path) -> bool:
+    try:
+        find_codec(path)
+    except VQPriorError:
+        return False
+    return True
+
+
+def _examine(patient: Patient, settings: Doctor) -> None:
+    """Run every examination that what there is allows; say which ones it does not."""
+    _compare_ids(patient)
+    pictures = _pictures(patient, settings)
+    if patient.codec is not None and pictures is not None:
+        patient.add("codec", examine_codec(patient.codec, *pictures))
+    rows = _rows(patient, settings)
+    if rows is None:
+        patient.say("not examined: codes, prior and samples; name --codes, or --codec and --data")
+        return
+    train, held_out = rows
+    spec = _spec(patient)
+    codes = examine_codes(train.codes, held_out.codes, [level.num_codes for level in spec.levels])
+    told = {finding.fault for finding in patient.findings}  # what the codec was told off for already
+    codes.findings = [finding for finding in codes.findings if finding.fault not in told]
+    patient.add("codes", codes)
+    _compare_codes(patient, train)
+    tell, classes = True, _num_classes(patient)
+    if train.labels is not None and classes > 1:
+        found = patient.add("labels", examine_labels(train.codes, train.labels, classes)).findings
+        tell = all(finding.fault != "labels shuffled" for finding in found)
+    if patient.prior is not None:
+        _examine_prior(patient, train, held_out, pictures, labels_tell=tell)
+    patient.measured["estimates"] = _estimates(patient, train)
+
+
+def _pictures(patient: Patient, settings: Doctor) -> Pictures:
+    """Return some training and held-out pictures in the codec's size."""
+    if patient.codec is None or patient.data is None:
+        if patient.codec is not None:
+            patient.say("not examined: errors of the codec; name --data")
+        return None
+    transform, parts = transform_of(patient.codec), []
+    fitting = max(16, MOST_BYTES // (transform.height * transform.width * transform.channels))
+    for rows, most in ((patient.data.train, MOST_PICTURES), (patient.data.validation, MOST_UNSEEN)):
+        count = min(len(rows), most, fitting)
+        some = rows.subset(np.arange(count, dtype=np.int64) * len(rows) // count)
+        parts.append(load_pixels(some, transform, num_workers=settings.num_workers).batch(range(count)))
+    return parts[0], parts[1]
+
+
+def _rows(patient: Patient, settings: Doctor) -> tuple[Rows, Rows] | None:
+    """Return the codes of both splits: of the store, or else of the pictures."""
+    if patient.store is not None:
+        return _stored(patient.store, "train"), _stored(patient.store, "validation")
+    if patient.codec is None or patient.data is None:
+        return None
+    transform, made = transform_of(patient.codec), []
+    for split in (patient.data.train, patient.data.validation):
+        count = min(len(split), 4 * MOST_PICTURES)
+        some = split.subset(np.arange(count, dtype=np.int64) * len(split) // count)
+        pixels = load_pixels(some, transform, num_workers=settings.num_workers)
+        made.append(Rows(_encoded(patient.codec, pixels.batch, len(some)), some.labels, some.source_index))
+    return made[0], made[1]
+
+
+def _encoded(codec: AnyCodec, pixels: Callable[[NDArray[np.int64]], NDArray[np.uint8]], count: int) -> Codes:
+    parts = []
+    for first in range(0, count, ROWS_AT_ONCE):
+        rows = np.arange(first, min(first + ROWS_AT_ONCE, count))
+        codes = codec.encode(to_unit_range(torch.from_numpy(pixels(rows))))
+        parts.append([level.cpu().numpy() for level in codes])
+    return tuple(np.concatenate(level) for level in zip(*parts, strict=True))
+
+
+def _stored(folder: Path, split: str) -> Rows:
+    """Return the rows of a split as they are (view 0), at most 50,000 evenly spread ones."""
+    store = CodeStore.open(folder, split)
+    count = min(len(store), MOST_ROWS)
+    columns = store.rows(np.arange(count, dtype=np.int64) * len(store) // max(1, count))
+    plain = columns["view"] == 0
+    codes = tuple(columns[f"codes.{n}"][plain] for n in range(len(store.spec.levels)))
+    labels = columns["label"][plain] if store.labelled else None
+    return Rows(codes, labels, columns["source_index"][plain])
+
+
+def _spec(patient: Patient) -> Any:
+    if patient.store is not None:
+        return CodeStore.open(patient.store).spec
+    assert patient.codec is not None
+    return patient.codec.spec
+
+
+def _num_classes(patient: Patient) -> int:
+    if patient.store is not None:
+        return len(CodeStore.open(patient.store).index.label_names)
+    return len(patient.data.label_names) if patient.data is not None else 0
+
+
+def _compare_ids(patient: Patient) -> None:
+    """Find out by their ids whether codec, codes and prior belong together."""
+    ids = {"codec": patient.codec.codec_id} if patient.codec is not None else {}
+    if patient.store is not None:
+        ids["codes"] = CodeStore.open(patient.store).index.codec.id
+    if patient.prior is not None:
+        ids["prior"] = patient.prior.codec_id
+    if len(ids) > 1:
+        patient.measured["ids"] = {name: identity[:12] for name, identity in ids.items()}
+    if len(set(ids.values())) > 1:
+        told = ", ".join(f"{name} {identity[:12]}" for name, identity in ids.items())
+        remedy = "use the codec, codes and prior of one run; extract the codes anew (extract-codes)"
+        patient.findings.append(Finding("wrong codec", f"codec ids differ: {told}", remedy))
+
+
+def _compare_codes(patient: Patient, train: Rows) -> None:
+    """Find out whether a store's codes are what the codec says of the same images today."""
+    if patient.store is None or patient.codec is None or patient.data is None:
+        return
+    index = CodeStore.open(patient.store).index
+    if index.data.id != patient.data.data_id or index.spec != patient.codec.spec:
+        patient.say("not compared: the codes with the codec's own; they are of other data or of another size")
+        return
+    rows = patient.data.train
+    place = {int(row): number for number, row in enumerate(rows.source_index)}
+    some = np.linspace(0, len(train.source_index) - 1, min(512, len(train.source_index)), dtype=np.int64)
+    wanted = [place[int(row)] for row in train.source_index[some]]
+    pixels = load_pixels(rows.subset(np.array(wanted)), transform_of(patient.codec))
+    own = _encoded(patient.codec, pixels.batch, len(wanted))
+    patient.add("agreement", compare_codes(tuple(level[some] for level in train.codes), own, str(patient.store)))
+
+
+def _examine_prior(patient: Patient, train: Rows, held_out: Rows, pictures: Pictures, *, labels_tell: bool) -> None:
+    prior = patient.prior
+    assert prior is not None
+    try:
+        rows = [sequences_of(prior, part.codes, part.labels) for part in (train, held_out)]
+    except ArtifactError as error:
+        if "left out" not in str(error) and "must be" not in str(error):
+            raise
+        remedy = "use its own codec and code store"
+        patient.findings.append(Finding("wrong codec", f"the prior does not take these codes: {error}", remedy))
+        return
+    strangers = any(finding.fault == "wrong codec" for finding in patient.findings)
+    belongs = "agreement" in patient.measured and not strangers
+    recorded = patient.recorded
+    found = examine_prior(prior, rows[0], rows[1], recorded, belongs=belongs, labels_tell=labels_tell)
+    patient.add("prior", found)
+    if patient.codec is None or any(finding.fault == "wrong codec" for finding in patient.findings):
+        return
+    from vq_prior.model.pipeline import VQPriorPipeline
+
+    pipeline = VQPriorPipeline(patient.codec, prior)
+    patient.add("samples", examine_samples(pipeline, train.codes, held_out.codes, pictures, num_images=SAMPLES))
+
+
+def _estimates(patient: Patient, train: Rows) -> dict[str, Any]:
+    """Return sizes: of the codes of these rows, of what a sequence takes, of the weights."""
+    tokens = sum(level.reshape(len(level), -1).shape[1] for level in train.codes)
+    told: dict[str, Any] = {
+        "tokens_a_row": tokens,
+        "bytes_of_codes_in_memory": sum(level.nbytes for level in train.codes),
+    }
+    if patient.store is not None:
+        told["bytes_of_codes_on_disk"] = sum(p.stat().st_size for p in patient.store.rglob("*") if p.is_file())
+    modules: dict[str, torch.nn.Module] = {}
+    if patient.codec is not None:
+        modules["codec"] = patient.codec
+    if patient.prior is not None:
+        modules["prior"] = patient.prior.model
+    for name, part in modules.items():
+        told[f"{name}_parameters"] = sum(p.numel() for p in part.parameters())
+        told[f"{name}_bytes"] = sum(p.numel() * p.element_size() for p in part.parameters())
+    return told
+
+
+def _report(patient: Patient, settings: Doctor) -> dict[str, Any]:
+    findings = sorted(patient.findings, key=lambda finding: ORDER.index(finding.fault))
+    result = {
+        "format_version": 1,
+        "vq_prior": __version__,
+        "healthy": not findings if EXAMINED & patient.measured.keys() else None,
+        "findings": [asdict(finding) for finding in findings],
+        "measured": patient.measured,
+    }
+    if settings.out is not None:
+        settings.out.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(settings.out, pretty_json(result))
+    for part, numbers in patient.measured.items():
+        for name, value in flatten(by_number(numbers)).items():
+            if not isinstance(value, list):
+                patient.say(f"{part} {name} {value:.5g}" if isinstance(value, float) else f"{part} {name} {value}")
+    for finding in findings:
+        patient.say(f"found {finding.fault}: {finding.evidence}")
+        patient.say(f"  remedy: {finding.remedy}")
+    names = list(dict.fromkeys(finding.fault for finding in findings))
+    looked_at = [part for part in patient.measured if part in EXAMINED]
+    verdict = "; ".join(names) or ("healthy" if looked_at else "none; name --data or --codes")
+    patient.say(f"verdict: {verdict} (examined: {', '.join(looked_at) or 'nothing'})")
+    fatal = next((finding for finding in findings if finding.fatal), None)
+    if fatal is not None:
+        raise NumericError(f"{fatal.fault}: {fatal.evidence}; {fatal.remedy}")
+    return result

@@ -1,0 +1,369 @@
+"""`vq-prior evaluate`: what a codec loses, what a prior gives to held-out codes, and how real the samples are.
+
+Reconstructions and samples are compared with the same reference, evenly spread training images, in the features of
+the same network: the share of the distance that the codec makes is then told from the prior's. The result holds all
+that its numbers depend on; on one machine two runs agree to the digit.
+"""
+
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from hashlib import sha256
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from vq_prior import __version__
+from vq_prior.core.config import pretty_json
+from vq_prior.core.disk.artifacts import write_atomic
+from vq_prior.core.errors import ArtifactError, EnvironmentFault, UsageError
+from vq_prior.core.media import to_unit_range
+from vq_prior.core.training.randomness import MAX_SEED
+from vq_prior.core.training.runs import by_number, flatten
+from vq_prior.judge.evaluator import (
+    MAX_FITTED,
+    NAMES,
+    STEPS,
+    Evaluator,
+    FittedNetwork,
+    Pixels,
+    TransformersFeatures,
+    fit_network,
+    gather_small,
+    small_side,
+)
+from vq_prior.judge.features import Overlap, frechet_distance, inception_score, kernel_distance, overlap
+from vq_prior.settings import Evaluate
+
+if TYPE_CHECKING:
+    from stage1_vqvae.codecs import AnyCodec
+    from stage1_vqvae.data.sources import ImageData
+    from stage1_vqvae.modalities.pictures.pixels import PixelRows, Transform
+    from stage2_prior.prior import CausalPrior
+    from vq_prior.core.processes.runtime import Runtime
+    from vq_prior.model.pipeline import VQPriorPipeline
+
+ROWS_AT_ONCE = 256
+AT_ONCE = 160  # samples drawn at once: more a second than 64 on two cores, and the same samples
+FEWEST, MOST_PIXEL_BYTES = 6, 512 << 20
+MS_SSIM_SIDE = 176  # five scales of an 11-pixel window, as torchmetrics counts
+PARTS = ("codec", "prior", "reconstructions", "held_out", "samples", "error_budget")
+
+
+def evaluate(settings: Evaluate) -> dict[str, Any]:
+    """Measure, write the numbers to OUT and return them.
+
+    Raises:
+        UsageError: If a setting is out of range, or not exactly one of codec and model is given.
+        ArtifactError: If an input is missing or damaged.
+        EnvironmentFault: If weights that were asked for cannot be had.
+    """
+    _check(settings)
+    from stage1_vqvae.codecs import open_codec
+    from stage1_vqvae.data.sources import open_data_of
+    from stage1_vqvae.evaluate import transform_of
+    from vq_prior.core.processes.runtime import start_runtime
+    from vq_prior.model.pipeline import VQPriorPipeline, check_request, resolve_sampling
+
+    pipeline, sampling = None, {}
+    if settings.codec is not None:
+        codec = open_codec(settings.codec)
+    else:
+        assert settings.model is not None
+        pipeline = VQPriorPipeline.from_pretrained(settings.model)
+        codec = pipeline.codec
+        sampling = resolve_sampling(pipeline.index, settings.drawing())
+        count, batch = settings.num_images, settings.batch_size
+        check_request(pipeline.index, num_images=count, seed=settings.seed, batch_size=batch, **sampling)
+    transform = transform_of(codec)
+    runtime = start_runtime("fp32")
+    print(runtime.describe(), flush=True)
+    for note in codec.notes:
+        print(note)
+    data = open_data_of(settings, say=print)
+    if pipeline is not None:
+        _require_same_classes(pipeline.prior, data)
+        pipeline.to(runtime.device)
+    evaluator = None if settings.evaluator == "own" else _named_evaluator(settings.evaluator, runtime)
+    codec.to(runtime.device)  # type: ignore[arg-type]
+    result = _measure(settings, codec, pipeline, data, transform, runtime, evaluator, sampling)
+    settings.out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(settings.out, pretty_json(result))
+    _tell(result)
+    print(f"wrote {settings.out}")
+    return result
+
+
+def _check(settings: Evaluate) -> None:
+    if (settings.codec is None) == (settings.model is None):
+        raise UsageError("evaluate needs either --codec or --model")
+    if settings.out.is_dir():
+        raise UsageError(f"--out must be a file to write, {settings.out} is a folder")
+    if not 1 <= settings.num_images <= 1_000_000:
+        raise UsageError(f"num_images must be between 1 and 1000000, got {settings.num_images}")
+    if not 0 <= settings.seed <= MAX_SEED:
+        raise UsageError(f"seed must be between 0 and {MAX_SEED}, got {settings.seed}")
+    if settings.lpips != "none":
+        _perceptual_distance(settings.lpips)
+
+
+def _named_evaluator(name: str, runtime: "Runtime") -> Evaluator:
+    from vq_prior.model.inputs import settle
+
+    return TransformersFeatures(settle(NAMES.get(name, name)), name, runtime.device)
+
+
+def _require_same_classes(prior: "CausalPrior", data: "ImageData") -> None:
+    if prior.layout.num_classes and data.label_names != prior.label_names:
+        raise ArtifactError(
+            f"the data has the classes {', '.join(data.label_names) or 'none'}, "
+            f"the prior {', '.join(prior.label_names)}; evaluate on data of the same classes"
+        )
+
+
+@dataclass
+class _Seen:
+    """What is kept of a set of images as its batches go by.
+
+    Attributes:
+        network: The embedded network.
+        evaluator: What gives the features.
+        judged: Whether class probabilities are wanted.
+        fitted_to: Whether the images themselves are wanted, small.
+    """
+
+    network: FittedNetwork
+    evaluator: Evaluator
+    judged: bool = False
+    kept: bool = False
+    features: list[torch.Tensor] = field(default_factory=list)
+    probabilities: list[torch.Tensor] = field(default_factory=list)
+    small: list[torch.Tensor] = field(default_factory=list)
+    digest: Any = field(default_factory=sha256)
+
+    def take(self, batches: Iterable[Pixels]) -> "_Seen":
+        """See every batch [n, height, width, C] and return self."""
+        for pixels in batches:
+            self.digest.update(np.ascontiguousarray(pixels).tobytes())
+            self.features.append(self.evaluator.features(pixels))
+            if self.judged:
+                self.probabilities.append(self.network.probabilities(pixels))
+            if self.kept:
+                self.small.append(gather_small([pixels]))
+        return self
+
+    def __len__(self) -> int:
+        return sum(map(len, self.features))
+
+    def against(self, reference: "_Seen", *, manifolds: bool = False) -> dict[str, Any]:
+        """Return the distances of this set from a reference, null where a set is too small for any."""
+        if min(len(self), len(reference)) < FEWEST:
+            return dict.fromkeys(("fid", "kid", *(Overlap._fields if manifolds else ())))
+        samples, real = torch.cat(self.features), torch.cat(reference.features)
+        near = overlap(samples, real)._asdict() if manifolds else {}
+        return {"fid": frechet_distance(samples, real), "kid": kernel_distance(samples, real), **near}
+
+
+def _measure(
+    settings: Evaluate,
+    codec: "AnyCodec",
+    pipeline: "VQPriorPipeline | None",
+    data: "ImageData",
+    transform: "Transform",
+    runtime: "Runtime",
+    named: Evaluator | None,
+    sampling: dict[str, Any],
+) -> dict[str, Any]:
+    from stage1_vqvae.evaluate import evaluate_codec, reconstruct_pixels
+    from stage1_vqvae.modalities.pictures.pixels import load_pixels
+
+    held_out = load_pixels(data.validation, transform, num_workers=settings.num_workers)
+    result: dict[str, Any] = {
+        "format_version": 1,
+        "vq_prior": __version__,
+        "versions": {name: version(name) for name in ("torch", "numpy", "torchmetrics", "pillow")},
+        "data_id": data.data_id,
+        "codec_id": codec.codec_id,
+        "codec": evaluate_codec(codec, held_out, device=runtime.device),
+    }
+    result["codec"] |= _perceptual(settings, codec, held_out, runtime)
+    if pipeline is not None:
+        result["prior"] = _evaluate_prior(pipeline.prior, codec, data, held_out)
+    network = _fit(settings, data, transform, held_out)
+    evaluator = named or network
+    rows = _spread(len(data.train), settings.num_images)
+    real = load_pixels(data.train.subset(rows), transform, num_workers=settings.num_workers, max_bytes=MOST_PIXEL_BYTES)
+    reference = _Seen(network, evaluator).take(_batches(real))
+    result["reference"] = {"split": "train", "num_images": len(real), "pixels_sha256": reference.digest.hexdigest()}
+    result["evaluator"] = evaluator.describe()
+    copies = (reconstruct_pixels(codec, pixels, device=runtime.device) for pixels in _batches(real))
+    result["reconstructions"] = _Seen(network, evaluator).take(copies).against(reference)
+    floor = _Seen(network, evaluator).take(_batches(held_out, _spread(len(held_out), settings.num_images)))
+    result["held_out"] = {"num_images": len(floor), **floor.against(reference)}
+    if pipeline is not None:
+        classes = None if data.train.labels is None else data.train.labels[rows]
+        samples = _samples(settings, pipeline, classes, len(real), sampling, reference, data, held_out)
+        result["samples"] = samples
+        result["error_budget"] = _budget(result)
+    return result
+
+
+def _spread(total: int, wanted: int) -> NDArray[np.int64]:
+    """Return `wanted` of so many rows, evenly spread; all of them if there are fewer."""
+    count = min(total, wanted)
+    return np.arange(count, dtype=np.int64) * total // count
+
+
+def _batches(pixels: "PixelRows", rows: NDArray[np.int64] | None = None) -> Iterator[Pixels]:
+    numbers = np.arange(len(pixels), dtype=np.int64) if rows is None else rows
+    for first in range(0, len(numbers), ROWS_AT_ONCE):
+        yield pixels.batch(numbers[first : first + ROWS_AT_ONCE])
+
+
+def _fit(settings: Evaluate, data: "ImageData", transform: "Transform", held_out: "PixelRows") -> FittedNetwork:
+    """Return the embedded network, fitted to the training images and scored on those held out."""
+    from stage1_vqvae.modalities.pictures.pixels import decoded_ahead
+
+    rows = data.train.subset(_spread(len(data.train), MAX_FITTED))
+    images = gather_small(decoded_ahead(rows, transform, ROWS_AT_ONCE, num_workers=settings.num_workers))
+    side = small_side(transform.height, transform.width)
+    print(f"fitting the evaluator to {len(images)} images at {side}x{side}", flush=True)
+    with _bar("fit the evaluator", STEPS, "step") as bar:
+        classes = len(data.label_names)
+        labels = rows.labels if classes > 1 else None
+        network = fit_network(images, labels, classes, seed=settings.seed, progress=bar.update)
+    unseen = gather_small(_batches(held_out))
+    if network.labelled and data.validation.labels is not None:
+        network.scores["accuracy"] = network.accuracy(unseen, data.validation.labels)
+    else:
+        network.scores["accuracy"] = network.turn_accuracy(unseen)
+    return network
+
+
+def _bar(what: str, total: int, unit: str) -> "tqdm[Any]":
+    return tqdm(total=total, desc=what, unit=unit, disable=None, file=sys.stderr, leave=False)
+
+
+def _samples(
+    settings: Evaluate,
+    pipeline: "VQPriorPipeline",
+    classes: NDArray[np.int64] | None,
+    count: int,
+    sampling: dict[str, Any],
+    reference: _Seen,
+    data: "ImageData",
+    held_out: "PixelRows",
+) -> dict[str, Any]:
+    """Return how the samples compare with the reference; sample i is of the class of its image i."""
+    conditional = pipeline.prior.layout.num_classes > 1 and classes is not None
+    labels = classes.tolist() if conditional and classes is not None else None
+    batches = pipeline.stream(
+        count,
+        labels=labels,
+        seed=settings.seed,
+        batch_size=settings.batch_size or AT_ONCE,
+        output_type="np",
+        **settings.drawing(),
+    )
+
+    def drawn() -> Iterator[Pixels]:
+        with _bar("draw samples", count, "image") as bar:
+            for batch in batches:
+                yield batch.images
+                bar.update(len(batch.images))
+
+    network = reference.network
+    seen = _Seen(network, reference.evaluator, judged=network.labelled, kept=conditional).take(drawn())
+    result: dict[str, Any] = {
+        "num_images": count,
+        "seed": settings.seed,
+        "sampling": sampling,
+        "pixels_sha256": seen.digest.hexdigest(),
+        **seen.against(reference, manifolds=True),
+        "inception_score": inception_score(torch.cat(seen.probabilities)) if network.labelled else None,
+        "classification_accuracy": None,
+    }
+    if conditional and classes is not None and data.validation.labels is not None:
+        with _bar("fit a classifier to the samples", STEPS, "step") as bar:
+            student = fit_network(
+                torch.cat(seen.small), classes, len(data.label_names), seed=settings.seed, progress=bar.update
+            )
+        unseen = gather_small(_batches(held_out))
+        scores = {"fitted_to_samples": student.accuracy(unseen, data.validation.labels)}
+        result["classification_accuracy"] = scores | {"fitted_to_images": network.scores["accuracy"]}
+    return result
+
+
+def _budget(result: dict[str, Any]) -> dict[str, Any]:
+    """Return how much of the samples' distance the codec alone makes, and what is left for the prior."""
+    rfid, fid = result["reconstructions"]["fid"], result["samples"]["fid"]
+    rest = None if fid is None or rfid is None else fid - rfid
+    return {"rfid": rfid, "fid": fid, "fid_less_rfid": rest}
+
+
+def _perceptual_distance(network: str) -> Any:
+    """Return LPIPS (Zhang et al. 2018) of a network.
+
+    Raises:
+        EnvironmentFault: If torchvision or its weights cannot be had.
+    """
+    try:
+        from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+
+        return LearnedPerceptualImagePatchSimilarity(net_type=network, reduction="mean")  # type: ignore[arg-type]
+    except Exception as error:  # a missing package, no network, a damaged download
+        raise EnvironmentFault(
+            f"--lpips {network} needs torchvision and its weights ({str(error).splitlines()[0][:120]}); leave it out"
+        ) from error
+
+
+def _perceptual(
+    settings: Evaluate, codec: "AnyCodec", held_out: "PixelRows", runtime: "Runtime"
+) -> dict[str, float | None]:
+    """Return MS-SSIM (Wang et al. 2003), null on images it has no five scales for, and LPIPS if asked for."""
+    from torchmetrics.functional.image import multiscale_structural_similarity_index_measure as ms_ssim
+
+    large = min(codec.spec.shape) >= MS_SSIM_SIDE
+    lpips = None if settings.lpips == "none" else _perceptual_distance(settings.lpips).to(runtime.device)
+    scores, count = 0.0, 0
+    for pixels in _batches(held_out) if large or lpips is not None else ():
+        images = to_unit_range(torch.from_numpy(pixels)).to(runtime.device)
+        copies = codec.decode(codec.encode(images)).clamp(-1, 1)
+        if large:
+            scores += float(ms_ssim(copies + 1, images + 1, data_range=2.0, reduction="sum"))
+            count += len(images)
+        if lpips is not None:
+            lpips.update(*(x.expand(-1, 3, -1, -1) for x in (copies, images)))
+    return {
+        "ms_ssim": scores / count if count else None,
+        "lpips": None if lpips is None else float(lpips.compute()),
+    }
+
+
+def _evaluate_prior(prior: "CausalPrior", codec: "AnyCodec", data: "ImageData", pixels: "PixelRows") -> dict[str, Any]:
+    """Return held-out nats per token and code bits per dimension under the prior."""
+    from stage2_prior.baselines import bits_per_dimension
+
+    prior = prior.packed()
+    total, count = 0.0, 0
+    for first in range(0, len(pixels), ROWS_AT_ONCE):
+        rows = np.arange(first, min(first + ROWS_AT_ONCE, len(pixels)))
+        images = to_unit_range(torch.from_numpy(pixels.batch(rows))).to(prior.device)
+        tokens = prior.layout.to_tokens(codec.encode(images))
+        classes = torch.full((len(rows),), prior.layout.null_label)
+        if prior.layout.num_classes:
+            assert data.validation.labels is not None
+            classes = torch.from_numpy(data.validation.labels[rows])
+        log_probs = prior.log_probs(tokens, classes.to(prior.device))
+        total, count = total - float(log_probs.double().sum()), count + log_probs.numel()
+    return {"nats_per_token": total / count, "bits_per_dimension": bits_per_dimension(total / count, prior.spec)}
+
+
+def _tell(result: dict[str, Any]) -> None:
+    for part in PARTS:
+        for name, value in flatten(by_number(result.get(part, {}))).items():
+            print(f"{part} {name} {value}")

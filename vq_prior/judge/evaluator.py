@@ -1,0 +1,278 @@
+"""Networks that judge images: one of our own that needs no download, or an image model of transformers by name.
+
+Both see uint8 pixels, as a saved picture holds them, so that what is judged is what is kept.
+
+Letters: B images, C channels, D features, K classes.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from vq_prior.core.errors import ArtifactError, NumericError
+from vq_prior.core.media import to_unit_range
+from vq_prior.core.training.randomness import keyed_generator
+from vq_prior.model.networks import PROCESSOR, check_network, files_id, first_line, network_inputs
+
+MAX_SIDE, MAX_FITTED = 48, 50_000
+WIDTHS = (32, 64, 128)
+STEPS, BATCH, PEAK_RATE, SHIFT = 800, 64, 4e-3, 1 / 16
+ROWS = 256
+TURNS = ("upright", "a quarter", "a half", "three quarters")
+NAMES = {"dinov2": "facebook/dinov2-small"}
+
+Pixels = NDArray[np.uint8]
+
+
+class Evaluator(Protocol):
+    """What compares sets of images."""
+
+    def describe(self) -> dict[str, Any]:
+        """Return, as JSON values, what another program would need to use the same one."""
+        ...
+
+    def features(self, pixels: Pixels) -> Tensor:
+        """Return the features [B, D] float32 of pixels [B, height, width, C] uint8; a row does not see the others."""
+        ...
+
+
+class _Block(nn.Module):
+    """Norm, rectifier and convolution, added to what came in."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm, self.conv = nn.BatchNorm2d(width), nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv(F.relu(self.norm(x)))
+
+
+class SmallNetwork(nn.Module):
+    """A small residual network: three widths, batch norm, mean over the grid; [B, C, side, side] to logits [B, K]."""
+
+    def __init__(self, channels: int, side: int, num_classes: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        before = channels
+        for width in WIDTHS:
+            stride = 2 if side > 6 else 1
+            layers += [nn.Conv2d(before, width, 3, stride, padding=1), _Block(width)]
+            before, side = width, -(-side // stride)
+        self.body = nn.Sequential(*layers)
+        self.norm, self.head = nn.BatchNorm2d(before), nn.Linear(before, num_classes)
+
+    def features(self, images: Tensor) -> Tensor:
+        """Return the mean of the last grid, [B, D]."""
+        return F.relu(self.norm(self.body(images))).mean(dim=(2, 3))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits [B, K]."""
+        return self.head(self.features(images))
+
+
+def small_side(height: int, width: int) -> int:
+    """Return the side of the square that the embedded network sees images of this size in."""
+    return min(height, width, MAX_SIDE)
+
+
+def small_images(pixels: Pixels) -> Tensor:
+    """Return pixels [B, height, width, C] as the embedded network sees them, [B, C, side, side] in [-1, 1]."""
+    images = to_unit_range(torch.from_numpy(np.ascontiguousarray(pixels)))
+    side = small_side(*images.shape[2:])
+    if tuple(images.shape[2:]) != (side, side):
+        images = F.interpolate(images, size=(side, side), mode="bilinear", antialias=True)
+    return images
+
+
+def gather_small(batches: Iterable[Pixels]) -> Tensor:
+    """Return batches of pixels as `small_images` in a byte a value, [n, C, side, side]."""
+    return torch.cat([((small_images(pixels) + 1) * 127.5).round().to(torch.uint8) for pixels in batches])
+
+
+@dataclass
+class FittedNetwork:
+    """The embedded network, fitted to labelled images, or, without labels, to tell how far an image was turned.
+
+    Turned images: Gidaris et al. 2018, "Unsupervised Representation Learning by Predicting Image Rotations".
+
+    Attributes:
+        network: In eval mode.
+        seed: Of its weights and batches.
+        num_fitted: Images it was fitted to.
+        labelled: Whether it learnt the classes of the images.
+    """
+
+    network: SmallNetwork
+    seed: int
+    num_fitted: int
+    labelled: bool
+    scores: dict[str, float] = field(default_factory=dict)
+
+    def describe(self) -> dict[str, Any]:
+        """Return what it is, JSON values: `accuracy` is of images it did not see, where there were such."""
+        digest = sha256()
+        for name, tensor in sorted(self.network.state_dict().items()):
+            digest.update(name.encode() + tensor.numpy().tobytes())
+        task = "classes of the data" if self.labelled else "quarter turns"
+        settings = {"steps": STEPS, "batch_size": BATCH, "learning_rate": PEAK_RATE, "widths": list(WIDTHS)}
+        told = {"name": "own", "task": task, "seed": self.seed, "num_fitted": self.num_fitted, **self.scores}
+        return {**told, "num_features": WIDTHS[-1], "settings": settings, "weights_sha256": digest.hexdigest()}
+
+    @torch.inference_mode()
+    def features(self, pixels: Pixels) -> Tensor:
+        """Return the features [B, D] float32 of pixels [B, height, width, C]."""
+        return torch.cat([self.network.features(part) for part in small_images(pixels).split(ROWS)])
+
+    @torch.inference_mode()
+    def probabilities(self, pixels: Pixels) -> Tensor:
+        """Return the probability of each class, [B, K] float64."""
+        return torch.cat([self.network(part) for part in small_images(pixels).split(ROWS)]).double().softmax(dim=-1)
+
+    @torch.inference_mode()
+    def accuracy(self, images: Tensor, labels: NDArray[np.int64]) -> float:
+        """Return the share of images (as `gather_small` gives them) whose class it names rightly."""
+        named = [self.network(_unit(part)).argmax(dim=1) for part in images.split(ROWS)]
+        return float((torch.cat(named).numpy() == labels).mean())
+
+    def turn_accuracy(self, images: Tensor) -> float:
+        """Return the share of images, each turned in all four ways, whose turn it names rightly."""
+        turned = torch.cat([torch.rot90(images, turns, (2, 3)) for turns in range(len(TURNS))])
+        return self.accuracy(turned, np.repeat(np.arange(len(TURNS)), len(images)))
+
+
+def _unit(images: Tensor) -> Tensor:
+    return images.float() / 127.5 - 1
+
+
+def fit_network(
+    images: Tensor,
+    labels: NDArray[np.int64] | None,
+    num_classes: int,
+    *,
+    seed: int,
+    progress: Callable[[int], object] = lambda _: None,
+) -> FittedNetwork:
+    """Return the embedded network fitted to some images, on the host: a function of its arguments on one machine.
+
+    AdamW, one cycle, images moved by up to a sixteenth of their side.
+
+    Args:
+        images: As `gather_small` gives them.
+        labels: Class of each, [n]; None to learn quarter turns instead.
+        num_classes: Of the labels.
+        seed: Of weights and batches.
+        progress: Called with 1 after each step.
+
+    Raises:
+        NumericError: If the loss is not finite.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(keyed_generator(seed, 0, "evaluator").integers(2**31)))
+        network = SmallNetwork(images.shape[1], images.shape[2], num_classes if labels is not None else len(TURNS))
+    network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = torch.optim.AdamW(network.parameters(), lr=PEAK_RATE, weight_decay=0.05, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_RATE, total_steps=STEPS)
+    most = round(images.shape[2] * SHIFT)
+    for step in range(STEPS):
+        rng = keyed_generator(seed, step + 1, "evaluator")
+        rows = rng.integers(len(images), size=BATCH)
+        batch = _unit(_shifted(images[torch.from_numpy(rows)], rng, most))
+        if labels is None:
+            turns = rng.integers(len(TURNS), size=BATCH)
+            wanted = torch.from_numpy(turns)
+            turned = [torch.rot90(image, int(turn), (1, 2)) for image, turn in zip(batch, turns, strict=True)]
+            batch = torch.stack(turned)
+        else:
+            wanted = torch.from_numpy(labels[rows])
+        loss = F.cross_entropy(network(batch.contiguous(memory_format=torch.channels_last)), wanted)
+        if not bool(loss.isfinite()):
+            raise NumericError(f"the evaluator's loss is {float(loss)} at step {step}; use another --seed")
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        progress(1)
+    return FittedNetwork(network.eval(), seed, len(images), labels is not None)
+
+
+def _shifted(images: Tensor, rng: np.random.Generator, most: int) -> Tensor:
+    """Return images [B, C, side, side] each moved by up to `most` pixels along both axes, the border repeated."""
+    side = images.shape[2]
+    shifts = torch.from_numpy(rng.integers(-most, most + 1, size=(len(images), 2)))
+    y, x = ((torch.arange(side) + shifts[:, axis, None]).clamp(0, side - 1) for axis in (0, 1))
+    return images[torch.arange(len(images))[:, None, None], :, y[:, :, None], x[:, None, :]].permute(0, 3, 1, 2)
+
+
+class TransformersFeatures:
+    """An image model of transformers: the pooled output, or else the first token or the mean of the last grid."""
+
+    def __init__(self, folder: Path, source: str, device: torch.device) -> None:
+        """Load it.
+
+        Args:
+            folder: Its files.
+            source: What the user called it.
+            device: Where it runs.
+
+        Raises:
+            ArtifactError: If it is missing, asks to run code, or is no image model that transformers knows.
+        """
+        from transformers import AutoImageProcessor, AutoModel
+        from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES as KNOWN
+
+        config, files = check_network(folder, tuple(KNOWN), "model of transformers' own")
+        self._processor: Any = None
+        try:
+            model, found = AutoModel.from_pretrained(
+                str(folder), use_safetensors=True, local_files_only=True, dtype=torch.float32, output_loading_info=True
+            )
+            if PROCESSOR in files:
+                self._processor = AutoImageProcessor.from_pretrained(str(folder), local_files_only=True, backend="pil")
+        except Exception as error:  # transformers raises many kinds
+            raise ArtifactError(f"{folder} cannot be loaded: {first_line(error)}") from error
+        if model.main_input_name != "pixel_values":
+            raise ArtifactError(f"{folder} is a {config['model_type']}, which takes no images; name an image model")
+        lost = [str(name) for key in ("missing_keys", "mismatched_keys") for name in found[key] if "pooler" not in name]
+        if lost:
+            raise ArtifactError(f"{folder}: the weights lack {sorted(lost)[0]}, or have it in another shape")
+        # A pooler that was not saved would be drawn at random.
+        self._pooled = not any("pooler" in str(name) for name in found["missing_keys"])
+        self._model: nn.Module = model.to(device).eval()
+        self._device, self._source = device, source
+        self._id = files_id(folder, files)
+
+    def describe(self) -> dict[str, Any]:
+        """Return what it is, JSON values."""
+        import transformers
+
+        return {"name": self._source, "files_sha256": self._id, "transformers": transformers.__version__}
+
+    @torch.inference_mode()
+    def features(self, pixels: Pixels) -> Tensor:
+        """Return the features [B, D] float32 of pixels [B, height, width, C].
+
+        Raises:
+            ArtifactError: If it does not take such images.
+        """
+        images = to_unit_range(torch.from_numpy(np.ascontiguousarray(pixels)))
+        try:
+            inputs = network_inputs(images, self._processor, getattr(self._model, "config", None))
+            return torch.cat([self._features(part.to(self._device)).float().cpu() for part in inputs.split(ROWS // 8)])
+        except (RuntimeError, ValueError) as error:
+            raise ArtifactError(f"{self._source} does not take these images: {first_line(error)}") from error
+
+    def _features(self, inputs: Tensor) -> Tensor:
+        output = self._model(pixel_values=inputs)
+        pooled = getattr(output, "pooler_output", None)
+        if pooled is not None and self._pooled:
+            return pooled.flatten(1)
+        last: Tensor = output.last_hidden_state
+        return last.flatten(2).mean(dim=2) if last.dim() == 4 else last[:, 0]

@@ -1,0 +1,349 @@
+"""`vq-prior report RUN`: one page, in one file, of what a run learnt and how; needs neither network nor script.
+
+Curves and settings come from the training folders, pictures from the finished parts: the newest held-out
+reconstructions, what each code draws, samples of every class, completions of held-out codes. What a run does not
+have yet is left out, and said.
+"""
+
+import base64
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vq_prior import __version__
+from vq_prior.core.config import read_json
+from vq_prior.core.disk.artifacts import write_atomic
+from vq_prior.core.disk.code_store import INDEX, CodeStore, shard_ranges
+from vq_prior.core.disk.records import PLACES, TrainingRecord, public_name, read_record
+from vq_prior.core.errors import ArtifactError, UsageError
+from vq_prior.core.media import picture_grid, png_bytes, to_pixels
+from vq_prior.core.training.runs import by_number, flatten, read_run_config
+from vq_prior.judge.chart import Chart, line_chart
+
+if TYPE_CHECKING:
+    from stage1_vqvae.codecs import AnyCodec
+    from vq_prior.model.pipeline import VQPriorPipeline
+    from vq_prior.settings import Report
+
+MOST_CODES, MOST_CLASSES, OF_A_CLASS, COMPLETED = 512, 10, 8, 6
+CODES_AT_ONCE = 64
+BUDGET = {
+    "error_budget.fid": "FID of samples",
+    "error_budget.rfid": "of it, rFID of reconstructions: the codec's part",
+    "error_budget.fid_less_rfid": "the rest: the prior's part",
+    "samples.precision": "precision: samples that look real",
+    "samples.recall": "recall: real images within the samples' range",
+    "samples.classification_accuracy.fitted_to_samples": "classifier fitted to samples, on held-out images",
+    "samples.classification_accuracy.fitted_to_images": "the same fitted to images",
+}
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of two columns; with a title it can be folded."""
+
+    rows: tuple[tuple[str, str], ...]
+    title: str = ""
+    open: bool = False
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A PNG in base64 and the words above it."""
+
+    caption: str
+    png: str
+    width: int
+    height: int
+
+
+@dataclass
+class Section:
+    """A part of the page."""
+
+    title: str
+    text: str = ""
+    tables: list[Table] = field(default_factory=list)
+    charts: list[Chart] = field(default_factory=list)
+    pictures: list[Picture] = field(default_factory=list)
+
+
+def report(settings: "Report") -> Path:
+    """Write the page of RUN and return its path.
+
+    Raises:
+        UsageError: If OUT is a folder.
+        ArtifactError: If RUN is no run, or a part of it is damaged.
+    """
+    run, out = settings.run, settings.out or settings.run / "report.html"
+    if not run.is_dir():
+        raise ArtifactError(f"{run} is not a folder" if run.exists() else f"{run} does not exist")
+    if out.is_dir():
+        raise UsageError(f"--out must be a file to write, {out} is a folder")
+    codec_run, prior_run = (_training(run / name) for name in ("vqvae-training", "prior-training"))
+    if codec_run is None and prior_run is None:
+        raise ArtifactError(f"{run} is not a RUN: it has neither vqvae-training nor prior-training")
+    sections = [_overview(run, codec_run, prior_run)]
+    sections += [_codec_section(run, codec_run)] if codec_run else []
+    sections += _atlas(run)
+    sections += [_prior_section(prior_run)] if prior_run else []
+    sections += _drawn(run)
+    sections += _evaluation(run)
+    sections.append(_configuration(codec_run, prior_run))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    title = run.absolute().name
+    write_atomic(out, _page(title, f"Written by vq-prior {__version__}.", sections).encode())
+    print(f"wrote {out}: open it in a browser", flush=True)
+    return out
+
+
+def _page(title: str, subtitle: str, sections: Sequence[Section]) -> str:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(loader=PackageLoader("vq_prior.judge", ""), autoescape=True, undefined=StrictUndefined)
+    return environment.get_template("report.html.j2").render(title=title, subtitle=subtitle, sections=sections)
+
+
+@dataclass(frozen=True)
+class _Training:
+    """What a training folder holds: its flat settings, its log, the newest picture."""
+
+    settings: dict[str, Any]
+    log: tuple[dict[str, float], ...]
+    picture: Path | None
+
+    def points(self, name: str) -> list[tuple[float, float]]:
+        """Return (step, value) of every log line that has this number."""
+        return [(entry["step"], entry[name]) for entry in self.log if name in entry]
+
+    def seconds(self) -> float:
+        """Return the seconds of all processes that worked on it; each counts from its own start."""
+        times = [entry["elapsed_seconds"] for entry in self.log]
+        ends = [now for now, after in zip(times, [*times[1:], 0.0], strict=True) if after < now]
+        return sum(ends)
+
+
+def _training(folder: Path) -> _Training | None:
+    if not (folder / "config.json").is_file():
+        return None
+    log = []
+    path = folder / "metrics.jsonl"
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        try:
+            log.append(json.loads(line))
+        except json.JSONDecodeError:  # the last line of a run that was killed
+            continue
+    pictures = sorted((folder / "images").glob("step-*.png"))
+    settings = flatten(read_run_config(folder / "config.json").settings)
+    return _Training(settings, tuple(log), pictures[-1] if pictures else None)
+
+
+def _overview(run: Path, codec_run: _Training | None, prior_run: _Training | None) -> Section:
+    records = {name: read_record(run / name) if (run / name).is_dir() else None for name in ("vqvae", "prior")}
+    missing = [name for name, record in records.items() if record is None]
+    section = Section("What was measured", text=f"Not finished yet: {', '.join(missing)}." if missing else "")
+    for name, record in records.items():
+        if record is not None:
+            section.tables.append(Table(_measured(record), title=name, open=True))
+    seconds = {"codec": codec_run, "prior": prior_run}
+    rows = [(f"{name} training", _clock(training.seconds())) for name, training in seconds.items() if training]
+    section.tables.append(Table(tuple(rows), title="time", open=True))
+    return section
+
+
+def _measured(record: TrainingRecord) -> tuple[tuple[str, str], ...]:
+    rows = [("command", record.command), ("data", record.data)]
+    rows += [("rows", f"{record.num_train} trained on, {record.num_held_out} held out")]
+    return (*rows, *((name, _number(value)) for name, value in flatten(by_number(record.measured)).items()))
+
+
+def _number(value: Any) -> str:
+    return f"{value:.5g}" if isinstance(value, float) else str(value)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d} h" if minutes >= 60 else f"{minutes}:{rest:02d} min"
+
+
+def _charts(training: _Training, wanted: Sequence[tuple[str, Sequence[str], Sequence[str]]]) -> list[Chart]:
+    """Return the charts of (title, lines, levels) that the log has numbers for."""
+    made = []
+    for title, lines, levels in wanted:
+        last = {name: points[-1][1] for name in levels if (points := training.points(name))}
+        chart = line_chart(title, {name: training.points(name) for name in lines}, levels=last)
+        made += [chart] if chart is not None else []
+    return made
+
+
+def _codec_section(run: Path, training: _Training) -> Section:
+    section = Section("Stage one: images to codes and back")
+    section.charts = _charts(
+        training,
+        [
+            ("error of the reconstructions in training", ["reconstruction"], []),
+            ("share of the codes in use", ["usage"], []),
+            ("perplexity: as many codes as if all were used alike", ["perplexity"], []),
+            ("codes that nothing chose, and codes moved to new places", ["num_dead", "num_revived"], []),
+        ],
+    )
+    if training.picture is not None:
+        caption = f"Held-out images, each above its reconstruction ({training.picture.stem.replace('-', ' ')})"
+        section.pictures.append(_picture(Image.open(training.picture), caption))
+    if not (run / "vqvae").is_dir():
+        section.text = "The training is not finished."
+    return section
+
+
+def _prior_section(training: _Training) -> Section:
+    text = "Held-out nats have to fall below the baselines; where they rise again, the prior learns by heart."
+    section = Section("Stage two: which grids of codes are likely", text=text)
+    levels = ["previous_token", "unigram"]
+    section.charts = _charts(
+        training,
+        [
+            ("nats per token, against the baselines", ["train_nats", "held_out_nats"], levels),
+            ("learning rate", ["learning_rate"], []),
+        ],
+    )
+    return section
+
+
+def _picture(image: Image.Image, caption: str) -> Picture:
+    encoded = base64.b64encode(png_bytes(image)).decode()
+    return Picture(caption, encoded, image.width, image.height)
+
+
+def _atlas(run: Path) -> list[Section]:
+    """Return what each code draws where all around it is the same code; the most used first."""
+    if not (run / "vqvae" / "config.json").is_file():
+        return []
+    from stage1_vqvae.codecs import open_codec
+
+    codec = open_codec(run / "vqvae")
+    if len(codec.spec.shape) != 2 or codec.spec.channels not in (1, 3) or len(codec.spec.levels) != 1:
+        return []
+    (level,) = codec.spec.levels
+    counts = _counts(run / "codes", level.num_codes)
+    order = np.arange(level.num_codes) if counts is None else np.argsort(-counts, kind="stable")
+    shown = torch.from_numpy(order[:MOST_CODES].copy())
+    pixels = np.concatenate([middles(codec, some) for some in shown.split(CODES_AT_ONCE)])
+    text = f"{len(shown)} of {level.num_codes} codes, each where its neighbours are the same code"
+    if counts is not None:
+        text += f"; the most used first. {int((counts > 0).sum())} of them occur in the training images"
+    return [Section("Codebook atlas", text=f"{text}.", pictures=[_picture(picture_grid(pixels, columns=32), "codes")])]
+
+
+def _counts(codes: Path, num_codes: int) -> Any:
+    """Return how often each code occurs in the training rows of a store, [K]; None if there is no store."""
+    if not (codes / INDEX).is_file():
+        return None
+    store = CodeStore.open(codes)
+    counts = np.zeros(num_codes, dtype=np.int64)
+    for rows in shard_ranges(len(store)):
+        values = store.rows(np.arange(rows.start, rows.stop))["codes.0"]
+        counts += np.bincount(values.reshape(-1), minlength=num_codes)
+    return counts
+
+
+def middles(codec: "AnyCodec", codes: Tensor) -> Any:
+    """Return the middle, two cells a side, of the image that each code of the finest level fills, coarser codes at 0.
+
+    [n, height, width, C] uint8.
+    """
+    level = codec.spec.levels[-1]
+    coarser = [torch.zeros((len(codes), *other.grid), dtype=torch.int64) for other in codec.spec.levels[:-1]]
+    pixels = to_pixels(codec.decode((*coarser, codes[:, None, None].expand(-1, *level.grid))))
+    for axis, (size, cells) in enumerate(zip(codec.spec.shape, level.grid, strict=True), start=1):
+        kept = min(size, 2 * -(-size // cells))
+        pixels = pixels.take(range((size - kept) // 2, (size + kept) // 2), axis=axis)
+    return pixels
+
+
+def _drawn(run: Path) -> list[Section]:
+    """Return samples of every class, and completions of held-out rows, of RUN/model."""
+    if not (run / "model" / "config.json").is_file():
+        return []
+    from vq_prior.model.pipeline import VQPriorPipeline
+
+    pipeline = VQPriorPipeline.from_pretrained(run / "model")
+    if len(pipeline.index.spec.shape) != 2 or pipeline.index.spec.channels not in (1, 3):
+        return []
+    names = pipeline.index.label_names
+    classes = range(min(len(names), MOST_CLASSES)) if names else range(MOST_CLASSES)
+    labels = [number for number in classes for _ in range(OF_A_CLASS)] if names else None
+    drawn = pipeline(OF_A_CLASS * len(classes), labels=labels, output_type="np").images
+    sampling = pipeline.index.sampling
+    text = f"Seed 0, temperature {sampling.temperature:g}, guidance {sampling.guidance_scale:g}; nothing was picked."
+    rows = f"; a row a class: {', '.join(names[:MOST_CLASSES])}" if names else ""
+    picture = _picture(picture_grid(drawn, columns=OF_A_CLASS), f"Samples{rows}")
+    sections = [Section("Samples", text=text, pictures=[picture])]
+    return sections + _completions(run / "codes", pipeline)
+
+
+def _completions(codes: Path, pipeline: "VQPriorPipeline") -> list[Section]:
+    spec = pipeline.index.spec
+    if not (codes / INDEX).is_file() or len(spec.levels) != 1 or (rows := spec.levels[0].grid[0] // 2) < 1:
+        return []
+    store = CodeStore.open(codes, "validation")
+    if store.index.codec.id != pipeline.codec.codec_id or not len(store):
+        return []
+    chosen = store.rows(np.linspace(0, len(store) - 1, min(COMPLETED, len(store)), dtype=np.int64))
+    grids = torch.from_numpy(chosen["codes.0"].astype(np.int64))
+    layout, each = pipeline.prior.layout, OF_A_CLASS - 1
+    # A row whose codes the prior has no tokens for cannot be gone on from.
+    fitting = [n for n in range(len(grids)) if _has_tokens(layout.first_rows, grids[n : n + 1], rows)]
+    if not fitting:
+        return []
+    grids = grids[fitting]
+    prefix = layout.first_rows(grids, rows).repeat_interleave(each, dim=0)
+    labels = chosen["label"][fitting].repeat(each).tolist() if store.labelled else None
+    drawn = pipeline(len(prefix), labels=labels, prefix=prefix, output_type="np").images
+    originals = to_pixels(pipeline.codec.decode((grids,)))
+    strips = [np.concatenate([originals[n : n + 1], drawn[n * each : (n + 1) * each]]) for n in range(len(grids))]
+    text = "Left a held-out image as its codes show it; the others keep the upper half of its codes."
+    picture = _picture(picture_grid(np.concatenate(strips), columns=OF_A_CLASS), "Completions of held-out images")
+    return [Section("Completions", text=text, pictures=[picture])]
+
+
+def _has_tokens(first_rows: Callable[[Tensor, int], Tensor], grid: Tensor, rows: int) -> bool:
+    try:
+        first_rows(grid, rows)
+    except (UsageError, ArtifactError):
+        return False
+    return True
+
+
+def _evaluation(run: Path) -> list[Section]:
+    """Return what `vq-prior evaluate --out RUN/evaluation.json` measured."""
+    path = run / "evaluation.json"
+    if not path.is_file():
+        return []
+    numbers = {name: _number(value) for name, value in flatten(by_number(read_json(path))).items()}
+    budget = tuple((text, numbers[name]) for name, text in BUDGET.items() if name in numbers)
+    tables = [Table(budget, title="error budget", open=True)] if budget else []
+    text = f"{path.name}, by vq-prior evaluate; distances are in the features of its evaluator, smaller is better."
+    return [Section("Evaluation", text, [*tables, Table(tuple(numbers.items()), title="every number")])]
+
+
+def _configuration(codec_run: _Training | None, prior_run: _Training | None) -> Section:
+    section = Section("Configuration", text="Every setting, as it was chosen for this data and this machine.")
+    for command, training in (("train-vqvae", codec_run), ("train-prior", prior_run)):
+        if training is not None:
+            rows = tuple(
+                (f"--{name.replace('_', '-')}", _shown(name, value)) for name, value in training.settings.items()
+            )
+            section.tables.append(Table(rows, title=command))
+    return section
+
+
+def _shown(name: str, value: Any) -> str:
+    """Return a setting as the page shows it: where something lies on this machine is nobody else's business."""
+    return public_name(value) if value is not None and name in (*PLACES, "data") else str(value)

@@ -1,0 +1,1 @@
+"""MODEL: its folder, its pipeline, its card, and how it is shared."""

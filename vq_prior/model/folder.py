@@ -1,0 +1,134 @@
+"""MODEL: one folder that holds a codec, its prior and what a user needs to draw images.
+
+The root `config.json` is an index. What it says must agree with the components,
+each of which is sealed by its own manifest.
+"""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from stage1_vqvae.codecs import AnyCodec, kind_name, open_codec, takes_image_size, write_codec
+from stage1_vqvae.foreign import ForeignCodec
+from stage2_prior.prior import CausalPrior, SamplingDefaults, load_prior
+from vq_prior.core.config import from_json, pretty_json, read_json
+from vq_prior.core.disk.artifacts import new_folder, require_replaceable, verify_manifest, write_atomic
+from vq_prior.core.errors import ArtifactError, UsageError
+from vq_prior.core.identity import require_same_codec
+from vq_prior.core.spec import CodeSpec
+from vq_prior.model.card import model_card
+
+INDEX = "config.json"
+
+
+@dataclass(frozen=True)
+class ComponentEntry:
+    """Where a component lies within MODEL and what it is."""
+
+    folder: str
+    kind: str
+
+
+@dataclass(frozen=True)
+class ModelIndex:
+    """The root `config.json` of a MODEL."""
+
+    format_version: int
+    components: dict[str, ComponentEntry]
+    spec: CodeSpec
+    codec_id: str
+    label_names: tuple[str, ...]
+    sampling: SamplingDefaults
+
+
+def read_index(model: Path) -> ModelIndex:
+    """Return the index of a MODEL folder.
+
+    Raises:
+        ArtifactError: If there is none, or it is not one that this version reads.
+    """
+    if not model.is_dir():
+        raise ArtifactError(f"{model} is not a folder" if model.exists() else f"{model} does not exist")
+    if not (model / INDEX).exists():
+        inside = (model / "model" / INDEX).exists()
+        advice = f"did you mean {model / 'model'}?" if inside else "`vq-prior assemble` makes one"
+        raise ArtifactError(f"{model} is not a MODEL: it has no {INDEX}; {advice}")
+    index = from_json(ModelIndex, read_json(model / INDEX), str(model / INDEX))
+    if index.format_version != 1:
+        raise ArtifactError(f"{model / INDEX} has format version {index.format_version}; this version reads 1")
+    for name in ("vqvae", "prior"):
+        if index.components.get(name) is None or index.components[name].folder != name:
+            raise ArtifactError(f"{model / INDEX}: components must hold {name} in the folder {name}")
+    return index
+
+
+def index_of(codec: AnyCodec, prior: CausalPrior) -> ModelIndex:
+    """Return the index of a MODEL of these two; raises `ArtifactError` unless the prior is of this codec."""
+    codec_id = codec.codec_id
+    require_same_codec("the prior", prior.codec_id, "the codec", codec_id)
+    return ModelIndex(
+        format_version=1,
+        components={"vqvae": ComponentEntry("vqvae", kind_name(codec)), "prior": ComponentEntry("prior", "causal")},
+        spec=codec.spec,
+        codec_id=codec_id,
+        label_names=prior.label_names,
+        sampling=prior.sampling,
+    )
+
+
+def codec_for(codec_folder: Path, spec: CodeSpec) -> AnyCodec:
+    """Return the codec in a folder; one whose image size is chosen when it is opened takes that of `spec`."""
+    return open_codec(codec_folder, image_size=spec.shape if takes_image_size(codec_folder) else None)
+
+
+def assemble(codec_folder: Path, prior_folder: Path, out: Path, *, overwrite: bool = False) -> Path:
+    """Join a codec and a prior into the MODEL folder `out` and return it.
+
+    Args:
+        codec_folder: A `vqvae` component.
+        prior_folder: A `prior` component.
+        out: MODEL; an equal one that is there is left as it is.
+        overwrite: Whether another MODEL at `out` is replaced.
+
+    Raises:
+        ArtifactError: If a component is damaged or the prior was trained on another codec's codes.
+        UsageError: If `out` holds something else.
+    """
+    prior = load_prior(prior_folder)
+    codec = codec_for(codec_folder, prior.spec)
+    index = index_of(codec, prior)
+    require_replaceable(out, INDEX, "MODEL")
+    if isinstance(codec, ForeignCodec):
+        # Its folder may hold a whole model beside it, and names no size: what MODEL holds is the tokeniser alone.
+        alone = out.parent / f".{out.name}.vqvae"
+        try:
+            with new_folder(alone) as staging:
+                write_codec(codec, staging)
+            return _join(alone, prior_folder, out, index, overwrite=overwrite)
+        finally:
+            shutil.rmtree(alone, ignore_errors=True)
+    return _join(codec_folder, prior_folder, out, index, overwrite=overwrite)
+
+
+def _join(codec_folder: Path, prior_folder: Path, out: Path, index: ModelIndex, *, overwrite: bool) -> Path:
+    if (out / INDEX).exists() and not overwrite and not _holds(out, index, codec_folder, prior_folder):
+        raise UsageError(f"{out} exists and is another model; choose another --out or pass --overwrite")
+    with new_folder(out, manifest=False) as staging:
+        for name, source in (("vqvae", codec_folder), ("prior", prior_folder)):
+            shutil.copytree(source, staging / name, ignore=shutil.ignore_patterns(".*"))
+        write_atomic(staging / INDEX, pretty_json(index))
+        write_atomic(staging / "README.md", model_card(staging, index).encode("utf-8"))
+    return out
+
+
+def _holds(out: Path, index: ModelIndex, *components: Path) -> bool:
+    """Return whether `out` is the MODEL of these components already."""
+    try:
+        sealed = [verify_manifest(out / name) for name in ("vqvae", "prior")]
+        same = [
+            (out / name / "manifest.json").read_bytes() == (source / "manifest.json").read_bytes()
+            for name, source in zip(("vqvae", "prior"), components, strict=True)
+        ]
+        return all(sealed) and all(same) and read_index(out) == index
+    except (ArtifactError, OSError):
+        return False

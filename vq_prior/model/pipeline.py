@@ -1,0 +1,446 @@
+"""`VQPriorPipeline`: a trained codec and prior as one object that draws images."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal, TypedDict, Unpack
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stage1_vqvae.codecs import AnyCodec, open_codec, write_codec
+from stage2_prior.prior import CausalPrior, load_prior, save_prior
+from stage2_prior.sampling import check_sampling, checked_prefix, sample_tokens
+from vq_prior.core.disk.artifacts import new_folder, write_manifest
+from vq_prior.core.disk.components import label_index
+from vq_prior.core.disk.records import keep_record
+from vq_prior.core.errors import ArtifactError, UsageError
+from vq_prior.core.hub.repository import local
+from vq_prior.core.media import picture_grid, png_bytes, to_picture, to_pixels
+from vq_prior.core.processes.runtime import Precision
+from vq_prior.core.training.randomness import MAX_SEED
+from vq_prior.draw.likelihood import Scores, score_codes
+from vq_prior.model.folder import ModelIndex, assemble, index_of, read_index
+from vq_prior.model.given_images import GivenImage, Keep, images_of, kept_rows
+
+OutputType = Literal["pil", "pt", "np"]
+OUTPUT_TYPES = ("pil", "pt", "np")
+MAX_IMAGES = 10**9
+MAX_SHOWN = 64
+
+
+@dataclass
+class PipelineOutput:
+    """What a call of the pipeline drew.
+
+    Attributes:
+        images: A list of PIL images; or a tensor [n, C, *shape] in [-1, 1]; or an array [n, *shape, C] uint8.
+        labels: Class of each image, [n]; None for an unconditional model or request.
+        codes: Codes of each level, [n, *grid] int64.
+    """
+
+    images: Any
+    labels: list[int] | None
+    codes: tuple[Tensor, ...]
+
+    def _repr_png_(self) -> bytes | None:
+        """Return the PNG by which a notebook shows the images: a grid of the first 64."""
+        shown = self.images[:MAX_SHOWN]
+        if isinstance(shown, Tensor):
+            shown = to_pixels(shown)
+        pixels = np.stack([np.atleast_3d(np.asarray(image)) for image in shown])
+        return png_bytes(picture_grid(pixels)) if pixels.ndim == 4 else None
+
+
+class DrawSettings(TypedDict, total=False):
+    """What a call of the pipeline takes beside the number of images; `VQPriorPipeline.__call__` says what each is."""
+
+    labels: Sequence[str | int] | str | int | None
+    unconditional: bool
+    seed: int
+    first_index: int
+    batch_size: int | None
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    guidance_scale: float | None
+    guidance_power: float | None
+    precision: Precision
+    output_type: OutputType
+
+
+def class_of_each(
+    labels: Sequence[str | int] | str | int | None,
+    num_classes: int,
+    names: tuple[str, ...],
+    *,
+    unconditional: bool = False,
+) -> list[int]:
+    """Return the classes that samples cycle through; `[num_classes]`, the null label, for unconditional samples.
+
+    Args:
+        labels: A label or several, by name or by index; None for every class in turn.
+        num_classes: Classes of the model.
+        names: Their names.
+        unconditional: Whether to leave the classes aside; a model without classes always does.
+
+    Raises:
+        UsageError: If a label is unknown, or labels are given to an unconditional model or request.
+    """
+    if unconditional:
+        if labels is not None:
+            raise UsageError(f"labels cannot go with unconditional, got {labels}; give one of the two")
+        return [num_classes]
+    if labels is None:
+        return list(range(num_classes)) or [num_classes]
+    given = [labels] if isinstance(labels, (str, int)) else list(labels)
+    if not given:
+        raise UsageError("labels must name at least one class; leave them out for every class in turn")
+    return [label_index(str(label), names, num_classes) for label in given]
+
+
+def check_request(index: ModelIndex, *, num_images: int, seed: int, batch_size: int | None, **sampling: Any) -> None:
+    """Raise `UsageError` unless the settings of a request are in range."""
+    from stage2_prior.layout import SequenceLayout
+
+    if not 1 <= num_images <= MAX_IMAGES:
+        raise UsageError(f"num_images must be between 1 and {MAX_IMAGES}, got {num_images}")
+    if not 0 <= seed <= MAX_SEED:
+        raise UsageError(f"seed must be between 0 and {MAX_SEED}, got {seed}")
+    if batch_size is not None and not 1 <= batch_size <= 65_536:
+        raise UsageError(f"batch_size must be between 1 and 65536, got {batch_size}; leave it out for the default")
+    check_sampling(SequenceLayout.from_spec(index.spec, len(index.label_names)), **sampling)
+
+
+def require_null_prompt(trained: bool) -> None:
+    """Raise `UsageError` unless the null prompt of a prior was trained, which unconditional samples start from."""
+    if not trained:
+        raise UsageError(
+            "unconditional needs a prior trained with label_dropout above 0, this one knows no null prompt; give labels"
+        )
+
+
+class VQPriorPipeline:
+    """A codec and a prior that was trained on its codes.
+
+    Attributes:
+        codec: Stage one, in eval mode.
+        prior: Stage two, in eval mode.
+        index: What MODEL's `config.json` says.
+    """
+
+    def __init__(self, codec: AnyCodec, prior: CausalPrior) -> None:
+        self.codec, self.prior = codec.eval(), prior
+        self.index = index_of(codec, prior)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | Path,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+    ) -> "VQPriorPipeline":
+        """Return the pipeline of a MODEL, a folder or a Hub id; every byte of its components is checked.
+
+        Args:
+            model: Folder, or `owner/name[@revision]` on the Hub; an existing path wins.
+            revision: Branch, tag or commit on the Hub; None is its main branch.
+            token: Access token of the Hub; None takes the stored one, False none.
+            cache_dir: Where fetched files are kept; None takes the Hub client's default.
+            local_files_only: Whether to stay off the network and take what the cache holds.
+
+        Raises:
+            ArtifactError: If a file is missing, damaged, or the components and the index do not belong together.
+            EnvironmentFault: If the Hub cannot be reached and the cache holds no copy.
+        """
+        options = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
+        with local(model, revision=revision, say=print, **options) as folder:
+            return cls._of_folder(folder)
+
+    @classmethod
+    def _of_folder(cls, folder: Path) -> "VQPriorPipeline":
+        index = read_index(folder)
+        codec, prior = open_codec(folder / "vqvae"), load_prior(folder / "prior")
+        for note in (*codec.notes, *prior.notes):
+            print(note)
+        pipeline = cls(codec, prior)
+        for field in ("spec", "codec_id", "label_names", "components", "sampling"):
+            if getattr(pipeline.index, field) != getattr(index, field):
+                raise ArtifactError(f"{folder / 'config.json'}: {field} is not that of the components; assemble anew")
+        return pipeline
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+        license_id: str | None = None,
+        token: str | bool | None = None,
+    ) -> str:
+        """Send the MODEL to the Hub as one commit and return where it can be seen; see `vq_prior.model.share.push`."""
+        from vq_prior.model.share import push
+
+        with TemporaryDirectory(prefix="vq-prior-") as temporary:
+            self.save_pretrained(Path(temporary) / "model")
+            return push(
+                Path(temporary) / "model",
+                repo_id,
+                private=private,
+                revision=revision,
+                create_pr=create_pr,
+                license_id=license_id,
+                token=token,
+            )
+
+    def save_pretrained(self, folder: str | Path, *, overwrite: bool = False) -> None:
+        """Write the MODEL folder of this pipeline, whole."""
+        final = Path(folder)
+        parts = final.parent / f".{final.name}.parts"
+        with new_folder(parts, manifest=False) as staging:
+            for name in ("vqvae", "prior"):
+                (staging / name).mkdir()
+            write_codec(self.codec, staging / "vqvae")
+            save_prior(self.prior, staging / "prior")
+            keep_record(self.codec.loaded_from, staging / "vqvae")
+            keep_record(self.prior.loaded_from, staging / "prior")
+            for name in ("vqvae", "prior"):
+                write_manifest(staging / name)
+        try:
+            assemble(parts / "vqvae", parts / "prior", final, overwrite=overwrite)
+        finally:
+            import shutil
+
+            shutil.rmtree(parts)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.codec.parameters()).device
+
+    def to(self, device: str | torch.device) -> "VQPriorPipeline":
+        """Move both stages to a device and return the pipeline."""
+        self.codec.to(device)
+        self.prior.to(device)
+        return self
+
+    def __call__(
+        self,
+        num_images: int = 1,
+        *,
+        labels: Sequence[str | int] | str | int | None = None,
+        unconditional: bool = False,
+        seed: int = 0,
+        first_index: int = 0,
+        batch_size: int | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        guidance_scale: float | None = None,
+        guidance_power: float | None = None,
+        precision: Precision = "fp32",
+        prefix: Tensor | None = None,
+        output_type: OutputType = "pil",
+    ) -> PipelineOutput:
+        """Return new images. Image i depends on (model, labels, seed, i, sampling settings, its prefix) alone.
+
+        Args:
+            num_images: How many.
+            labels: Classes by name or index; image i gets labels[i mod n]. None takes every class in turn.
+            unconditional: Draw without a class, from a model that has classes.
+            seed: Seed of the whole set.
+            first_index: Index of the first image, to draw a part of a set.
+            batch_size: Images drawn at once; None lets the device decide.
+            temperature: Divides the logits; None takes the model's measured value.
+            top_k: Keep the k likeliest codes of each step.
+            top_p: Then keep the smallest set whose probability reaches p, in (0, 1].
+            min_p: Then drop codes less likely than this share of the likeliest, in [0, 1).
+            guidance_scale: Classifier-free guidance; None takes the model's measured value, 1 is off.
+            guidance_power: Lets guidance rise to that scale along the tokens; None keeps it constant.
+            precision: Of the prior's matrix products; "bf16" is faster on machines that have it, to other images.
+            prefix: First P tokens of each image, [num_images, P], taken as they are; see also `complete`.
+            output_type: "pil", "pt" or "np".
+
+        Raises:
+            UsageError: If a setting is out of range, a label unknown, or the prior knows no null prompt.
+        """
+        batches = self.stream(
+            num_images,
+            labels=labels,
+            unconditional=unconditional,
+            seed=seed,
+            first_index=first_index,
+            batch_size=batch_size,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            guidance_scale=guidance_scale,
+            guidance_power=guidance_power,
+            precision=precision,
+            prefix=prefix,
+            output_type=output_type,
+        )
+        return _joined(list(batches))
+
+    def stream(
+        self, num_images: int = 1, *, prefix: Tensor | None = None, **settings: Unpack[DrawSettings]
+    ) -> Iterator[PipelineOutput]:
+        """Yield the images of a call in batches of `batch_size`, each as soon as it is drawn.
+
+        Args:
+            num_images: How many in all.
+            prefix: As of a call.
+            settings: Those of a call.
+
+        Raises:
+            UsageError: At once, before anything is drawn, if a call would raise it.
+        """
+        return self._stream(num_images, prefix=prefix, **settings)
+
+    def _stream(
+        self,
+        num_images: int,
+        *,
+        prefix: Tensor | None,
+        labels: Sequence[str | int] | str | int | None = None,
+        unconditional: bool = False,
+        seed: int = 0,
+        first_index: int = 0,
+        batch_size: int | None = None,
+        output_type: OutputType = "pil",
+        **given: Any,
+    ) -> Iterator[PipelineOutput]:
+        if output_type not in OUTPUT_TYPES:
+            raise UsageError(f"output_type must be one of {', '.join(OUTPUT_TYPES)}, got {output_type!r}")
+        sampling = resolve_sampling(self.index, given, unconditional=unconditional)
+        check_request(self.index, num_images=num_images, seed=seed, batch_size=batch_size, **sampling)
+        if unconditional:
+            require_null_prompt(self.prior.unconditional)
+        names = self.index.label_names
+        cycle = class_of_each(labels, len(names), names, unconditional=unconditional)
+        indices = range(first_index, first_index + num_images)
+        classes = [cycle[i % len(cycle)] for i in indices]
+        size = batch_size or default_batch_size(self.device)
+
+        begun = checked_prefix(self.prior.layout, prefix, num_images)
+
+        def batch(n: slice) -> PipelineOutput:
+            images, codes = self.draw(classes[n], seed=seed, indices=indices[n], prefix=begun[n], **sampling)
+            shown = classes[n] if names and not unconditional else None
+            return PipelineOutput(_as(images, output_type), shown, codes)
+
+        return (batch(slice(n, n + size)) for n in range(0, num_images, size))
+
+    def complete(
+        self, image: GivenImage, keep: Keep = "top half", *, num_images: int = 1, **settings: Unpack[DrawSettings]
+    ) -> PipelineOutput:
+        """Return images that begin as a given one does and go on as the prior draws.
+
+        The codes of the rows of the grid that lie within the kept part are taken as they are, the others drawn
+        (Chen et al. 2020, "Generative Pretraining from Pixels", figure 1). A completion is the sample of its index
+        with these codes given: it depends on what a sample depends on, and on the image.
+
+        Args:
+            image: A PIL picture, the path of one, uint8 pixels [height, width, C] or a tensor [C, *shape] in [-1, 1];
+                or several of them.
+            keep: "top half", or the share of the image that is kept, from the top, in [0, 1].
+            num_images: Completions of each image; those of one stand together.
+            settings: Those of a call. Without labels, as there, the classes are taken in turn.
+
+        Raises:
+            UsageError: If a setting is out of range, an image is none, or the codes are several grids.
+            ArtifactError: If a file is missing or no picture.
+        """
+        if num_images < 1:
+            raise UsageError(f"num_images must be at least 1, got {num_images}")
+        prefix = self.prefix_of(image, keep).repeat_interleave(num_images, dim=0)
+        return self(len(prefix), prefix=prefix, **settings)
+
+    def prefix_of(self, image: GivenImage, keep: Keep) -> Tensor:
+        """Return the tokens [B, P] of the kept part of one or several images; see `complete`."""
+        rows = kept_rows(keep, self.index.spec.levels[0].grid[0])
+        codes = self.codec.encode(images_of(image, self.codec).to(self.device))
+        return self.prior.layout.first_rows(codes[0], rows)
+
+    def score(self, images: GivenImage, labels: Sequence[str | int] | str | int | None = None) -> Scores:
+        """Return how likely the prior finds the codes of given images; high nats tell what it has not learnt.
+
+        An image's scores do not depend on the other images or their number.
+
+        Args:
+            images: One or several, as for `complete`.
+            labels: The class of each by name or index, or one class for all; None scores them without a class.
+
+        Raises:
+            UsageError: If labels are unknown, not as many as the images, or left out although the prior knows no
+                null prompt.
+            ArtifactError: If a file is missing or no picture.
+        """
+        names = self.index.label_names
+        given = images_of(images, self.codec).to(self.device)
+        classes = class_of_each(labels, len(names), names, unconditional=labels is None)
+        if labels is None:
+            require_null_prompt(self.prior.unconditional)
+        if len(classes) not in (1, len(given)):
+            raise UsageError(f"labels must be one, or one for each of the {len(given)} images, got {len(classes)}")
+        of_each = torch.tensor(classes if len(classes) > 1 else classes * len(given))
+        return score_codes(self.prior, self.codec.encode(given), of_each)
+
+    @torch.inference_mode()
+    def draw(
+        self, classes: Sequence[int], *, seed: int, indices: Sequence[int], **sampling: Any
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Return one batch: images [B, C, *shape] in [-1, 1] and their codes of each level [B, *grid]."""
+        labels = torch.tensor(list(classes), dtype=torch.int64)
+        tokens = sample_tokens(self.prior, labels.to(self.device), seed=seed, indices=list(indices), **sampling)
+        codes = self.prior.layout.to_codes(tokens)
+        return self.codec.decode(codes), codes
+
+
+def resolve_sampling(index: ModelIndex, given: dict[str, Any], *, unconditional: bool = False) -> dict[str, Any]:
+    """Return sampling settings in which what was not given is the model's own; without a class nothing guides.
+
+    Raises:
+        UsageError: If guidance is asked for without a class.
+    """
+    resolved = dict(given)
+    if unconditional:
+        if (scale := given.get("guidance_scale")) not in (None, 1):
+            raise UsageError(f"guidance_scale must be 1 with unconditional, got {scale}; leave it out")
+        resolved["guidance_scale"] = 1.0
+    for name in ("temperature", "guidance_scale"):
+        if resolved.get(name) is None:
+            resolved[name] = getattr(index.sampling, name)
+    return resolved
+
+
+def default_batch_size(device: torch.device) -> int:
+    """Return how many images are drawn at once on this kind of device."""
+    return 64 if device.type == "cpu" else 256
+
+
+def _joined(batches: Sequence[PipelineOutput]) -> PipelineOutput:
+    first, shown = batches[0], [batch.images for batch in batches]
+    if isinstance(first.images, list):
+        images: Any = list(chain.from_iterable(shown))
+    else:
+        images = torch.cat(shown) if isinstance(first.images, Tensor) else np.concatenate(shown)
+    labels = None if first.labels is None else [label for batch in batches for label in batch.labels or ()]
+    return PipelineOutput(images, labels, tuple(map(torch.cat, zip(*(batch.codes for batch in batches), strict=True))))
+
+
+def _as(images: Tensor, output_type: OutputType) -> Any:
+    if output_type == "pt":
+        return images
+    pixels = to_pixels(images)
+    return pixels if output_type == "np" else [to_picture(np.ascontiguousarray(one)) for one in pixels]
