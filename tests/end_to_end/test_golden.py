@@ -8,9 +8,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from stage1_vqvae.codecs import open_codec
+from vq_prior import CodeStore
 from vq_prior.judge.fingerprint import fingerprint
 
 GOLDEN = sorted(path for path in (Path(__file__).parents[1] / "golden").iterdir() if path.is_dir())
+
+# What binds codes and priors to a codec: other ids here would make strangers of all that people have.
+IDS = {
+    "0.1.0": {
+        "codec": "20a28703a95dd9a9396a63900a73eee15f5e6e7c26c6e86de1f9645349a51934",
+        "store": "d9bcd7b04d2d162c307bcdf2a4b91b333ba0277b7e4461aff7dc6223daa60f12",
+    },
+}
 
 pytestmark = [pytest.mark.fault("F43"), pytest.mark.parametrize("golden", GOLDEN, ids=lambda path: path.name)]
 
@@ -33,6 +43,14 @@ def test_every_part_is_whole_and_its_codes_are_those_that_its_codec_gives(run, r
 def test_a_fingerprint_is_the_one_that_was_taken_then(golden, run):
     (run / "fingerprint.txt").unlink()
     assert fingerprint(run) == (golden / "fingerprint.txt").read_text().splitlines()
+
+
+def test_ids_are_those_of_then(golden, run):
+    assert (
+        open_codec(run / "vqvae").codec_id == open_codec(run / "model" / "vqvae").codec_id == IDS[golden.name]["codec"]
+    )
+    store = CodeStore.open(run / "codes")
+    assert (store.index.codec.id, store.store_id) == (IDS[golden.name]["codec"], IDS[golden.name]["store"])
 
 
 def test_a_model_draws_the_images_that_it_drew(golden, run, run_cli, tmp_path):

@@ -98,6 +98,55 @@ def test_no_source_evaluates_text_or_imports_pickle_in_another_way():
     assert wrong == []
 
 
+def count_below(folder: str) -> int:
+    """Files that lie in a folder itself."""
+    return sum((REPOSITORY / folder) == path.parent for path in FILES)
+
+
+@pytest.mark.parametrize(("folder", "most"), [("vq_prior", 6), ("vq_prior/core", 10)])
+def test_what_belongs_to_a_room_does_not_lie_beside_the_rooms(folder, most):
+    assert count_below(folder) <= most
+
+
+# The words by which code shows that it knows pictures. All else asks the modality.
+NAMES_PIXELS = re.compile(
+    r"PixelRows|load_pixels|to_unit_range|to_pixels|picture_grid|Transform|PIL|ImageRows|image_size"
+)
+MAY_NAME_PIXELS = 34  # this number may only fall; 10 is where it goes
+
+
+def test_pictures_are_known_to_few_files_outside_their_room():
+    naming = [
+        name
+        for name, text in SOURCES.items()
+        if name.split("/")[0] in PACKAGES
+        and not name.startswith("stage1_vqvae/modalities/")
+        and NAMES_PIXELS.search(text)
+    ]
+    assert len(naming) <= MAY_NAME_PIXELS, naming
+
+
+CODECS = {"VQVAE", "ForeignCodec"}
+# Where code asks which kind of codec it has, beside the place that opens them. A line may only go.
+ASKS_FOR_KIND = {
+    "stage1_vqvae/extract.py",
+    "stage1_vqvae/fast/joined.py",
+    "stage1_vqvae/resize.py",
+    "vq_prior/judge/codec.py",
+    "vq_prior/model/folder.py",
+}
+
+
+def test_codecs_are_used_through_their_protocol():
+    asking = set()
+    for name, text in SOURCES.items():
+        for call in ast.walk(ast.parse(text)):
+            if isinstance(call, ast.Call) and ast.unparse(call.func) in ("isinstance", "issubclass", "type"):
+                kinds = {node.id for argument in call.args for node in ast.walk(argument) if isinstance(node, ast.Name)}
+                asking |= {name} if kinds & CODECS else set()
+    assert asking - {"stage1_vqvae/codecs.py"} <= ASKS_FOR_KIND
+
+
 def undocumented(node: ast.Module | ast.ClassDef, where: str) -> Iterator[str]:
     for child in node.body:
         if not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) or child.name.startswith("_"):
