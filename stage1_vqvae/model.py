@@ -93,7 +93,7 @@ class Architecture:
         if self.network == "sonnet" and (self.attention or self.blocks_per_resolution):
             raise ArtifactError(f"{where}.network sonnet has neither attention nor blocks_per_resolution")
         quantizer = self.quantizer
-        if quantizer.name not in QUANTIZERS.names():
+        if quantizer.name not in QUANTIZERS:
             known = ", ".join(QUANTIZERS.names())
             raise ArtifactError(f"{where}.quantizer.name must be one of {known}, got {quantizer.name!r}")
         if quantizer.num_codes is None or quantizer.code_dim is None:

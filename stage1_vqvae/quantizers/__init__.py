@@ -9,7 +9,7 @@ from stage1_vqvae.quantizers.nearest import NearestQuantizer
 from stage1_vqvae.quantizers.simvq import SimVQQuantizer
 from vq_prior.core.registry import Registry
 
-QUANTIZERS: Registry[type[Quantizer]] = Registry("quantizer")
+QUANTIZERS: Registry[type[Quantizer]] = Registry("quantizer", group="vq_prior.quantizers")
 QUANTIZERS.add("ema", EMAQuantizer)
 QUANTIZERS.add("nearest", NearestQuantizer)
 QUANTIZERS.add("simvq", SimVQQuantizer)

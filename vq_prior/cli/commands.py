@@ -227,7 +227,9 @@ def env(_settings: Env) -> None:
 
     import torch
 
+    from stage1_vqvae.quantizers import QUANTIZERS
     from vq_prior import __version__
+    from vq_prior.core.registry import plugins
 
     print(f"vq-prior {__version__}")
     print(f"python {platform.python_version()} on {platform.system()} {platform.machine()}")
@@ -238,3 +240,6 @@ def env(_settings: Env) -> None:
         devices.append("mps")
     print(f"devices: {', '.join(devices) or 'cpu only'}")
     print(f"cores {os.cpu_count()}, torch threads {torch.get_num_threads()}")
+    for plugin in plugins(QUANTIZERS):
+        trouble = f": {plugin.trouble}" if plugin.trouble else ""
+        print(f"plug-in {plugin.group} {plugin.name} of {plugin.package}{trouble}")
