@@ -99,7 +99,7 @@ class Architecture:
         if quantizer.num_codes is None or quantizer.code_dim is None:
             raise ArtifactError(f"{where}.quantizer must have num_codes and code_dim")
         try:
-            check_quantizer(quantizer)
+            check_quantizer(quantizer, typed=False)
         except UsageError as error:
             raise ArtifactError(f"{where}.quantizer: {error}") from error
         largest = max(quantizer.num_codes * quantizer.code_dim, self.width**2 * 4 ** max(1, len(self.shape)))

@@ -9,10 +9,11 @@ from functools import lru_cache
 from typing import Literal
 
 from vq_prior.core.errors import UsageError
+from vq_prior.core.settings import Settings
 
 
 @dataclass
-class QuantizerSettings:
+class QuantizerSettings(Settings):
     """The quantiser: how a latent vector becomes a code."""
 
     name: str = "ema"
@@ -98,8 +99,13 @@ def fixed_code_dim(name: str, num_codes: int) -> int | None:
     return None
 
 
-def check_quantizer(quantizer: QuantizerSettings) -> None:
+def check_quantizer(quantizer: QuantizerSettings, *, typed: bool = True) -> None:
     """Check every value, alone and together, that can be checked without data.
+
+    Args:
+        quantizer: Its settings.
+        typed: Whether a person typed them, who is told what does not suit the quantiser. What a file holds for it was
+            a default once.
 
     Raises:
         UsageError: Naming the first flag that is out of range or does not suit the quantiser.
@@ -113,7 +119,7 @@ def check_quantizer(quantizer: QuantizerSettings) -> None:
         _within("temperatures", temperature, 1e-3, 100.0, "between 0.001 and 100")
     if quantizer.name not in SUITS:
         return  # the registry names what exists
-    for field in fields(quantizer):
+    for field in fields(quantizer) if typed else ():
         value = getattr(quantizer, field.name)
         if field.name in ("name", "num_codes", "code_dim") or field.name in SUITS[quantizer.name]:
             continue

@@ -14,6 +14,7 @@ import tyro
 
 from stage1_vqvae.quantizer_settings import QuantizerSettings, check_quantizer, fixed_code_dim
 from vq_prior.core.errors import UsageError
+from vq_prior.core.settings import Settings
 from vq_prior.core.training.tracking import TrackerName, require_tracker
 
 MAX_SIDE = 4096
@@ -23,7 +24,7 @@ SQUARES = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 
 
 @dataclass
-class ModelSettings:
+class ModelSettings(Settings):
     """The encoder and the decoder."""
 
     channels: Literal[1, 3] | None = None
@@ -51,7 +52,7 @@ class ModelSettings:
 
 
 @dataclass
-class LossSettings:
+class LossSettings(Settings):
     """Terms of the training loss and their weights."""
 
     reconstruction: Literal["mse", "l1"] = "mse"
@@ -69,7 +70,7 @@ class LossSettings:
 
 
 @dataclass
-class TrainVQVAE:
+class TrainVQVAE(Settings):
     """Train a codec on images: RUN/vqvae turns an image into a grid of codes and back."""
 
     data: str
@@ -110,7 +111,7 @@ class TrainVQVAE:
     peak on."""
     decay_fraction: float = 0.5
     """Share of the run, at its end, over which the learning rate of a trapezoid falls."""
-    optimizer: Literal["adamw", "muon"] | None = None
+    optimizer: Literal["adamw", "muon"] | None = field(default=None, metadata={"before": "adamw"})
     """Optimiser of the convolutions between hidden layers; all else has AdamW. muon, at half of the learning rate,
     takes longer for a step and comes nearer to the pictures. Left out: muon in bf16 on a CPU that computes in it and
     above 16 px, else adamw."""

@@ -40,6 +40,7 @@ from vq_prior.core.processes.runtime import (
     require_same_everywhere,
     start_runtime,
 )
+from vq_prior.core.settings import absent_means
 from vq_prior.core.training.averaging import WeightAverage
 from vq_prior.core.training.optim import (
     adamw_and_muon,
@@ -52,6 +53,8 @@ from vq_prior.core.training.randomness import batch_rows, keyed_generator
 from vq_prior.core.training.runs import (
     RunLog,
     check_continues,
+    continued,
+    explained,
     open_run,
     read_run_config,
     require_finite,
@@ -76,14 +79,19 @@ def train_vqvae(settings: TrainVQVAE) -> Path:
         Stopped: If a signal asked for it; the state is saved.
     """
     check(settings)
+    typed, folder, final = settings, settings.out / "vqvae-training", settings.out / "vqvae"
+    settings = settings if settings.overwrite else continued(settings, folder)
     QUANTIZERS[settings.quantizer.name]
     runtime = start_runtime(settings.precision, reproducible=settings.reproducible)
     say = runtime.say
     notes: list[str] = []
     data = open_data_of(settings, say=notes.append)
-    typed = settings
-    settings = resolve(settings, data.facts(), runtime.device.type)
-    runtime, settings = fitted_to_machine(runtime, settings)
+    here = runtime
+
+    def chosen(settings: TrainVQVAE) -> tuple[Runtime, TrainVQVAE]:
+        return fitted_to_machine(here, resolve(settings, data.facts(), here.device.type))
+
+    runtime, settings = chosen(settings)
     for line in (runtime.describe(), *notes):
         say(line)
     assert settings.batch_size is not None
@@ -93,15 +101,14 @@ def train_vqvae(settings: TrainVQVAE) -> Path:
     if settings.dry_run:
         say(_dry_run(settings, model, runtime))
         return settings.out / "vqvae"
-    folder, final = settings.out / "vqvae-training", settings.out / "vqvae"
     if final.exists() and not (folder / "config.json").exists() and not settings.overwrite:
         raise UsageError(f"{final} exists without its training run; choose another --out or pass --overwrite")
     weights_bytes = sum(tensor.nbytes for tensor in model.state_dict().values())
     require_free_space(folder, 12 * weights_bytes)
-    config = run_config("train-vqvae", settings, {"data": data.data_id})
+    config, absent = run_config("train-vqvae", settings, {"data": data.data_id}), absent_means(typed)
     checkpoint = None
     if (folder / "config.json").exists() and not settings.overwrite:
-        check_continues(read_run_config(folder / "config.json"), config, folder)
+        check_continues(read_run_config(folder / "config.json"), config, folder, absent=absent)
         checkpoint, passed_over = latest_checkpoint(folder / "checkpoints")
         for line in passed_over:
             say(line)
@@ -113,12 +120,12 @@ def train_vqvae(settings: TrainVQVAE) -> Path:
     train = load_pixels(data.train, transform, num_workers=settings.num_workers)
     validation = load_pixels(data.validation, transform, num_workers=settings.num_workers)
     runtime.barrier()
-    open_run(folder, config, overwrite=settings.overwrite, is_main=runtime.is_main)
+    open_run(folder, config, overwrite=settings.overwrite, is_main=runtime.is_main, absent=absent)
     if settings.overwrite and runtime.is_main:
         remove(final)
     runtime.barrier()
     average = _loop(settings, runtime, model, train, validation, checkpoint, folder)
-    record = _record(typed, data)
+    record = _record(explained(typed, settings, lambda some: chosen(some)[1]), data)
     _finish(settings, runtime, model, average, validation, final, record)
     runtime.barrier()
     return final

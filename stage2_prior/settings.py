@@ -9,6 +9,7 @@ from typing import Annotated, Literal, TypeVar
 import tyro
 
 from vq_prior.core.errors import UsageError
+from vq_prior.core.settings import Settings
 from vq_prior.core.training.tracking import TrackerName, require_tracker
 
 T = TypeVar("T")
@@ -32,7 +33,7 @@ def given(value: T | None) -> T:
 
 
 @dataclass
-class PriorModel:
+class PriorModel(Settings):
     """Architecture of the prior, a stock transformers causal language model."""
 
     kind: Literal["qwen3", "llama"] = "qwen3"
@@ -52,7 +53,7 @@ class PriorModel:
 
 
 @dataclass
-class TrainPrior:
+class TrainPrior(Settings):
     """Train the prior on a code store, or on images turned into one (RUN/prior)."""
 
     codes: Path | None = None
@@ -103,7 +104,7 @@ class TrainPrior:
     fine-tuning."""
     token_dropout: float | None = None
     """Share of the input tokens replaced by the null token while training; left out: chosen for the data."""
-    optimizer: Literal["adamw", "muon"] | None = None
+    optimizer: Literal["adamw", "muon"] | None = field(default=None, metadata={"before": "adamw"})
     """Optimiser of the matrices in the blocks; embeddings, output layer and norms have AdamW. Left out: muon on a CPU
     from 20,000 rows on; else, when fine-tuning and with --fsdp, adamw."""
     weight_decay: float = 0.1

@@ -43,10 +43,19 @@ from vq_prior.core.processes.runtime import (
     unwrap,
 )
 from vq_prior.core.processes.sharding import gathered, is_sharded, whole
+from vq_prior.core.settings import absent_means
 from vq_prior.core.spec import Codec
 from vq_prior.core.training.optim import lr_at, set_learning_rate
 from vq_prior.core.training.randomness import batch_rows
-from vq_prior.core.training.runs import RunLog, open_run, require_finite, require_free_space, run_config
+from vq_prior.core.training.runs import (
+    RunLog,
+    continued,
+    explained,
+    open_run,
+    require_finite,
+    require_free_space,
+    run_config,
+)
 
 EVAL_ROWS_PER_CALL = 128
 NUM_PICTURES = 40
@@ -71,6 +80,7 @@ def train_prior(settings: TrainPrior, codec: Codec | None = None, base: CausalPr
         Stopped: On SIGTERM or Ctrl-C, after the state was saved.
     """
     check(settings)
+    typed, settings = settings, rerun_of(settings)
     if settings.codes is None:
         raise UsageError("train_prior reads codes; extract those of the images first and give codes instead of data")
     if base is None and settings.from_model is not None:
@@ -86,13 +96,18 @@ def train_prior(settings: TrainPrior, codec: Codec | None = None, base: CausalPr
         _require_same_codes(base, (store, validation), settings.codes)
     layout = SequenceLayout.from_spec(store.spec, len(store.index.label_names) if store.labelled else 0)
     facts = CodeFacts(layout.num_tokens, layout.num_codes, len(store), None if base is None else architecture_of(base))
-    command = command_line("train-prior", settings)
     if sharding_asked() and not settings.fsdp:
         settings = dataclasses.replace(settings, fsdp=True)
         check(settings)
+    here = runtime
+
+    def chosen(some: TrainPrior) -> TrainPrior:
+        precision = at_default_precision(here, some, len(store)).precision
+        return dataclasses.replace(resolve(some, facts, here.device.type), precision=precision)
+
     runtime = at_default_precision(runtime, settings, len(store))
     runtime.say(runtime.describe())
-    settings = dataclasses.replace(resolve(settings, facts, runtime.device.type), precision=runtime.precision)
+    settings = chosen(settings)
     runtime.require_rows(given(settings.batch_size), settings.gradient_accumulation_steps)
     training = prepare(settings, runtime, store, validation, codec, base)
     if settings.dry_run:
@@ -106,7 +121,8 @@ def train_prior(settings: TrainPrior, codec: Codec | None = None, base: CausalPr
     require_free_space(training.folder, need)
     if settings.overwrite and runtime.is_main:
         remove(training.final)
-    open_run(training.folder, config, overwrite=settings.overwrite, is_main=runtime.is_main)
+    absent = absent_means(settings)
+    open_run(training.folder, config, overwrite=settings.overwrite, is_main=runtime.is_main, absent=absent)
     runtime.barrier()
     resume(training)
     if training.done() and written_steps(training.final) == training.step:
@@ -117,8 +133,14 @@ def train_prior(settings: TrainPrior, codec: Codec | None = None, base: CausalPr
         seconds = min(_timed(_without_update, training) for _ in range(2))
         runtime.say("\n".join(size_lines(training, seconds)))
     run_steps(training)
+    command = command_line("train-prior", explained(typed, settings, chosen))
     finish(training, TrainingRecord(1, command, store.index.data.source, store.index.data.id, len(store), 0, {}))
     return training.final
+
+
+def rerun_of(settings: TrainPrior) -> TrainPrior:
+    """Return the settings as `continued` gives them where RUN holds a training and is not to be overwritten."""
+    return settings if settings.overwrite else continued(settings, settings.out / "prior-training")
 
 
 def at_default_precision(runtime: Runtime, settings: TrainPrior, num_rows: int) -> Runtime:

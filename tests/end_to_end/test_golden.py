@@ -1,7 +1,9 @@
 """What released versions wrote, kept in tests/golden by scripts/golden: this version reads it, and goes on with it."""
 
+import json
 import re
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,10 @@ import pytest
 from PIL import Image
 
 from stage1_vqvae.codecs import open_codec
+from stage1_vqvae.settings import TrainVQVAE
+from stage1_vqvae.train import train_vqvae
+from stage2_prior.settings import TrainPrior
+from stage2_prior.train import train_prior
 from vq_prior import CodeStore
 from vq_prior.judge.fingerprint import fingerprint
 
@@ -80,3 +86,59 @@ def test_a_training_goes_on(run, run_cli, stage):
     assert done.returncode == 0, done.stderr
     assert re.search(rf"continuing (at|from) step {steps}\b", done.stdout)
     assert (checkpoint.parent / f"step-{steps + 20:08d}").is_dir()
+
+
+@dataclass
+class GrownVQVAE(TrainVQVAE):
+    """A later version's settings: one that did not exist, and another default of one that did."""
+
+    new_setting: float = 0.5
+    log_every: int = 7
+
+
+@dataclass
+class GrownPrior(TrainPrior):
+    """The same for stage two."""
+
+    new_setting: float = 0.5
+    weight_decay: float = 0.2
+
+
+@pytest.mark.parametrize("stage", ["vqvae", "prior"])
+def test_a_training_goes_on_after_a_setting_was_added_and_a_default_was_changed(run, stage, capsys):
+    """What the person does not give is that of the run; what the run does not name is its default."""
+    folder = run / f"{stage}-training"
+    before = json.loads((folder / "config.json").read_text())["settings"]
+    steps = before["steps"] + 10
+    if stage == "vqvae":
+        train_vqvae(GrownVQVAE(data="digits", out=run, steps=steps))
+    else:
+        train_prior(GrownPrior(codes=run / "codes", out=run, steps=steps))
+    assert f"step {before['steps']}" in capsys.readouterr().out
+    after = json.loads((folder / "config.json").read_text())["settings"]
+    places = {"data", "codes", "codec", "out"}
+    missing = before.keys() ^ after.keys()
+    assert {name: after[name] for name in before if name not in places | {"steps"}} == {
+        name: before[name] for name in before if name not in places | {"steps"}
+    }
+    assert missing <= {"optimizer", "new_setting"}
+    assert after["new_setting"] == 0.5
+    assert after["optimizer"] == "adamw"
+    assert (folder / "checkpoints" / f"step-{steps:08d}").is_dir()
+
+
+@pytest.mark.parametrize(("stage", "flag"), [("vqvae", "--log-every"), ("prior", "--weight-decay")])
+def test_what_the_person_types_is_refused_even_if_it_is_the_default(run, run_cli, stage, flag):
+    path = run / f"{stage}-training" / "config.json"
+    config = json.loads(path.read_text())
+    name = flag.strip("-").replace("-", "_")
+    config["settings"][name] = 25 if name == "log_every" else 0.25
+    path.write_text(json.dumps(config))
+    default = {"log_every": 50, "weight_decay": 0.1}[name]
+    words = {"vqvae": ["--data", "digits"], "prior": ["--codes", "run/codes"]}[stage]
+    refused = run_cli(f"train-{stage}", "--out", "run", *words, flag, default, cwd=run.parent)
+    assert refused.returncode == 2
+    assert f"{flag.strip('-')} {config['settings'][name]} -> {default}" in refused.stderr
+    kept = run_cli(f"train-{stage}", "--out", "run", *words, cwd=run.parent)
+    assert kept.returncode == 0, kept.stderr
+    assert "is finished" in kept.stdout

@@ -22,6 +22,7 @@ from typing import Any
 from vq_prior import __version__
 from vq_prior.core.errors import LOST, EnvironmentFault, Stopped, UsageError, VQPriorError, tell
 from vq_prior.core.processes.interruption import STOPPED, Interruption, hear_signals, ignore_signals
+from vq_prior.core.settings import changed_names, note_given
 
 
 @dataclass(frozen=True)
@@ -189,7 +190,13 @@ def _starting_point(
     return from_json(settings_class, saved.settings, f"{config}: settings")
 
 
-def _flags_of(settings_class: type, prefix: str = "--") -> Iterator[str]:
+def _flags_of(settings_class: type) -> Iterator[str]:
+    """Yield every flag of a settings class."""
+    return (flag for flag, _ in _settings_by_flag(settings_class))
+
+
+def _settings_by_flag(settings_class: type, prefix: str = "--", path: str = "") -> Iterator[tuple[str, str]]:
+    """Yield every flag of a settings class and the dotted name of its setting."""
     kinds, hints = (typing.get_type_hints(settings_class, include_extras=extras) for extras in (False, True))
     for setting in dataclasses.fields(settings_class):
         kind = kinds[setting.name]
@@ -198,11 +205,11 @@ def _flags_of(settings_class: type, prefix: str = "--") -> Iterator[str]:
         named = [mark.name for mark in marks if getattr(mark, "name", None)]
         flag = (named or [setting.name])[0].replace("_", "-")
         if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-            yield from _flags_of(kind, f"{prefix}{flag}.")
+            yield from _settings_by_flag(kind, f"{prefix}{flag}.", f"{path}{setting.name}.")
         else:
-            yield prefix + flag
+            yield prefix + flag, path + setting.name
             if kind is bool:
-                yield f"{prefix}no-{flag}"
+                yield f"{prefix}no-{flag}", path + setting.name
 
 
 def _check_flags(name: str, settings_class: type, words: Sequence[str]) -> None:
@@ -224,11 +231,15 @@ def _parse_settings(name: str, settings_class: type, default: Any | None, words:
     try:
         with contextlib.redirect_stderr(errors):
             starting_point = tyro.MISSING_NONPROP if default is None else default
-            return tyro.cli(settings_class, prog=f"vq-prior {name}", args=words, default=starting_point)
+            settings = tyro.cli(settings_class, prog=f"vq-prior {name}", args=words, default=starting_point)
     except SystemExit as stop:
         if not stop.code:
             raise
         raise UsageError(_one_line(errors.getvalue(), name)) from None
+    settings_of = dict(_settings_by_flag(settings_class))
+    flags = {word.partition("=")[0].replace("_", "-") for word in words if word.startswith("--")}
+    typed = {settings_of[flag] for flag in flags if flag in settings_of}
+    return note_given(settings, typed | (set() if default is None else changed_names(default)))
 
 
 def _one_line(box: str, name: str) -> str:

@@ -12,12 +12,14 @@ from stage1_vqvae.extract import extract_codes
 from stage1_vqvae.settings import ExtractCodes
 from stage2_prior.fine_tuning import open_base
 from stage2_prior.settings import TrainPrior, check
+from stage2_prior.train import rerun_of
 from stage2_prior.train import train_prior as train
 from vq_prior.core.disk.code_store import CodeStore
 from vq_prior.core.disk.components import WEIGHTS
 from vq_prior.core.errors import UsageError
 from vq_prior.core.identity import require_same_codec
 from vq_prior.core.processes.runtime import start_runtime
+from vq_prior.core.settings import changed
 from vq_prior.model.folder import assemble, codec_for
 from vq_prior.model.inputs import settle, settle_codec, settle_codes
 
@@ -30,12 +32,13 @@ def train_prior(settings: TrainPrior) -> None:
         ArtifactError: If an input is missing, damaged, or belongs to another codec.
     """
     check(settings)
+    settings = rerun_of(settings)
     if settings.from_model is not None:
         settle(settings.from_model)
     base = None if settings.from_model is None else open_base(settings)
-    settings = replace(settings, codec=settings.codec or _codec_beside(settings))
+    settings = changed(settings, codec=settings.codec or _codec_beside(settings))
     if settings.codes is not None:
-        settings = replace(settings, codes=settle_codes(settings.codes, settings.out / "codes"))
+        settings = changed(settings, codes=settle_codes(settings.codes, settings.out / "codes"))
     if settings.codec is None:
         train(settings, base=base)
         return
@@ -84,7 +87,7 @@ def _codes_there(settings: TrainPrior) -> Iterator[TrainPrior]:
         label_column=settings.label_column,
         overwrite=settings.overwrite,
     )
-    ready = replace(settings, codes=codes, data=None, image_column=None, label_column=None)
+    ready = changed(settings, codes=codes, data=None, image_column=None, label_column=None)
     if not settings.dry_run:
         extract_codes(request)
         yield ready
@@ -95,4 +98,4 @@ def _codes_there(settings: TrainPrior) -> Iterator[TrainPrior]:
         codes = Path(temporary) / "codes"
         with redirect_stdout(io.StringIO()):
             extract_codes(replace(request, out=codes))
-        yield replace(ready, codes=codes)
+        yield changed(ready, codes=codes)

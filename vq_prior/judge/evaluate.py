@@ -133,7 +133,7 @@ class _Seen:
         network: The embedded network.
         evaluator: What gives the features.
         judged: Whether class probabilities are wanted.
-        fitted_to: Whether the images themselves are wanted, small.
+        kept: Whether the images themselves are wanted, small.
     """
 
     network: FittedNetwork

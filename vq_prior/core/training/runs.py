@@ -9,10 +9,10 @@ import logging
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -26,14 +26,15 @@ from vq_prior.core.disk.artifacts import remove, write_atomic
 from vq_prior.core.disk.locks import claim
 from vq_prior.core.errors import ArtifactError, NumericError, UsageError
 from vq_prior.core.media import save_png
+from vq_prior.core.settings import given_names, overlaid, with_absent
 from vq_prior.core.training.tracking import Tracker, TrackerName
 
+S = TypeVar("S")
+
 # What may differ between a run and its continuation, because the result does not depend on it.
-FREE_SETTINGS = frozenset(
-    {"num_workers", "checkpoint_every", "fail_on_collapse", "data", "codes", "codec", "from_model", "out", "report_to"}
-    | {"fsdp"}
-)
-UNNAMED = {"optimizer": "adamw"}  # settings that older runs do not name, and what they did
+PLACES = frozenset({"data", "codes", "codec", "from_model", "out"})
+FREE_SETTINGS = PLACES | {"num_workers", "checkpoint_every", "fail_on_collapse", "report_to", "fsdp"}
+ONCE = frozenset({"overwrite", "dry_run"})  # belong to one call, not to the run
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class RunConfig:
 
 def run_config(command: str, settings: Any, inputs: dict[str, str]) -> RunConfig:
     """Return the config of a run with these resolved settings (a dataclass); one-off flags are left out."""
-    kept = {name: value for name, value in to_json(settings).items() if name not in ("overwrite", "dry_run")}
+    kept = {name: value for name, value in to_json(settings).items() if name not in ONCE}
     return RunConfig(1, command, kept, inputs)
 
 
@@ -89,18 +90,62 @@ def by_number(value: Any) -> Any:
     return {name: by_number(part) for name, part in value.items()} if isinstance(value, dict) else value
 
 
-def check_continues(old: RunConfig, new: RunConfig, folder: Path) -> None:
+def continued(settings: S, folder: Path) -> S:
+    """Return the settings of a rerun: what the person gave, and for all else what the run in `folder` has.
+
+    So a default may change, and a setting may be added, without a change to the runs that are there. Where something
+    lies is not taken from the run, but for the prior that it started from.
+
+    Raises:
+        ArtifactError: If the run's `config.json` is malformed.
+    """
+    path = folder / "config.json"
+    if not path.exists():
+        return settings
+    saved = from_json(type(settings), with_absent(type(settings), read_run_config(path).settings), f"{path}: settings")
+    kept = given_names(settings) | (PLACES - {"from_model"}) | ONCE
+    return overlaid(settings, saved, leave=kept)
+
+
+def explained(typed: S, settings: S, resolve: Callable[[S], S]) -> S:
+    """Return what was typed and what else is to be typed so that `resolve` gives `settings`, for the record of a run.
+
+    Args:
+        typed: What was typed.
+        settings: Resolved, partly from a run that was there.
+        resolve: Makes every choice that is left open.
+    """
+    known: set[str] = set()
+    while True:
+        try:
+            chosen = flatten(to_json(resolve(typed)))
+        except UsageError:  # what was typed does not fit the run's other settings alone
+            return settings
+        wanted = flatten(to_json(settings))
+        wrong = {name for name in wanted if wanted[name] != chosen.get(name)} - FREE_SETTINGS - ONCE - known
+        if not wrong:
+            return typed
+        known |= wrong
+        typed = overlaid(typed, settings, leave=set(wanted) - wrong)
+
+
+def check_continues(old: RunConfig, new: RunConfig, folder: Path, *, absent: Mapping[str, Any] | None = None) -> None:
     """Raise `UsageError` that lists old -> new unless `new` continues the run `old`.
 
     `steps` may grow, the names in `FREE_SETTINGS` may change, nothing else.
+
+    Args:
+        old: The run that is there.
+        new: What is asked for.
+        folder: Of the run.
+        absent: By dotted name, what a setting that `old` does not name means; see `absent_means`.
     """
-    before, after = flatten(old.settings), flatten(to_json(new.settings))
+    before, after = {**(absent or {}), **flatten(old.settings)}, flatten(to_json(new.settings))
     changes = []
     for name in sorted(before.keys() | after.keys()):
         was, now = before.get(name), after.get(name)
-        was = UNNAMED.get(name) if was is None else was
         grows = name == "steps" and isinstance(was, int) and isinstance(now, int) and now >= was
-        if was != now and name not in FREE_SETTINGS and not grows:
+        if was != now and name not in FREE_SETTINGS | ONCE and not grows:
             changes.append(f"{name.replace('_', '-')} {was} -> {now}")
     for name in sorted(old.inputs.keys() | new.inputs.keys()):
         if old.inputs.get(name) != new.inputs.get(name):
@@ -112,10 +157,13 @@ def check_continues(old: RunConfig, new: RunConfig, folder: Path) -> None:
         )
 
 
-def open_run(folder: Path, config: RunConfig, *, overwrite: bool, is_main: bool) -> None:
+def open_run(
+    folder: Path, config: RunConfig, *, overwrite: bool, is_main: bool, absent: Mapping[str, Any] | None = None
+) -> None:
     """Create the folder of a run, or check that `config` continues the one that is there.
 
-    Call it on every process after all other checks, and wait for the main one afterwards.
+    Call it on every process after all other checks, and wait for the main one afterwards. `absent` is that of
+    `check_continues`.
 
     Raises:
         UsageError: If the folder holds a run with other settings.
@@ -123,7 +171,7 @@ def open_run(folder: Path, config: RunConfig, *, overwrite: bool, is_main: bool)
     """
     path = folder / "config.json"
     if path.exists() and not overwrite:
-        check_continues(read_run_config(path), config, folder)
+        check_continues(read_run_config(path), config, folder, absent=absent)
     if is_main:
         claim(folder)
         if overwrite and folder.exists():
