@@ -19,6 +19,7 @@ from stage1_vqvae.fast.graphs import trained_module
 from stage1_vqvae.losses import reconstruction_terms, weighted_sum
 from stage1_vqvae.modalities.pictures.pixels import PixelRows, Transform, load_pixels, shifted_and_mirrored
 from stage1_vqvae.model import VQVAE, Architecture, VQVAEConfig, save_codec
+from stage1_vqvae.plan import describe
 from stage1_vqvae.quantizers import QUANTIZERS
 from stage1_vqvae.settings import TINY, TrainVQVAE, check, parse_size, resolve
 from vq_prior.core.config import to_json
@@ -183,18 +184,6 @@ def new_codec(settings: TrainVQVAE) -> VQVAE:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(keyed_generator(settings.seed, 0, "codec weights").integers(2**63)))
         return VQVAE(VQVAEConfig(architecture))
-
-
-def describe(settings: TrainVQVAE, model: VQVAE) -> str:
-    """Return one line on what will be trained."""
-    level = model.spec.levels[0]
-    grid = "x".join(map(str, level.grid))
-    size = "x".join(map(str, model.spec.shape))
-    return (
-        f"codec: images {size}x{model.spec.channels} -> {grid} grid of {level.num_codes} codes "
-        f"({settings.quantizer.name}, {level.num_tokens} tokens), {model.num_parameters():,} parameters; "
-        f"{settings.steps} steps of {settings.batch_size} images"
-    )
 
 
 def _dry_run(settings: TrainVQVAE, model: VQVAE, runtime: Runtime) -> str:

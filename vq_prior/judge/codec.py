@@ -213,7 +213,8 @@ def _row_findings(count: int, distinct: float, repeated: float) -> list[Finding]
             Finding(
                 "too little data",
                 f"{count} training images; a prior learns fewer than {FEW_IMAGES} by heart",
-                "gather more images, take views of them (extract-codes --views ten-crop), or fine-tune (train-prior --from MODEL)",
+                "gather more images, take views of them (extract-codes --views ten-crop), or start from another MODEL "
+                "(train-prior --from MODEL)",
             )
         )
     if distinct < REPEATED:
