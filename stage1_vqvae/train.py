@@ -87,9 +87,8 @@ def train_vqvae(settings: TrainVQVAE) -> Path:
     say = runtime.say
     notes: list[str] = []
     data = open_data_of(settings, say=notes.append)
-    here = runtime
 
-    def chosen(settings: TrainVQVAE) -> tuple[Runtime, TrainVQVAE]:
+    def chosen(settings: TrainVQVAE, here: Runtime = runtime) -> tuple[Runtime, TrainVQVAE]:
         return fitted_to_machine(here, resolve(settings, data.facts(), here.device.type))
 
     runtime, settings = chosen(settings)
