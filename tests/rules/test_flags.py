@@ -6,7 +6,8 @@
 from importlib import import_module
 from pathlib import Path
 
-from vq_prior.cli import COMMANDS, _flags_of
+from vq_prior.cli import COMMANDS
+from vq_prior.cli.parsing import flags_of
 
 LIST = Path(__file__).with_name("flags.txt")
 
@@ -16,7 +17,7 @@ def flags() -> list[str]:
     lines = []
     for name, command in COMMANDS.items():
         module, _, attribute = command.settings.partition(":")
-        lines += [f"{name} {flag}" for flag in _flags_of(getattr(import_module(module), attribute))]
+        lines += [f"{name} {flag}" for flag in flags_of(getattr(import_module(module), attribute))]
     return lines
 
 

@@ -93,14 +93,6 @@ def home(name: str) -> str | None:
 
 GRAPH = {module: {home(name) for name in imported_by(module)} - {None, module} for module in MODULES}
 
-# Circles that are still there. A line may only go.
-KNOWN_CIRCLES: set[frozenset[str]] = {
-    frozenset({"vq_prior.model.card", "vq_prior.model.folder"}),
-    frozenset({"vq_prior.model.pipeline", "vq_prior.model.share"}),
-    frozenset({"vq_prior.cli", "vq_prior.cli.launch"}),
-    frozenset({"vq_prior.cli.commands", "vq_prior.cli.quickstart"}),
-}
-
 
 def reachable(module: str) -> set[str]:
     """Every module that `module` imports, or that these import, and so on."""
@@ -121,8 +113,7 @@ def test_no_import_circle_among_our_modules():
         for module in MODULES
         if module in below[module]
     }
-    assert circles - KNOWN_CIRCLES == set()
-    assert KNOWN_CIRCLES - circles == set(), "this circle is cut: take it from the list"
+    assert circles == set()
 
 
 # Which rooms each room may import, beside itself; a module belongs to the room with the longest name that fits.

@@ -160,12 +160,14 @@ def report(settings: Report) -> None:
 
 def push(settings: Push) -> None:
     """Send a MODEL or a component to the Hub."""
-    from vq_prior.model.share import kind_of
+    from vq_prior.model.index import kind_of
+    from vq_prior.model.opening import open_artefact
     from vq_prior.model.share import push as send
 
     where = send(
         settings.model,
         settings.repo_id,
+        open_whole=open_artefact,
         private=settings.private or None,
         revision=settings.revision,
         create_pr=settings.create_pr,
@@ -178,9 +180,10 @@ def push(settings: Push) -> None:
 
 def pull(settings: Pull) -> None:
     """Fetch a MODEL or a component from the Hub."""
+    from vq_prior.model.opening import open_artefact
     from vq_prior.model.share import pull as bring
 
-    bring(settings.repo_id, settings.out, overwrite=settings.overwrite)
+    bring(settings.repo_id, settings.out, open_whole=open_artefact, overwrite=settings.overwrite)
 
 
 def push_codes(settings: PushCodes) -> None:

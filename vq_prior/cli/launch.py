@@ -17,7 +17,7 @@ from typing import Any
 
 import psutil
 
-from vq_prior.cli import Invocation
+from vq_prior.cli.invocation import Invocation
 from vq_prior.core.errors import ERROR_FILE_VARIABLE, LOST, EnvironmentFault, Stopped
 
 STOPS = (-signal.SIGTERM, -signal.SIGINT, *([-signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else []))

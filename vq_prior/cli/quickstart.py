@@ -6,7 +6,6 @@ import numpy as np
 
 from stage1_vqvae.settings import ExtractCodes, TrainVQVAE
 from stage2_prior.settings import TrainPrior
-from vq_prior.cli import commands
 from vq_prior.core.media import picture_grid, save_png
 from vq_prior.settings import Quickstart, Report
 
@@ -15,17 +14,21 @@ IMAGES_OF_EACH = 10
 
 def quickstart(settings: Quickstart) -> None:
     """Train both stages, join them into OUT/model, draw OUT/samples.png (ten of each digit), write OUT/report.html."""
+    from stage1_vqvae.extract import extract_codes
+    from stage1_vqvae.train import train_vqvae
+    from vq_prior.cli.train_prior import train_prior
+    from vq_prior.judge.report import report
     from vq_prior.model.pipeline import VQPriorPipeline
 
     out, seed, overwrite = settings.out, settings.seed, settings.overwrite
     started = time.monotonic()
     print("1/4  training the codec: images -> codes -> images", flush=True)
-    commands.train_vqvae(TrainVQVAE(data="digits", out=out, seed=seed, overwrite=overwrite))
+    train_vqvae(TrainVQVAE(data="digits", out=out, seed=seed, overwrite=overwrite))
     print("2/4  writing the codes of every image", flush=True)
     codec = str(out / "vqvae")
-    commands.extract_codes(ExtractCodes(codec=codec, data="digits", out=out / "codes", overwrite=overwrite))
+    extract_codes(ExtractCodes(codec=codec, data="digits", out=out / "codes", overwrite=overwrite))
     print("3/4  training the prior over the codes", flush=True)
-    commands.train_prior(TrainPrior(codes=out / "codes", out=out, codec=codec, seed=seed, overwrite=overwrite))
+    train_prior(TrainPrior(codes=out / "codes", out=out, codec=codec, seed=seed, overwrite=overwrite))
     print("4/4  drawing ten of each digit", flush=True)
     pipeline = VQPriorPipeline.from_pretrained(out / "model")
     rows = [
@@ -33,6 +36,6 @@ def quickstart(settings: Quickstart) -> None:
         for digit in range(len(pipeline.index.label_names))
     ]
     save_png(out / "samples.png", picture_grid(np.concatenate(rows), columns=IMAGES_OF_EACH))
-    commands.report(Report(run=out))
+    report(Report(run=out))
     print(f"done in {time.monotonic() - started:.0f} s: look at {out / 'samples.png'}, the model is {out / 'model'}")
     print(f"next: vq-prior generate --model {out / 'model'} --labels seven --num-images 16 --out sevens")

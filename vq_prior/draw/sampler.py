@@ -39,8 +39,8 @@ from vq_prior.draw.sample_folder import (
     share_of_missing,
     write_note,
 )
-from vq_prior.model.folder import ModelIndex, read_index
 from vq_prior.model.given_images import kept_rows
+from vq_prior.model.index import ModelIndex, read_index
 from vq_prior.model.pipeline import (
     VQPriorPipeline,
     check_request,

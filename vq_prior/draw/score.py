@@ -41,7 +41,7 @@ from vq_prior.draw.sample_folder import (
     share_of_missing,
     write_note,
 )
-from vq_prior.model.folder import read_index
+from vq_prior.model.index import read_index
 from vq_prior.model.pipeline import VQPriorPipeline, require_null_prompt
 from vq_prior.settings import Score
 

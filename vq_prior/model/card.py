@@ -22,7 +22,7 @@ from vq_prior.core.spec import CodeSpec
 if TYPE_CHECKING:
     from stage2_prior.prior import SamplingDefaults
     from vq_prior.core.disk.code_store import CodeIndex
-    from vq_prior.model.folder import ModelIndex
+    from vq_prior.model.index import ModelIndex
 
 EVALUATION = "evaluation.json"
 

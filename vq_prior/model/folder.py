@@ -1,65 +1,18 @@
-"""MODEL: one folder that holds a codec, its prior and what a user needs to draw images.
-
-The root `config.json` is an index. What it says must agree with the components,
-each of which is sealed by its own manifest.
-"""
+"""MODEL: one folder that holds a codec, its prior and what a user needs to draw images."""
 
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 
 from stage1_vqvae.codecs import AnyCodec, kind_name, open_codec, takes_image_size, write_codec
 from stage1_vqvae.foreign import ForeignCodec
-from stage2_prior.prior import CausalPrior, SamplingDefaults, load_prior
-from vq_prior.core.config import from_json, pretty_json, read_json
+from stage2_prior.prior import CausalPrior, load_prior
+from vq_prior.core.config import pretty_json
 from vq_prior.core.disk.artifacts import new_folder, require_replaceable, verify_manifest, write_atomic
 from vq_prior.core.errors import ArtifactError, UsageError
 from vq_prior.core.identity import require_same_codec
 from vq_prior.core.spec import CodeSpec
 from vq_prior.model.card import model_card
-
-INDEX = "config.json"
-
-
-@dataclass(frozen=True)
-class ComponentEntry:
-    """Where a component lies within MODEL and what it is."""
-
-    folder: str
-    kind: str
-
-
-@dataclass(frozen=True)
-class ModelIndex:
-    """The root `config.json` of a MODEL."""
-
-    format_version: int
-    components: dict[str, ComponentEntry]
-    spec: CodeSpec
-    codec_id: str
-    label_names: tuple[str, ...]
-    sampling: SamplingDefaults
-
-
-def read_index(model: Path) -> ModelIndex:
-    """Return the index of a MODEL folder.
-
-    Raises:
-        ArtifactError: If there is none, or it is not one that this version reads.
-    """
-    if not model.is_dir():
-        raise ArtifactError(f"{model} is not a folder" if model.exists() else f"{model} does not exist")
-    if not (model / INDEX).exists():
-        inside = (model / "model" / INDEX).exists()
-        advice = f"did you mean {model / 'model'}?" if inside else "`vq-prior assemble` makes one"
-        raise ArtifactError(f"{model} is not a MODEL: it has no {INDEX}; {advice}")
-    index = from_json(ModelIndex, read_json(model / INDEX), str(model / INDEX))
-    if index.format_version != 1:
-        raise ArtifactError(f"{model / INDEX} has format version {index.format_version}; this version reads 1")
-    for name in ("vqvae", "prior"):
-        if index.components.get(name) is None or index.components[name].folder != name:
-            raise ArtifactError(f"{model / INDEX}: components must hold {name} in the folder {name}")
-    return index
+from vq_prior.model.index import INDEX, ComponentEntry, ModelIndex, read_index
 
 
 def index_of(codec: AnyCodec, prior: CausalPrior) -> ModelIndex:

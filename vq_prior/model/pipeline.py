@@ -23,8 +23,10 @@ from vq_prior.core.media import picture_grid, png_bytes, to_picture, to_pixels
 from vq_prior.core.processes.runtime import Precision
 from vq_prior.core.training.randomness import MAX_SEED
 from vq_prior.draw.likelihood import Scores, score_codes
-from vq_prior.model.folder import ModelIndex, assemble, index_of, read_index
+from vq_prior.model.folder import assemble, index_of
 from vq_prior.model.given_images import GivenImage, Keep, images_of, kept_rows
+from vq_prior.model.index import ModelIndex, read_index
+from vq_prior.model.share import push
 
 OutputType = Literal["pil", "pt", "np"]
 OUTPUT_TYPES = ("pil", "pt", "np")
@@ -187,13 +189,12 @@ class VQPriorPipeline:
         token: str | bool | None = None,
     ) -> str:
         """Send the MODEL to the Hub as one commit and return where it can be seen; see `vq_prior.model.share.push`."""
-        from vq_prior.model.share import push
-
         with TemporaryDirectory(prefix="vq-prior-") as temporary:
             self.save_pretrained(Path(temporary) / "model")
             return push(
                 Path(temporary) / "model",
                 repo_id,
+                open_whole=lambda _: self,
                 private=private,
                 revision=revision,
                 create_pr=create_pr,

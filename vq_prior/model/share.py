@@ -1,7 +1,7 @@
 """Sharing: a MODEL, a codec, a prior or a code store on the Hub, and back.
 
 What is sent is verified first and goes as one commit; what is fetched is verified
-before anybody sees it.
+before anybody sees it. How an artefact is opened is the caller's to know.
 """
 
 import shutil
@@ -13,54 +13,27 @@ from typing import Any
 from vq_prior.core.disk.artifacts import new_folder, require_replaceable, write_atomic
 from vq_prior.core.disk.code_store import CodeStore
 from vq_prior.core.disk.code_tables import CODES_FILE, read_tables, write_tables
-from vq_prior.core.disk.components import WEIGHTS
+from vq_prior.core.disk.records import public_name
 from vq_prior.core.errors import ArtifactError, UsageError
 from vq_prior.core.hub import client as hub
 from vq_prior.core.hub import repository
 from vq_prior.core.hub.cards import README, is_ours
 from vq_prior.core.media import picture_grid, save_png
 from vq_prior.model.card import EVALUATION, codes_card, model_card
-from vq_prior.model.folder import INDEX, read_index
+from vq_prior.model.index import INDEX, kind_of
 
 SAMPLES = "samples.png"
 NUM_SAMPLES = 40
 
 Say = Callable[[str], object]
-
-
-def kind_of(folder: Path) -> str:
-    """Return what a folder holds: "model", "vqvae" or "prior".
-
-    Raises:
-        ArtifactError: If it is none of them.
-    """
-    if all((folder / name).is_file() for name in (INDEX, f"vqvae/{WEIGHTS}", f"prior/{WEIGHTS}")):
-        return "model"
-    if (folder / WEIGHTS).is_file():
-        return "prior" if (folder / "prior_config.json").is_file() else "vqvae"
-    read_index(folder)  # says what is wrong with it
-    raise ArtifactError(f"{folder} is neither a MODEL nor a codec or prior: a part of it is missing")
-
-
-def load_whole(folder: Path, kind: str) -> Any:
-    """Return what loading an artefact of this kind gives; every byte of it is checked."""
-    if kind == "model":
-        from vq_prior.model.pipeline import VQPriorPipeline
-
-        return VQPriorPipeline.from_pretrained(folder)
-    if kind == "vqvae":
-        from stage1_vqvae.model import load_codec
-
-        return load_codec(folder)
-    from stage2_prior.prior import load_prior
-
-    return load_prior(folder)
+Open = Callable[[Path], Any]  # gives what a folder holds, every byte of it checked: `open_artefact`, or less at hand
 
 
 def push(
     model: Path,
     repo_id: str,
     *,
+    open_whole: Open,
     private: bool | None = None,
     revision: str | None = None,
     create_pr: bool = False,
@@ -72,6 +45,7 @@ def push(
     Args:
         model: MODEL folder, or the folder of one component.
         repo_id: `owner/name`; made if it does not exist.
+        open_whole: Opens what is sent; a MODEL is a pipeline, which draws the samples beside its card.
         private: Whether a repository made now is private.
         revision: Branch; None is main, another one is made from main.
         create_pr: Whether to open a pull request instead.
@@ -84,10 +58,8 @@ def push(
         EnvironmentFault: If the Hub cannot be reached, or the repository moved meanwhile.
     """
     repo = repository.target(repo_id, revision, license_id)
-    if (model / "model" / INDEX).is_file() and not (model / INDEX).exists():
-        raise ArtifactError(f"{model} is a RUN; did you mean {model / 'model'}?")
     kind = kind_of(model)
-    loaded = load_whole(model, kind)
+    loaded = open_whole(model)
     options: dict[str, Any] = {"private": private, "create_pr": create_pr, "token": token}
     if kind != "model":
         return repository.push_component(model, kind, repo_id, revision=revision, license_id=license_id, **options)
@@ -118,12 +90,13 @@ def _lay_out(pipeline: Any, model: Path, folder: Path, repo_id: str, license_id:
         shutil.copyfile(model / README, folder / README)
 
 
-def pull(repo_id: str, out: Path, *, overwrite: bool = False, say: Say = print) -> Path:
+def pull(repo_id: str, out: Path, *, open_whole: Open, overwrite: bool = False, say: Say = print) -> Path:
     """Fetch a MODEL, codec or prior into the folder `out`, whole or not at all, and return it.
 
     Args:
         repo_id: `owner/name[@revision]`.
         out: Folder to write; one with the same bytes is left as it is.
+        open_whole: Opens what was fetched.
         overwrite: Whether another artefact at `out` is replaced.
         say: Takes notes, a line each.
 
@@ -142,7 +115,7 @@ def pull(repo_id: str, out: Path, *, overwrite: bool = False, say: Say = print) 
         if (out / INDEX).is_file() and not overwrite:
             if not _same_files(source, out):
                 raise UsageError(f"{out} exists and holds something else; choose another --out or pass --overwrite")
-            load_whole(out, kind)
+            open_whole(out)
             say(f"{out} is that {kind} already; nothing to do")
             return out
         with new_folder(out, manifest=False) as staging:
@@ -150,7 +123,7 @@ def pull(repo_id: str, out: Path, *, overwrite: bool = False, say: Say = print) 
                 copy = staging / path.relative_to(source)
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, copy)
-            load_whole(staging, kind)
+            open_whole(staging)
     say(f"wrote {out}: the {kind} {repo}, commit {source.name[:12]}, every byte verified")
     if kind == "model":
         say(f"next: vq-prior generate --model {out} --num-images 16 --out samples")
@@ -176,8 +149,6 @@ def push_codes(
 
     Arguments and errors are those of `push`.
     """
-    from vq_prior.core.disk.records import public_name
-
     repo = repository.target(repo_id, revision, license_id)
     index = CodeStore.open(codes).index
     for what, source in (("codec", index.codec.source), ("data", index.data.source)):
