@@ -6,7 +6,6 @@ Letters: B batch, C channels, D code dimension, K number of codes.
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import torch
@@ -19,7 +18,7 @@ from stage1_vqvae.quantizer_settings import QuantizerSettings, check_quantizer
 from stage1_vqvae.quantizers import QUANTIZERS
 from stage1_vqvae.settings import grid_of
 from vq_prior.core.config import from_json, pretty_json, read_json, to_json
-from vq_prior.core.disk.artifacts import new_folder, require_replaceable, write_atomic
+from vq_prior.core.disk.artifacts import write_atomic
 from vq_prior.core.disk.components import (
     WEIGHTS,
     check_sealed,
@@ -28,10 +27,10 @@ from vq_prior.core.disk.components import (
     load_strictly,
     plain_config,
 )
-from vq_prior.core.disk.records import keep_record
 from vq_prior.core.disk.tensors import check_header, write_tensors
 from vq_prior.core.errors import ArtifactError, UsageError
-from vq_prior.core.hub.repository import local, push_component
+from vq_prior.core.hub.repository import local
+from vq_prior.core.hub.shareable import Shareable
 from vq_prior.core.identity import content_id
 from vq_prior.core.processes.fixed_calls import map_rows_frozen, rows_per_call
 from vq_prior.core.processes.runtime import full_state
@@ -143,7 +142,7 @@ class VQVAEOutput:
     loss: dict[str, Tensor]
 
 
-class VQVAE(PreTrainedModel):
+class VQVAE(Shareable, PreTrainedModel):  # type: ignore[misc]
     """Encoder, quantiser and decoder; implements `vq_prior.core.spec.Codec`.
 
     Sides that are no multiple of the downsampling are padded inside by repeating the
@@ -154,6 +153,7 @@ class VQVAE(PreTrainedModel):
         loaded_from: The folder that it was loaded from, if it was.
     """
 
+    component = "vqvae"
     config_class = VQVAEConfig
     main_input_name = "images"
 
@@ -185,63 +185,11 @@ class VQVAE(PreTrainedModel):
         """Leave weights as their layers drew them."""
 
     @classmethod
-    def from_pretrained(  # type: ignore[override]
-        cls,
-        path: str | Path,
-        *,
-        revision: str | None = None,
-        token: str | bool | None = None,
-        cache_dir: str | Path | None = None,
-        local_files_only: bool = False,
-    ) -> "VQVAE":
-        """Return the codec of a folder, RUN, MODEL or Hub id `owner/name[@revision]`; every byte is checked.
+    def _of_folder(cls, folder: Path) -> "VQVAE":
+        return load_codec(folder)
 
-        Args:
-            path: Where it is; an existing path wins over the Hub.
-            revision: Branch, tag or commit on the Hub; None is its main branch.
-            token: Access token of the Hub; None takes the stored one, False none.
-            cache_dir: Where fetched files are kept; None takes the Hub client's default.
-            local_files_only: Whether to stay off the network and take what the cache holds.
-
-        Raises:
-            ArtifactError: If it is missing, damaged, of another kind, or its weights do not fit its config.
-            EnvironmentFault: If the Hub cannot be reached and the cache holds no copy.
-        """
-        options = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
-        with local(path, revision=revision, say=print, **options) as folder:
-            return load_codec(folder)
-
-    def save_pretrained(self, folder: str | Path) -> None:  # type: ignore[override]
-        """Write the codec's folder, whole, with its manifest; a codec that is there is replaced."""
-        require_replaceable(Path(folder), WEIGHTS, "codec")
-        with new_folder(Path(folder)) as staging:
-            save_codec(self, staging)
-            keep_record(self.loaded_from, staging)
-
-    def push_to_hub(  # type: ignore[override]
-        self,
-        repo_id: str,
-        *,
-        private: bool | None = None,
-        revision: str | None = None,
-        create_pr: bool = False,
-        license_id: str | None = None,
-        token: str | bool | None = None,
-    ) -> str:
-        """Send the codec alone to the Hub as one commit and return its address; see `vq_prior.model.share.push`."""
-        with TemporaryDirectory(prefix="vq-prior-") as temporary:
-            folder = Path(temporary) / "vqvae"
-            self.save_pretrained(folder)
-            return push_component(
-                folder,
-                "vqvae",
-                repo_id,
-                private=private,
-                revision=revision,
-                create_pr=create_pr,
-                license_id=license_id,
-                token=token,
-            )
+    def _write(self, staging: Path) -> None:
+        save_codec(self, staging)
 
     @property
     def spec(self) -> CodeSpec:

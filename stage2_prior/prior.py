@@ -6,8 +6,7 @@ Letters: B batch, T tokens of a sequence, V vocabulary.
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +18,7 @@ from stage2_prior.forward import Packed, logits, pack
 from stage2_prior.layout import SequenceLayout
 from stage2_prior.settings import PriorModel
 from vq_prior.core.config import from_json, pretty_json, read_json
-from vq_prior.core.disk.artifacts import new_folder, require_replaceable, write_atomic
+from vq_prior.core.disk.artifacts import write_atomic
 from vq_prior.core.disk.components import (
     WEIGHTS,
     check_sealed,
@@ -27,10 +26,10 @@ from vq_prior.core.disk.components import (
     find_component,
     load_strictly,
 )
-from vq_prior.core.disk.records import keep_record
 from vq_prior.core.disk.tensors import check_header, read_header, write_tensors
 from vq_prior.core.errors import ArtifactError
-from vq_prior.core.hub.repository import local, push_component
+from vq_prior.core.hub.repository import local
+from vq_prior.core.hub.shareable import Shareable
 from vq_prior.core.processes.runtime import Precision, full_state
 from vq_prior.core.spec import CodeSpec
 
@@ -100,7 +99,7 @@ class PriorConfig:
 
 
 @dataclass
-class CausalPrior:
+class CausalPrior(Shareable):
     """A stock transformers causal language model as a prior.
 
     Attributes:
@@ -129,64 +128,14 @@ class CausalPrior:
     _decoders: tuple[Any, dict[str, Decoder]] | None = field(default=None, repr=False)
     _packed: Packed | None = field(default=None, repr=False)
 
+    component: ClassVar[str] = "prior"
+
     @classmethod
-    def from_pretrained(
-        cls,
-        path: str | Path,
-        *,
-        revision: str | None = None,
-        token: str | bool | None = None,
-        cache_dir: str | Path | None = None,
-        local_files_only: bool = False,
-    ) -> "CausalPrior":
-        """Return the prior of a folder, RUN, MODEL or Hub id `owner/name[@revision]`; every byte is checked.
+    def _of_folder(cls, folder: Path) -> "CausalPrior":
+        return load_prior(folder)
 
-        Args:
-            path: Where it is; an existing path wins over the Hub.
-            revision: Branch, tag or commit on the Hub; None is its main branch.
-            token: Access token of the Hub; None takes the stored one, False none.
-            cache_dir: Where fetched files are kept; None takes the Hub client's default.
-            local_files_only: Whether to stay off the network and take what the cache holds.
-
-        Raises:
-            ArtifactError: If it is missing, damaged, of another kind, or its weights do not fit its config.
-            EnvironmentFault: If the Hub cannot be reached and the cache holds no copy.
-        """
-        options = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
-        with local(path, revision=revision, say=print, **options) as folder:
-            return load_prior(folder)
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write the prior's folder, whole, with its manifest; a prior that is there is replaced."""
-        require_replaceable(Path(folder), WEIGHTS, "prior")
-        with new_folder(Path(folder)) as staging:
-            save_prior(self, staging)
-            keep_record(self.loaded_from, staging)
-
-    def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        private: bool | None = None,
-        revision: str | None = None,
-        create_pr: bool = False,
-        license_id: str | None = None,
-        token: str | bool | None = None,
-    ) -> str:
-        """Send the prior alone to the Hub as one commit and return its address; see `vq_prior.model.share.push`."""
-        with TemporaryDirectory(prefix="vq-prior-") as temporary:
-            folder = Path(temporary) / "prior"
-            self.save_pretrained(folder)
-            return push_component(
-                folder,
-                "prior",
-                repo_id,
-                private=private,
-                revision=revision,
-                create_pr=create_pr,
-                license_id=license_id,
-                token=token,
-            )
+    def _write(self, staging: Path) -> None:
+        save_prior(self, staging)
 
     @property
     def device(self) -> torch.device:

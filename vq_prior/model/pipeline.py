@@ -4,7 +4,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Literal, TypedDict, Unpack
 
 import numpy as np
@@ -18,7 +17,7 @@ from vq_prior.core.disk.artifacts import new_folder, write_manifest
 from vq_prior.core.disk.components import label_index
 from vq_prior.core.disk.records import keep_record
 from vq_prior.core.errors import ArtifactError, UsageError
-from vq_prior.core.hub.repository import local
+from vq_prior.core.hub.shareable import Shareable
 from vq_prior.core.media import picture_grid, png_bytes, to_picture, to_pixels
 from vq_prior.core.processes.runtime import Precision
 from vq_prior.core.training.randomness import MAX_SEED
@@ -126,7 +125,7 @@ def require_null_prompt(trained: bool) -> None:
         )
 
 
-class VQPriorPipeline:
+class VQPriorPipeline(Shareable):
     """A codec and a prior that was trained on its codes.
 
     Attributes:
@@ -134,6 +133,8 @@ class VQPriorPipeline:
         prior: Stage two, in eval mode.
         index: What MODEL's `config.json` says.
     """
+
+    component = "model"
 
     def __init__(self, codec: AnyCodec, prior: CausalPrior) -> None:
         self.codec, self.prior = codec.eval(), prior
@@ -163,8 +164,7 @@ class VQPriorPipeline:
             EnvironmentFault: If the Hub cannot be reached and the cache holds no copy.
         """
         options = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
-        with local(model, revision=revision, say=print, **options) as folder:
-            return cls._of_folder(folder)
+        return super().from_pretrained(model, revision=revision, **options)  # type: ignore[arg-type]
 
     @classmethod
     def _of_folder(cls, folder: Path) -> "VQPriorPipeline":
@@ -178,29 +178,8 @@ class VQPriorPipeline:
                 raise ArtifactError(f"{folder / 'config.json'}: {field} is not that of the components; assemble anew")
         return pipeline
 
-    def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        private: bool | None = None,
-        revision: str | None = None,
-        create_pr: bool = False,
-        license_id: str | None = None,
-        token: str | bool | None = None,
-    ) -> str:
-        """Send the MODEL to the Hub as one commit and return where it can be seen; see `vq_prior.model.share.push`."""
-        with TemporaryDirectory(prefix="vq-prior-") as temporary:
-            self.save_pretrained(Path(temporary) / "model")
-            return push(
-                Path(temporary) / "model",
-                repo_id,
-                open_whole=lambda _: self,
-                private=private,
-                revision=revision,
-                create_pr=create_pr,
-                license_id=license_id,
-                token=token,
-            )
+    def _send(self, folder: Path, repo_id: str, **options: Any) -> str:
+        return push(folder, repo_id, open_whole=lambda _: self, **options)
 
     def save_pretrained(self, folder: str | Path, *, overwrite: bool = False) -> None:
         """Write the MODEL folder of this pipeline, whole."""
