@@ -8,6 +8,12 @@ from vq_prior.core.training.runs import RunLog
 COLLAPSED = 0.1  # share of the codes below which a codebook is called collapsed
 
 
+def named_use(uses: list[dict[str, float]]) -> dict[str, float]:
+    """Return what `CodeCounts.read` found as numbers of a log line: `usage`, or `usage.0` ... of several levels."""
+    several = len(uses) > 1
+    return {f"{name}.{n}" if several else name: value for n, use in enumerate(uses) for name, value in use.items()}
+
+
 def remedy(settings: TrainVQVAE) -> str:
     """Return what to do about a codebook of which little is used."""
     q = settings.quantizer
@@ -23,13 +29,18 @@ def remedy(settings: TrainVQVAE) -> str:
 
 
 def watch(
-    use: dict[str, float], level: LevelSpec, num_images: int, done: int, settings: TrainVQVAE, log: RunLog
+    uses: list[dict[str, float]],
+    levels: tuple[LevelSpec, ...],
+    num_images: int,
+    done: int,
+    settings: TrainVQVAE,
+    log: RunLog,
 ) -> None:
-    """Warn of a log interval that used fewer than 10% of the codes, or of its vectors if these are fewer.
+    """Warn of each level whose log interval used fewer than 10% of the codes, or of the vectors if these are fewer.
 
     Args:
-        use: What `CodeCounts.read` found over the interval.
-        level: Whose codes these are.
+        uses: What `CodeCounts.read` found over the interval.
+        levels: Whose codes these are.
         num_images: Images of the interval.
         done: Optimiser steps taken.
         settings: Resolved; with `fail_on_collapse` the training ends after its warm-up.
@@ -38,12 +49,15 @@ def watch(
     Raises:
         NumericError: If the training is to end.
     """
-    possible = min(level.num_codes, num_images * level.num_tokens)
-    used = level.num_codes - int(use["num_dead"])
-    if used >= COLLAPSED * possible:
-        return
-    text = f"only {used} of {level.num_codes} codes were used over the last {num_images} images, up to step {done}"
-    if settings.fail_on_collapse and done > settings.warmup_steps:
-        log.close()
-        raise NumericError(f"{text}; {remedy(settings)}, and start anew by --overwrite (--fail-on-collapse)")
-    log.say(f"warning: {text}; {remedy(settings)}")
+    for number, (use, level) in enumerate(zip(uses, levels, strict=True)):
+        possible = min(level.num_codes, num_images * level.num_tokens)
+        used = level.num_codes - int(use["num_dead"])
+        if used >= COLLAPSED * possible:
+            continue
+        of_level = f" of level {number}" if len(levels) > 1 else ""
+        text = f"only {used} of {level.num_codes} codes{of_level} were used over the last {num_images} images"
+        text += f", up to step {done}"
+        if settings.fail_on_collapse and done > settings.warmup_steps:
+            log.close()
+            raise NumericError(f"{text}; {remedy(settings)}, and start anew by --overwrite (--fail-on-collapse)")
+        log.say(f"warning: {text}; {remedy(settings)}")

@@ -182,10 +182,13 @@ def _write_shards(
     with joined_layers(codec), closing(batches):
         for split, images, number, rows in todo:
             codes: list[list[Any]] = [[] for _ in codec.spec.levels]
-            while sum(map(len, codes[0])) < len(rows):
-                for level, part in zip(codes, next(batches), strict=True):
+            done = 0
+            while done < len(rows):
+                parts = next(batches)
+                for level, part in zip(codes, parts, strict=True):
                     level.append(part)
-                bar.update(len(codes[0][-1]))
+                done += (count := len(parts[0]))
+                bar.update(count)
             values = {f"codes.{n}": np.concatenate(level) for n, level in enumerate(codes)}
             each = len(rows) // len(images)
             if images.labels is not None:

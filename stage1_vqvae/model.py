@@ -70,9 +70,9 @@ class Architecture:
 
     def spec(self) -> CodeSpec:
         """Return the shapes of images and codes; raises `ArtifactError` if they are out of range."""
-        assert self.quantizer.num_codes is not None
-        level = LevelSpec(grid_of(self.shape, self.downsampling), self.quantizer.num_codes)
-        return CodeSpec(self.channels, self.shape, (level,))
+        grid = grid_of(self.shape, self.downsampling)
+        sizes = QUANTIZERS[self.quantizer.name].sizes_of(self.quantizer)
+        return CodeSpec(self.channels, self.shape, tuple(LevelSpec(grid, size) for size in sizes))
 
     def check(self, where: str) -> None:
         """Raise `ArtifactError` naming the first entry that cannot be built."""
@@ -197,6 +197,11 @@ class VQVAE(Shareable, PreTrainedModel):  # type: ignore[misc]
         return self.architecture.spec()
 
     @property
+    def grid(self) -> tuple[int, ...]:
+        """Shape of the grid of latents, and so of the codes of every level."""
+        return grid_of(self.architecture.shape, self.architecture.downsampling)
+
+    @property
     def codec_id(self) -> str:
         """Hash of preprocessing, encoder, and what the quantiser's codes depend on; computed anew at each call."""
         a = self.architecture
@@ -232,12 +237,12 @@ class VQVAE(Shareable, PreTrainedModel):  # type: ignore[misc]
         """Return reconstruction, codes and quantiser losses of images [B, C, *shape] in [-1, 1]."""
         quantized = self.quantizer(self.encoder(self.prepared(images)).movedim(1, -1))
         copies = self.decoder(ordered(quantized.vectors.movedim(-1, 1)))
-        return VQVAEOutput(crop_to(copies, self.architecture.shape), (quantized.codes,), quantized.loss)
+        return VQVAEOutput(crop_to(copies, self.architecture.shape), quantized.codes, quantized.loss)
 
-    def _apart(self, function: Any, tensor: Tensor) -> Tensor:
+    def _apart(self, function: Any, *inputs: Tensor) -> Any:
         """Return `function` of the rows, in eval mode, float32, and calls of one fixed row count."""
         rows = rows_per_call(self.device, prod(self._padded))
-        return map_rows_frozen(self, function, rows, tensor.to(self.device))
+        return map_rows_frozen(self, function, rows, *(tensor.to(self.device) for tensor in inputs))
 
     def _latents_apart(self, rows: Tensor) -> Tensor:
         """Return latents of images of any memory order, from a copy in the order that the encoder is fastest in."""
@@ -247,7 +252,8 @@ class VQVAE(Shareable, PreTrainedModel):  # type: ignore[misc]
     def encode_latents(self, images: Tensor) -> Tensor:
         """Return continuous latents [B, *grid, D] float32; a row does not depend on the rest of the batch."""
         check_images(self.spec, images)
-        return self._apart(self._latents_apart, images)
+        latents: Tensor = self._apart(self._latents_apart, images)
+        return latents
 
     @torch.inference_mode()
     def encode(self, images: Tensor) -> tuple[Tensor, ...]:
@@ -260,7 +266,8 @@ class VQVAE(Shareable, PreTrainedModel):  # type: ignore[misc]
             UsageError: If the images have another shape than the codec's.
         """
         check_images(self.spec, images)
-        return (self._apart(lambda rows: self.quantizer.encode(self._latents_apart(rows)), images),)
+        codes: tuple[Tensor, ...] = self._apart(lambda r: self.quantizer.encode(self._latents_apart(r)), images)
+        return codes
 
     @torch.inference_mode()
     def decode(self, codes: tuple[Tensor, ...]) -> Tensor:
@@ -273,13 +280,15 @@ class VQVAE(Shareable, PreTrainedModel):  # type: ignore[misc]
             UsageError: If the number of levels, a grid or a code is out of range.
         """
         check_codes(self.spec, codes)
-        rows = codes[0].to(torch.int64)
-        return self._apart(lambda c: self._images(_packed(self.quantizer.embed(c))).clamp(-1, 1), rows)
+        rows = (level.to(torch.int64) for level in codes)
+        images: Tensor = self._apart(lambda *c: self._images(_packed(self.quantizer.embed(c))).clamp(-1, 1), *rows)
+        return images
 
     @torch.inference_mode()
     def decode_latents(self, latents: Tensor) -> Tensor:
         """Return the images [B, C, *shape] of continuous latents [B, *grid, D], as `decode` gives those of codes."""
-        return self._apart(lambda rows: self._images(_packed(rows.float())).clamp(-1, 1), latents)
+        images: Tensor = self._apart(lambda rows: self._images(_packed(rows.float())).clamp(-1, 1), latents)
+        return images
 
 
 def ordered(images: Tensor) -> Tensor:

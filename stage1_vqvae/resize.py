@@ -231,7 +231,7 @@ def _fine_tune(settings: ResizeCodebook, codec: VQVAE, train: PixelRows) -> None
 
 def _measured(codec: VQVAE, validation: PixelRows, what: str) -> dict[str, Any]:
     result = evaluate_codec(codec, validation, device=codec.device)
-    return {"codes": codec.spec.levels[0].num_codes, "what": what, "measured": result}
+    return {"codes": codec.quantizer.num_codes, "what": what, "measured": result}
 
 
 def rates(result: dict[str, Any], spec: CodeSpec) -> dict[str, float]:
@@ -257,7 +257,7 @@ def _line(row: dict[str, Any], spec: CodeSpec) -> str:
     return (
         f"{row['codes']:>7}  {rate['bits']:>10.1f}  {rate['entropy_coded_bits']:>13.1f}  "
         f"{rate['bits_per_pixel']:>10.3f}  {result['psnr']:>9.2f}  {result['ssim']:>6.4f}  "
-        f"{result['levels'][0]['usage']:>10.0%}  {row['what']}"
+        f"{min(level['usage'] for level in result['levels']):>10.0%}  {row['what']}"
     )
 
 

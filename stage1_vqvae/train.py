@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from stage1_vqvae.collapse import COLLAPSED, remedy, watch
+from stage1_vqvae.collapse import COLLAPSED, named_use, remedy, watch
 from stage1_vqvae.data.sources import ImageData, open_data_of
 from stage1_vqvae.evaluate import comparison_grid, evaluate_codec, reconstruct_pixels, summary
 from stage1_vqvae.fast.graphs import trained_module
@@ -236,8 +236,7 @@ def _forward(
 def _start_codebook(model: VQVAE, train: PixelRows, settings: TrainVQVAE, runtime: Runtime) -> None:
     """Set the codebook from latents of the untrained encoder, gathered from all processes."""
     rng = keyed_generator(settings.seed, 0, "codebook start")
-    level = model.spec.levels[0]
-    wanted = -(-START_VECTORS_PER_CODE * level.num_codes // level.num_tokens)
+    wanted = max(-(-START_VECTORS_PER_CODE * level.num_codes // level.num_tokens) for level in model.spec.levels)
     rows = rng.choice(len(train), size=min(max(wanted, runtime.num_processes), len(train)), replace=False)
     vectors = [torch.zeros(0, model.quantizer.code_dim, device=runtime.device)]
     for piece in runtime.pieces(len(rows)):
@@ -358,12 +357,12 @@ def _loop(
             if done % s.log_every == 0 or done == s.steps:
                 seconds, num_images = time.monotonic() - window_start, window.steps * B
                 values = window.read()
-                use = window.counts.read(reset=True)[0]
-                values |= {name: use[name] for name in ("usage", "perplexity", "num_dead")}
+                uses = window.counts.read(reset=True)
+                values |= named_use(uses)
                 values |= {"num_revived": num_revived}
                 values |= {"learning_rate": learning_rate, "images_per_second": measured_steps * B / seconds}
                 log.write(done, values)
-                watch(use, model.spec.levels[0], num_images, done, s, log)
+                watch(uses, model.spec.levels, num_images, done, s, log)
                 num_revived, window_start, measured_steps = 0.0, time.monotonic(), 0
             asked = control.agreed()
             if done % s.checkpoint_every == 0 or done == s.steps or asked.save:

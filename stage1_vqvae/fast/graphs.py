@@ -27,9 +27,9 @@ def _capture_networks(model: VQVAE, runtime: Runtime, num_images: int) -> None:
 
     The gradients of their weights are then the same memory in every step, overwritten by its one backward pass.
     """
-    spec, (level,) = model.spec, model.spec.levels
+    spec, grid = model.spec, model.grid
     images = torch.zeros(num_images, spec.channels, *spec.shape, device=model.device)
-    vectors = torch.zeros(num_images, model.quantizer.code_dim, *level.grid, device=model.device)
+    vectors = torch.zeros(num_images, model.quantizer.code_dim, *grid, device=model.device)
     with torch.autocast("cuda", torch.bfloat16, enabled=runtime.precision == "bf16", cache_enabled=False):
         inputs = (model.prepared(images),), (ordered(vectors).requires_grad_(),)
         torch.cuda.make_graphed_callables((model.encoder, model.decoder), inputs)

@@ -88,9 +88,14 @@ class ForeignCodec(nn.Module):
     @property
     def spec(self) -> CodeSpec:
         """Shapes of the images and of the codes."""
+        level = LevelSpec(self.grid, self.entries[self.kind.codes_key])
+        return CodeSpec(self.entries["in_channels"], self.shape, (level,))
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Shape of the one code grid that these tokenisers have."""
         factor = downsampling_of(self.kind, self.entries)
-        grid = tuple(side // factor for side in self.shape)
-        return CodeSpec(self.entries["in_channels"], self.shape, (LevelSpec(grid, self.entries[self.kind.codes_key]),))
+        return tuple(side // factor for side in self.shape)
 
     @property
     def transform(self) -> Transform:
@@ -138,7 +143,8 @@ class ForeignCodec(nn.Module):
         """
         require_decoder(self.kind)
         check_codes(self.spec, codes)
-        return self._map(lambda rows: self._images(rows).clamp(-1, 1), codes[0].to(torch.int64))
+        (grid,) = codes
+        return self._map(lambda rows: self._images(rows).clamp(-1, 1), grid.to(torch.int64))
 
     def _map(self, function: Any, tensor: Tensor) -> Tensor:
         device = next(self.module.parameters()).device
@@ -154,7 +160,7 @@ class ForeignCodec(nn.Module):
         pixels = images.float().clone(memory_format=torch.contiguous_format)
         scale, shift = self._affine(pixels)
         codes = self.kind.codes(self.module, pixels * scale + shift)
-        return codes.reshape(len(images), *self.spec.levels[0].grid).to(torch.int64)
+        return codes.reshape(len(images), *self.grid).to(torch.int64)
 
     def _images(self, codes: Tensor) -> Tensor:
         assert self.kind.images is not None
@@ -347,7 +353,7 @@ def _check_computes(codec: ForeignCodec, where: str) -> None:
             codes = kind.codes(codec.module, images)
             if codes.numel() != spec.num_tokens:
                 raise ValueError(f"{codes.numel()} codes an image, {spec.num_tokens} expected")
-            grid = torch.empty(1, *spec.levels[0].grid, dtype=torch.int64, device="meta")
+            grid = torch.empty(1, *codec.grid, dtype=torch.int64, device="meta")
             back = images if kind.images is None else kind.images(codec.module, grid)
             if back.shape != images.shape:
                 raise ValueError(f"it decodes to {list(back.shape)} instead of {list(images.shape)}")

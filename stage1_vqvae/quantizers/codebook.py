@@ -4,7 +4,7 @@ Letters: D code dimension, K number of codes, N vectors.
 """
 
 from abc import abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -29,9 +29,11 @@ class CodebookQuantizer(Quantizer):
     """
 
     codebook: Tensor
+    loss_terms: ClassVar[dict[str, float | None]] = {"commitment": None, "codebook": None, "entropy": None}
 
     def __init__(self, settings: QuantizerSettings) -> None:
         super().__init__(settings)
+        self.near_latents = settings.distance == "euclidean"
         self._estimate = ESTIMATORS[settings.gradient]
 
     @abstractmethod
@@ -45,10 +47,11 @@ class CodebookQuantizer(Quantizer):
     def observe(self, vectors: Tensor, codes: Tensor) -> None:
         """Take note of latents [N, D] and their codes [N] in training; `update` uses it."""
 
-    def encode(self, z: Tensor) -> Tensor:
-        """Return the codes [...] int64 of latents z [..., D]."""
+    def encode(self, z: Tensor) -> tuple[Tensor, ...]:
+        """Return the codes of the one level, [...] int64, of latents z [..., D]."""
         with torch.autocast(z.device.type, enabled=False):
-            return nearest_codes(self.place(z.float()).reshape(-1, self.code_dim), self.table()).view(z.shape[:-1])
+            flat = self.place(z.float()).reshape(-1, self.code_dim)
+            return (nearest_codes(flat, self.table()).view(z.shape[:-1]),)
 
     def forward(self, z: Tensor) -> Quantized:
         """Return vectors, codes and loss terms of latents z [..., D]."""
@@ -67,11 +70,12 @@ class CodebookQuantizer(Quantizer):
             if training and self.settings.entropy_temperature is not None:
                 loss["entropy"] = codebook_entropy(flat, table, self.settings.entropy_temperature)
             vectors = self._estimate(z, chosen)
-        return Quantized(vectors, codes.view(z.shape[:-1]), loss)
+        return Quantized(vectors, (codes.view(z.shape[:-1]),), loss)
 
-    def embed(self, codes: Tensor) -> Tensor:
-        """Return the vectors [..., D] float32 of codes [...] in [0, K)."""
-        return F.embedding(codes, self.table()).float()
+    def embed(self, codes: tuple[Tensor, ...]) -> Tensor:
+        """Return the vectors [..., D] float32 of the codes of the one level, [...] in [0, K)."""
+        (chosen,) = codes
+        return F.embedding(chosen, self.table()).float()
 
     @torch.no_grad()
     def start(self, vectors: Tensor, rng: np.random.Generator) -> None:

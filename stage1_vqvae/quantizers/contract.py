@@ -1,17 +1,20 @@
 """What a quantiser is.
 
 The last axis is the vector, every other axis is batch: `z [2, 8, 8, 16]` gives
-`codes [2, 8, 8]` and `vectors [2, 8, 8, 16]`. A quantiser knows nothing of height,
-width or time; channels-first latents are moved by the model before they come here.
+`vectors [2, 8, 8, 16]` and, of each level, `codes [2, 8, 8]`. A quantiser knows nothing of
+height, width or time; channels-first latents are moved by the model before they come here.
 If you see "last axis of z must be D", that move is what is missing.
+
+Most quantisers have one level. One of several, such as residual quantisation, gives a tensor of codes for each, coarse
+to fine, all of one shape; together they stand for the vector.
 
 Letters: D code dimension, K number of codes, N vectors.
 """
 
 from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 from torch import Tensor, nn
@@ -26,15 +29,13 @@ class Quantized:
     Attributes:
         vectors: [..., D] float32: the codes' vectors, with a gradient to z. In training a stochastic quantiser
             gives a soft draw of them instead.
-        codes: [...] int64 in [0, K).
-        loss: Named, unweighted terms (float32 scalars), of those that `LossSettings` has a weight for.
-        metrics: Named numbers for the log.
+        codes: Of each level, [...] int64 in [0, K) with the level's own K.
+        loss: Unweighted terms (float32 scalars) by name, of those that `Quantizer.loss_terms` lists.
     """
 
     vectors: Tensor
-    codes: Tensor
+    codes: tuple[Tensor, ...]
     loss: dict[str, Tensor]
-    metrics: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Quantizer(nn.Module):
@@ -43,7 +44,25 @@ class Quantizer(nn.Module):
     In eval mode a forward pass changes nothing. In training it may collect
     statistics of this process, which `update` sums over processes and uses, once an
     optimiser step.
+
+    Attributes:
+        loss_terms: Name of every term that a forward pass may give -> its weight in the training loss, or None where
+            `LossSettings` has one, NAME_weight.
+        near_latents: Whether codes stand near the latents that choose them, so that a decoder can be handed latents.
+        settings: Of `--quantizer.*`, resolved.
+        num_codes: K, the number of codes that was asked for.
+        code_dim: D.
+        level_sizes: K of each level.
     """
+
+    loss_terms: ClassVar[dict[str, float | None]] = {}
+    near_latents: bool = False
+
+    @classmethod
+    def sizes_of(cls, settings: QuantizerSettings) -> tuple[int, ...]:
+        """Return the number of codes of each level, coarse to fine, that resolved settings ask for: one level here."""
+        assert settings.num_codes is not None
+        return (settings.num_codes,)
 
     def __init__(self, settings: QuantizerSettings) -> None:
         super().__init__()
@@ -52,6 +71,7 @@ class Quantizer(nn.Module):
         self.settings = settings
         self.num_codes: int = settings.num_codes
         self.code_dim: int = settings.code_dim
+        self.level_sizes = self.sizes_of(settings)
 
     def begin_step(self, *, progress: float, noise: Callable[[int], np.random.Generator]) -> None:
         """Prepare for a forward pass in training; most quantisers have nothing to prepare.
@@ -65,13 +85,14 @@ class Quantizer(nn.Module):
     def forward(self, z: Tensor) -> Quantized:
         """Return vectors, codes and loss terms of latents z [..., D]; float32 whatever the autocast."""
 
-    def encode(self, z: Tensor) -> Tensor:
-        """Return the codes [...] int64 of latents z [..., D], those of a forward pass in eval mode, and no more."""
-        return self(z).codes
+    def encode(self, z: Tensor) -> tuple[Tensor, ...]:
+        """Return the codes of each level, [...] int64, of latents z [..., D]: those of a forward pass in eval mode."""
+        codes: tuple[Tensor, ...] = self(z).codes
+        return codes
 
     @abstractmethod
-    def embed(self, codes: Tensor) -> Tensor:
-        """Return the vectors [..., D] float32 of codes [...] in [0, K)."""
+    def embed(self, codes: tuple[Tensor, ...]) -> Tensor:
+        """Return the vectors [..., D] float32 of the codes of each level, [...] in [0, K)."""
 
     def start(self, vectors: Tensor, rng: np.random.Generator) -> None:
         """Set the codebook, if there is one, before the first step from latent vectors [N, D], the same everywhere."""
@@ -80,7 +101,7 @@ class Quantizer(nn.Module):
         """Do what follows one optimiser step (averages, revival); call it on every process with the same `rng`.
 
         Returns:
-            Named numbers for the log: `num_revived` is summed over a log interval, others are taken as they are.
+            Counts by name, such as `num_revived`: the log tells their sums over its interval.
         """
         return {}
 

@@ -43,14 +43,15 @@ class FSQQuantizer(Quantizer):
             middle = torch.div(levels, 2, rounding_mode="floor")
             steps = (bounded.detach().round() + middle).clamp(min=torch.zeros_like(levels), max=levels - 1)
             codes = (steps.to(torch.int64) * strides).sum(-1)
-            vectors = straight_through(bounded / middle, self.embed(codes))
-        return Quantized(vectors, codes, {})
+            vectors = straight_through(bounded / middle, self.embed((codes,)))
+        return Quantized(vectors, (codes,), {})
 
-    def embed(self, codes: Tensor) -> Tensor:
-        """Return the vectors [..., D] float32 in [-1, 1] of codes [...] in [0, K)."""
-        levels, strides = self._axes(codes.device)
+    def embed(self, codes: tuple[Tensor, ...]) -> Tensor:
+        """Return the vectors [..., D] float32 in [-1, 1] of the codes of the one level, [...] in [0, K)."""
+        (chosen,) = codes
+        levels, strides = self._axes(chosen.device)
         middle = torch.div(levels, 2, rounding_mode="floor")
-        steps = torch.div(codes[..., None], strides, rounding_mode="floor") % levels.to(torch.int64)
+        steps = torch.div(chosen[..., None], strides, rounding_mode="floor") % levels.to(torch.int64)
         return (steps.float() - middle) / middle
 
     def identity_config(self) -> dict[str, Any]:

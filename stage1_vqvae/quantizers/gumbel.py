@@ -7,6 +7,7 @@ et al. 2021 (temperature schedule). Letters: D code dimension, K number of codes
 """
 
 from collections.abc import Callable
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -31,8 +32,11 @@ class GumbelQuantizer(NearestQuantizer):
     along half a cosine. In eval mode the code is the likeliest, which is the nearest.
     """
 
+    loss_terms: ClassVar[dict[str, float | None]] = {"commitment": None, "codebook": None, "kl": None}
+
     def __init__(self, settings: QuantizerSettings) -> None:
         super().__init__(settings)
+        self.near_latents = False
         self.log_precision = nn.Parameter(torch.zeros(()))
         self._progress = 0.0
         self._noise: Callable[[int], np.random.Generator] | None = None
@@ -67,7 +71,7 @@ class GumbelQuantizer(NearestQuantizer):
             vectors = (soft @ self.codebook).view_as(z)
             codes = nearest_codes(flat, self.codebook)
             self.observe(flat.detach(), codes)
-        return Quantized(vectors, codes.view(z.shape[:-1]), loss)
+        return Quantized(vectors, (codes.view(z.shape[:-1]),), loss)
 
     @property
     def temperature(self) -> float:

@@ -4,7 +4,7 @@ Yu et al. 2023, "Language model beats diffusion: tokenizer is key to visual gene
 (MAGVIT-v2), section 3.1. Letters: D number of signs, K = 2^D codes.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -22,6 +22,8 @@ class LFQQuantizer(Quantizer):
     keeps latents near -1 and 1.
     """
 
+    loss_terms: ClassVar[dict[str, float | None]] = {"commitment": None, "entropy": None}
+
     def forward(self, z: Tensor) -> Quantized:
         """Return vectors, codes and loss terms of latents z [..., D]."""
         assert z.shape[-1] == self.code_dim, f"last axis of z must be D = {self.code_dim}, got shape {tuple(z.shape)}"
@@ -29,15 +31,16 @@ class LFQQuantizer(Quantizer):
         with torch.autocast(z.device.type, enabled=False):
             z = z.float()
             codes = ((z.detach() > 0).to(torch.int64) << torch.arange(self.code_dim, device=z.device)).sum(-1)
-            chosen = self.embed(codes)
+            chosen = self.embed((codes,))
             loss = {"commitment": mean_square(z, chosen)}
             if self.training and torch.is_grad_enabled() and temperature is not None:
                 loss["entropy"] = sign_entropy(z.reshape(-1, self.code_dim), temperature)
-        return Quantized(straight_through(z, chosen), codes, loss)
+        return Quantized(straight_through(z, chosen), (codes,), loss)
 
-    def embed(self, codes: Tensor) -> Tensor:
-        """Return the vectors [..., D] float32, entries -1 and 1, of codes [...] in [0, K)."""
-        bits = (codes[..., None] >> torch.arange(self.code_dim, device=codes.device)) & 1
+    def embed(self, codes: tuple[Tensor, ...]) -> Tensor:
+        """Return the vectors [..., D] float32, entries -1 and 1, of the codes of the one level, [...] in [0, K)."""
+        (chosen,) = codes
+        bits = (chosen[..., None] >> torch.arange(self.code_dim, device=chosen.device)) & 1
         return 2.0 * bits.float() - 1.0
 
     def identity_config(self) -> dict[str, Any]:

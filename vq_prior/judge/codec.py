@@ -125,9 +125,11 @@ def _half_precision(
     halved.encoder.bfloat16()
     with torch.inference_mode():
         latents = [halved.latents(part.to(codec.device).bfloat16()).float() for part in images.split(64)]
-        changed = torch.cat([codec.quantizer.encode(part) for part in latents])
-    flips = float((changed != codes[0]).double().mean())
-    lost = metrics.psnr(images, copies).mean() - metrics.psnr(images, codec.decode((changed,)).cpu()).mean()
+        parts = [codec.quantizer.encode(part) for part in latents]
+    changed = tuple(torch.cat(level) for level in zip(*parts, strict=True))
+    different = torch.cat([(one != other).reshape(-1) for one, other in zip(changed, codes, strict=True)])
+    flips = float(different.double().mean())
+    lost = metrics.psnr(images, copies).mean() - metrics.psnr(images, codec.decode(changed).cpu()).mean()
     return {"flips": flips, "psnr_lost": float(lost)}
 
 

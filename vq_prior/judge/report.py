@@ -123,6 +123,10 @@ class _Training:
         """Return (step, value) of every log line that has this number."""
         return [(entry["step"], entry[name]) for entry in self.log if name in entry]
 
+    def of_levels(self, name: str) -> list[str]:
+        """Return the names under which the log has a number of each level: NAME, or NAME.0, NAME.1 ... of several."""
+        return list(dict.fromkeys(key for entry in self.log for key in entry if key.partition(".")[0] == name))
+
     def seconds(self) -> float:
         """Return the seconds of all processes that worked on it; each counts from its own start."""
         times = [entry["elapsed_seconds"] for entry in self.log]
@@ -189,9 +193,13 @@ def _codec_section(run: Path, training: _Training) -> Section:
         training,
         [
             ("error of the reconstructions in training", ["reconstruction"], []),
-            ("share of the codes in use", ["usage"], []),
-            ("perplexity: as many codes as if all were used alike", ["perplexity"], []),
-            ("codes that nothing chose, and codes moved to new places", ["num_dead", "num_revived"], []),
+            ("share of the codes in use", training.of_levels("usage"), []),
+            ("perplexity: as many codes as if all were used alike", training.of_levels("perplexity"), []),
+            (
+                "codes that nothing chose, and codes moved to new places",
+                [*training.of_levels("num_dead"), "num_revived"],
+                [],
+            ),
         ],
     )
     if training.picture is not None:
@@ -228,27 +236,29 @@ def _atlas(run: Path) -> list[Section]:
     from stage1_vqvae.codecs import open_codec
 
     codec = open_codec(run / "vqvae")
-    if len(codec.spec.shape) != 2 or codec.spec.channels not in (1, 3) or len(codec.spec.levels) != 1:
+    if len(codec.spec.shape) != 2 or codec.spec.channels not in (1, 3):
         return []
-    (level,) = codec.spec.levels
-    counts = _counts(run / "codes", level.num_codes)
+    number, level = len(codec.spec.levels) - 1, codec.spec.levels[-1]
+    counts = _counts(run / "codes", number, level.num_codes)
     order = np.arange(level.num_codes) if counts is None else np.argsort(-counts, kind="stable")
     shown = torch.from_numpy(order[:MOST_CODES].copy())
     pixels = np.concatenate([middles(codec, some) for some in shown.split(CODES_AT_ONCE)])
     text = f"{len(shown)} of {level.num_codes} codes, each where its neighbours are the same code"
+    if number:
+        text += ", of the finest level; the coarser ones have code 0"
     if counts is not None:
         text += f"; the most used first. {int((counts > 0).sum())} of them occur in the training images"
     return [Section("Codebook atlas", text=f"{text}.", pictures=[_picture(picture_grid(pixels, columns=32), "codes")])]
 
 
-def _counts(codes: Path, num_codes: int) -> Any:
-    """Return how often each code occurs in the training rows of a store, [K]; None if there is no store."""
+def _counts(codes: Path, number: int, num_codes: int) -> Any:
+    """Return how often each code of a level occurs in the training rows of a store, [K]; None without a store."""
     if not (codes / INDEX).is_file():
         return None
     store = CodeStore.open(codes)
     counts = np.zeros(num_codes, dtype=np.int64)
     for rows in shard_ranges(len(store)):
-        values = store.rows(np.arange(rows.start, rows.stop))["codes.0"]
+        values = store.rows(np.arange(rows.start, rows.stop))[f"codes.{number}"]
         counts += np.bincount(values.reshape(-1), minlength=num_codes)
     return counts
 

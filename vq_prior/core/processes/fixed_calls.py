@@ -67,14 +67,15 @@ def whole_float32(device: torch.device) -> Iterator[None]:
         convolutions.fp32_precision = former
 
 
-def map_rows_frozen(module: nn.Module, function: Callable[..., Any], rows: int, tensor: Tensor) -> Any:
-    """Return `function(tensor)` in calls of `rows` rows, with `module` in eval mode and no autocast around."""
+def map_rows_frozen(module: nn.Module, function: Callable[..., Any], rows: int, *inputs: Tensor) -> Any:
+    """Return `function(*inputs)` in calls of `rows` rows, with `module` in eval mode and no autocast around."""
     training = [part for part in module.modules() if part.training]
     for part in training:
         part.training = False
     try:
-        with torch.autocast(tensor.device.type, enabled=False), whole_float32(tensor.device):
-            return map_rows(function, rows, tensor)
+        device = inputs[0].device
+        with torch.autocast(device.type, enabled=False), whole_float32(device):
+            return map_rows(function, rows, *inputs)
     finally:
         for part in training:
             part.training = True
