@@ -9,6 +9,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 BENCHMARKS = {
+    "all": ("against", "steps of both stages, the dump and drawing, against the code of another clone"),
     "lookup": ("lookup", "nearest-code lookup and the EMA step against other libraries"),
     "dump": ("dump", "images to codes on disk, against the encoder alone and a dump as people write it"),
     "train-vqvae": ("train_step", "a training step of stage one against plain PyTorch"),

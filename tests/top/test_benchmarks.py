@@ -3,6 +3,7 @@
 import argparse
 import json
 import runpy
+import subprocess
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -116,6 +117,42 @@ def test_stock_sampling_is_of_the_same_prior(benchmark_module: Benchmark) -> Non
     for drawn in (*stock, sample.ours(prior, 3)):
         assert drawn.shape == (3, 4)
         assert int(drawn.max()) < 512
+
+
+def test_two_trees_work_in_turns_and_a_second_call_goes_on(
+    repository: Path, tmp_path: Path, child_environment: Callable[..., dict[str, str]]
+) -> None:
+    """With the repository itself as the other clone, at sizes that say nothing of speed."""
+    command = [sys.executable, str(repository / "scripts" / "benchmarks"), "all", "--against", str(repository)]
+    command += ["--out", str(tmp_path), "--json", "--rounds", "1"]
+    small = ["--num-images", "40", "--side", "8", "--steps", "6", "--calls", "1"]
+
+    def call(*more: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [*command, *more], env=child_environment(), capture_output=True, text=True, timeout=300, check=False
+        )
+
+    done = call(*small)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout.splitlines()[-1])
+    jobs = ["train-vqvae", "train-prior", "dump", "sample-1", "sample-16", "sample-64"]
+    assert told["benchmark"] == "all"
+    assert list(told["ratios"]) == jobs
+    seconds = {row["name"]: row["seconds_per_round"] for row in told["rows"]}
+    for job in jobs:
+        (ours,), (theirs,) = seconds[f"{job}_ours"], seconds[f"{job}_theirs"]
+        assert 0 < ours < 60
+        assert told["ratios"][job] == pytest.approx(theirs / ours)
+
+    assert json.loads(call(*small).stdout.splitlines()[-1]) == told
+    other = call(*small, "--num-images", "41")
+    assert other.returncode == 1
+    assert "rounds of other code or sizes" in other.stderr
+
+
+def test_a_tree_without_our_code_is_refused(benchmark_module: Benchmark, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="holds no vq_prior"):
+        benchmark_module("against").content_id(tmp_path)
 
 
 def test_a_library_that_is_missing_is_named_in_one_line(
