@@ -18,7 +18,7 @@ MAX_COUNTED_TOKENS = 20_000_000
 
 @dataclass(frozen=True)
 class Baselines:
-    """Mean nats per token of the held-out rows, the prompt not counted.
+    """Mean nats per token of the held-out rows; the prompt and levels that are given are not counted.
 
     Attributes:
         uniform: Every legal code alike.
@@ -32,20 +32,26 @@ class Baselines:
     previous_token: float
 
 
-def bits_per_dimension(nats_per_token: float, spec: CodeSpec) -> float:
+def bits_per_dimension(nats_per_token: float, spec: CodeSpec, num_drawn: int | None = None) -> float:
     """Return the bits the codes of one item take under the prior, per value of the data.
 
     Total nats of a sequence / ln 2 / (channels * product of the shape). These are bits of the
     codes: a bound on nothing but them, and no likelihood of pixels, since the codec loses information.
+
+    Args:
+        nats_per_token: Mean over the tokens that the prior draws.
+        spec: Shapes of the data and the codes.
+        num_drawn: Tokens that the prior draws, where some are given; None is all of them.
     """
-    return nats_per_token * spec.num_tokens / log(2) / (spec.channels * prod(spec.shape))
+    num_tokens = spec.num_tokens if num_drawn is None else num_drawn
+    return nats_per_token * num_tokens / log(2) / (spec.channels * prod(spec.shape))
 
 
 def unigram_probabilities(layout: SequenceLayout, tokens: NDArray[np.int64]) -> NDArray[np.float64]:
     """Return the add-one smoothed frequency of every code token among those of its level, [K] float64."""
     counts = np.bincount(tokens.ravel(), minlength=layout.num_codes).astype(np.float64) + 1
-    for _, _, low, high in layout.segments:
-        counts[low:high] /= counts[low:high].sum()
+    for level in layout.levels_at():
+        counts[level.low : level.high] /= counts[level.low : level.high].sum()
     return counts
 
 
@@ -89,9 +95,11 @@ def measure_baselines(train: Sequences, held_out: Sequences) -> Baselines:
     seen = _with_prompt(train, np.arange(count, dtype=np.int64) * len(train) // count)
     asked = _with_prompt(held_out, slice(None))
     unigram = unigram_probabilities(layout, seen[:, 1:])
-    uniform = sum((end - first) * log(high - low) for first, end, low, high in layout.segments) / layout.num_tokens
+    drawn = layout.drawn_positions
+    numbers = [n for n in range(len(layout.levels)) if n not in layout.given_levels]
+    total = sum(layout.levels[n].num_tokens * log(layout.level_sizes[n]) for n in numbers)
     return Baselines(
-        uniform=uniform,
-        unigram=float(-np.log(unigram[asked[:, 1:]]).mean()),
-        previous_token=float(previous_token_nats(unigram, seen, asked).mean()),
+        uniform=total / layout.num_drawn,
+        unigram=float(-np.log(unigram[asked[:, 1:][:, drawn]]).mean()),
+        previous_token=float(previous_token_nats(unigram, seen, asked)[:, drawn].mean()),
     )

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stage2_prior.prior import CausalPrior, SamplingDefaults, shifted
+from stage2_prior.folder import SamplingDefaults
+from stage2_prior.prior import CausalPrior, shifted
 
 TEMPERATURES = (0.8, 0.85, 0.9, 0.95, 1.0)
 GUIDANCE_SCALES = (1.0, 1.1, 1.25, 1.5, 1.75, 2.0)
@@ -58,15 +59,15 @@ def held_out_nats(
         classes = labels[first : first + ROWS_PER_CALL].to(device)
         conditional = prior.logits(shifted(layout, rows, classes))
         null = torch.full_like(classes, layout.null_label)
-        unconditional = prior.logits(shifted(layout, rows, null)) if guided else conditional
-        for begin, end, low, high in layout.segments:
-            with_label, without = (part[:, begin:end, low:high] for part in (conditional, unconditional))
-            wanted = (rows[:, begin:end] - low).flatten()
+        both = (conditional, prior.logits(shifted(layout, rows, null)) if guided else conditional)
+        for level in layout.drawn_levels_at():
+            with_label, without = (part[:, level.positions, level.low : level.high] for part in both)
+            wanted = (rows[:, level.positions] - level.low).flatten()
             for number, setting in enumerate(settings):
                 logits = without + setting.guidance_scale * (with_label - without)
                 flat = (logits / setting.temperature).flatten(0, 1)
                 totals[number] += F.cross_entropy(flat, wanted, reduction="sum").double().cpu()
-    return [float(total) / tokens.numel() for total in totals]
+    return [float(total) / (len(tokens) * layout.num_drawn) for total in totals]
 
 
 def calibrate(prior: CausalPrior, tokens: Tensor, labels: Tensor, measure: Measure = held_out_nats) -> Calibration:

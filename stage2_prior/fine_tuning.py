@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stage2_prior.layout import SequenceLayout
-from stage2_prior.prior import CausalPrior, load_prior, model_of
+from stage2_prior.architecture import model_of
+from stage2_prior.prior import CausalPrior, load_prior
 from stage2_prior.settings import PriorModel, TrainPrior, given
 from vq_prior.core.config import to_json
 from vq_prior.core.disk.components import find_component
@@ -83,8 +83,8 @@ def with_classes(base: CausalPrior, label_names: Sequence[str]) -> CausalPrior:
     The rows of the codes and of the null token are the base's; the row of a class is that of the base's class of
     the same name, else that of its null token, so that a new class starts as "any picture".
     """
-    layout = SequenceLayout(base.layout.levels, len(label_names), base.layout.kept)
-    null, K = base.layout.null_token, layout.num_codes
+    layout = dataclasses.replace(base.layout, num_classes=len(label_names))
+    null, K = base.layout.null_token, layout.first_class
     known = {name: K + number for number, name in enumerate(base.label_names)}
     rows = [*range(K), *(known.get(name, null) for name in label_names), null]
     config: Any = copy.deepcopy(base.model.config)

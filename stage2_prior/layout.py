@@ -3,12 +3,12 @@
 Letters: B batch, T tokens of a sequence, K codes of all levels together.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, pairwise
 from math import prod
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -17,17 +17,35 @@ from vq_prior.core.config import from_json, to_json
 from vq_prior.core.errors import ArtifactError, UsageError
 from vq_prior.core.spec import MAX_CODES, CodeSpec, LevelSpec
 
+Order = Literal["raster", "interleaved"] | tuple[int, ...]
+MAX_SPECIAL = 1 << 20
+
+
+@dataclass(frozen=True)
+class LevelPlaces:
+    """Where the codes of one level stand in a sequence, and which ids they have there.
+
+    Attributes:
+        positions: Of its cells in raster order: a slice where they are evenly spaced, else [cells] int64.
+        low: Lowest legal id.
+        high: End of the legal ids.
+    """
+
+    positions: slice | Tensor
+    low: int
+    high: int
+
 
 @dataclass(frozen=True)
 class SequenceLayout:
     """A tuple of code grids as one sequence: the prompt (a class or the null token), then T codes.
 
-    The codes stand in raster order, level after level, coarse to fine. Token ids
-    are the codes of level 0, of level 1, ... (K in all), then `num_classes` class
-    tokens, then the null token::
+    In raster order the codes stand row by row, level after level, coarse to fine. Token ids
+    are the codes of level 0, of level 1, ... (K in all), then ids kept for later, then `num_classes`
+    class tokens, then the null token::
 
-        ids   0 ... K_0-1 | K_0 ... K-1 | K ... K+C-1 | K+C
-              codes.0       codes.1       classes       null
+        ids   0 ... K_0-1 | K_0 ... K-1 | K ... K+S-1 | K+S ... K+S+C-1 | K+S+C
+              codes.0       codes.1       special       classes           null
 
     Two levels, 1x2 and 2x2, of 4 codes each, three classes::
 
@@ -35,19 +53,30 @@ class SequenceLayout:
         [c]     [0 1]    [2 3]
                          [4 5]
 
+    Two levels of one grid, 1x2, interleaved: cell by cell, each with all its levels::
+
+        prompt  codes.0  codes.1
+        [c]     [0 2]    [1 3]
+
     Attributes:
         levels: One entry a code grid, coarse to fine.
         num_classes: Classes; 0 if the data has none.
         kept: For each level the codes that have a token, ascending, or None for all of them;
             None altogether when the vocabulary is not compacted.
+        order: "raster"; "interleaved"; or the raster place of the code at each position, all T of them once.
+        given_levels: Levels that are never drawn but given, ascending; a prior is not judged by them.
+        num_special: Ids between codes and classes, which no code has.
 
     Raises:
-        ArtifactError: If `kept` does not fit the levels or `num_classes` is negative.
+        ArtifactError: If `kept`, `order` or `given_levels` do not fit the levels, or a count is out of range.
     """
 
     levels: tuple[LevelSpec, ...]
     num_classes: int
     kept: tuple[tuple[int, ...] | None, ...] | None = None
+    order: Order = "raster"
+    given_levels: tuple[int, ...] = ()
+    num_special: int = 0
 
     def __post_init__(self) -> None:
         if not self.levels:
@@ -58,6 +87,19 @@ class SequenceLayout:
                 raise ArtifactError(f"layout.levels[{number}] must have 1 to 3 axes and at least one code, got {level}")
         if not 0 <= self.num_classes <= MAX_CODES:
             raise ArtifactError(f"layout.num_classes must be at least 0, got {self.num_classes}")
+        if not 0 <= self.num_special <= MAX_SPECIAL:
+            raise ArtifactError(f"layout.num_special must be between 0 and {MAX_SPECIAL}, got {self.num_special}")
+        self._check_kept()
+        self._check_order()
+        ascending = all(a < b for a, b in pairwise(self.given_levels))
+        inside = all(0 <= number < len(self.levels) for number in self.given_levels)
+        if not (ascending and inside and len(self.given_levels) < len(self.levels)):
+            raise ArtifactError(
+                f"layout.given_levels must be ascending numbers of the {len(self.levels)} level(s), one left to draw, "
+                f"got {list(self.given_levels)}"
+            )
+
+    def _check_kept(self) -> None:
         if self.kept is not None and len(self.kept) != len(self.levels):
             raise ArtifactError(f"layout.kept must have {len(self.levels)} entries, got {len(self.kept)}")
         for number, (codes, level) in enumerate(zip(self.kept or (), self.levels, strict=False)):
@@ -69,9 +111,30 @@ class SequenceLayout:
                     f"layout.kept[{number}] must be ascending codes in [0, {level.num_codes}), at least one"
                 )
 
+    def _check_order(self) -> None:
+        if self.order == "raster":
+            return
+        if self.order == "interleaved":
+            if len(self.levels) < 2 or len({level.grid for level in self.levels}) > 1:
+                grids = ", ".join(_by(level.grid) for level in self.levels)
+                raise ArtifactError(f"layout.order interleaved needs several levels of one grid, got {grids}")
+            return
+        if isinstance(self.order, str):
+            raise ArtifactError(f"layout.order must be raster, interleaved or a list of places, got {self.order!r}")
+        if len(self.order) != self.num_tokens:
+            raise ArtifactError(f"layout.order must list {self.num_tokens} places, got {len(self.order)}")
+        seen: set[int] = set()
+        for place in self.order:
+            if not 0 <= place < self.num_tokens or place in seen:
+                raise ArtifactError(
+                    f"layout.order must hold each place from 0 to {self.num_tokens - 1} once, got {place}"
+                    + (" twice" if place in seen else "")
+                )
+            seen.add(place)
+
     @classmethod
     def from_spec(cls, spec: CodeSpec, num_classes: int) -> "SequenceLayout":
-        """Return the layout of a codec's grids."""
+        """Return the layout of a codec's grids in raster order."""
         return cls(spec.levels, num_classes)
 
     @classmethod
@@ -80,9 +143,10 @@ class SequenceLayout:
         return from_json(cls, value, where)
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values of the layout."""
+        """Return plain JSON values of the layout; what is as it always was before it could be chosen has no key."""
         values: dict[str, Any] = to_json(self)
-        return values
+        usual = {"order": "raster", "given_levels": [], "num_special": 0}
+        return {name: value for name, value in values.items() if name not in usual or value != usual[name]}
 
     @cached_property
     def level_sizes(self) -> tuple[int, ...]:
@@ -95,14 +159,54 @@ class SequenceLayout:
         """First token id of each level."""
         return tuple(accumulate(self.level_sizes, initial=0))[:-1]
 
+    def levels_at(self) -> tuple[LevelPlaces, ...]:
+        """Return for each level where its codes stand and which ids they have."""
+        return self._levels_at
+
+    def drawn_levels_at(self) -> tuple[LevelPlaces, ...]:
+        """Return `levels_at` of the levels that are drawn."""
+        return tuple(level for n, level in enumerate(self.levels_at()) if n not in self.given_levels)
+
     @cached_property
-    def segments(self) -> tuple[tuple[int, int, int, int], ...]:
-        """For each level: first position, end position, lowest legal id, end of the legal ids."""
+    def _levels_at(self) -> tuple[LevelPlaces, ...]:
         starts = list(accumulate((level.num_tokens for level in self.levels), initial=0))
+        if self.order == "raster":
+            positions: list[slice | Tensor] = [slice(a, b) for a, b in pairwise(starts)]
+        elif self.order == "interleaved":
+            positions = [slice(n, self.num_tokens, len(self.levels)) for n in range(len(self.levels))]
+        else:
+            inverse = torch.tensor(self.order, dtype=torch.int64).argsort()
+            positions = [inverse[a:b] for a, b in pairwise(starts)]
         return tuple(
-            (starts[n], starts[n + 1], low, low + size)
-            for n, (low, size) in enumerate(zip(self.offsets, self.level_sizes, strict=True))
+            LevelPlaces(where, low, low + size)
+            for where, low, size in zip(positions, self.offsets, self.level_sizes, strict=True)
         )
+
+    @cached_property
+    def legal_ids(self) -> tuple[tuple[int, int], ...]:
+        """For each position (low, high): the ids legal there are low to high - 1."""
+        legal = [(0, 0)] * self.num_tokens
+        for level in self.levels_at():
+            for position in torch.arange(self.num_tokens)[level.positions].tolist():
+                legal[position] = (level.low, level.high)
+        return tuple(legal)
+
+    @cached_property
+    def drawn_positions(self) -> slice | list[int]:
+        """Positions of the levels that are drawn, ascending: an index of the T positions."""
+        if not self.given_levels:
+            return slice(None)
+        drawn = torch.ones(self.num_tokens, dtype=torch.bool)
+        for number in self.given_levels:
+            drawn[self.levels_at()[number].positions] = False
+        return [int(position) for position in drawn.nonzero()[:, 0]]
+
+    def in_order(self, parts: Sequence[Tensor]) -> Tensor:
+        """Return values [B, T, ...] in the order of the sequence from those of each level, [B, cells, ...]."""
+        if self.order == "interleaved":
+            return torch.stack(list(parts), dim=2).flatten(1, 2)
+        joined = torch.cat(list(parts), dim=1)
+        return joined if self.order == "raster" else joined[:, torch.tensor(self.order, device=joined.device)]
 
     @property
     def num_tokens(self) -> int:
@@ -110,14 +214,24 @@ class SequenceLayout:
         return sum(level.num_tokens for level in self.levels)
 
     @property
+    def num_drawn(self) -> int:
+        """Codes of one sequence that are drawn: T without those of the given levels."""
+        return self.num_tokens - sum(self.levels[number].num_tokens for number in self.given_levels)
+
+    @property
     def num_codes(self) -> int:
         """K, token ids that stand for codes."""
         return sum(self.level_sizes)
 
     @property
+    def first_class(self) -> int:
+        """Id of class 0, behind the codes and the special ids."""
+        return self.num_codes + self.num_special
+
+    @property
     def vocab_size(self) -> int:
-        """K codes, the classes, and the null token."""
-        return self.num_codes + self.num_classes + 1
+        """K codes, the special ids, the classes, and the null token."""
+        return self.first_class + self.num_classes + 1
 
     @property
     def null_label(self) -> int:
@@ -136,14 +250,13 @@ class SequenceLayout:
             ArtifactError: On a label out of range.
         """
         _require_range(labels, 0, self.num_classes + 1, "labels")
-        return labels.to(torch.int64) + self.num_codes
+        return labels.to(torch.int64) + self.first_class
 
     def legal_range(self, position: int) -> tuple[int, int]:
         """Return (low, high) such that the ids legal at `position` (0 to T - 1) are low to high - 1."""
-        for first, end, low, high in self.segments:
-            if first <= position < end:
-                return low, high
-        raise IndexError(f"position must be between 0 and {self.num_tokens - 1}, got {position}")
+        if not 0 <= position < self.num_tokens:
+            raise IndexError(f"position must be between 0 and {self.num_tokens - 1}, got {position}")
+        return self.legal_ids[position]
 
     def to_tokens(self, codes: Sequence[Tensor]) -> Tensor:
         """Return tokens [B, T] int64 from the codes of each level, [B, *grid] integers.
@@ -153,19 +266,39 @@ class SequenceLayout:
         """
         if len(codes) != len(self.levels):
             raise ArtifactError(f"codes must have {len(self.levels)} levels, got {len(codes)}")
-        parts = []
-        for number, (level, grid) in enumerate(zip(self.levels, codes, strict=True)):
-            if tuple(grid.shape[1:]) != level.grid:
-                raise ArtifactError(f"codes.{number} must be [B, {_by(level.grid)}], got {list(grid.shape)}")
-            tokens = self.level_tokens(number, grid)
-            if tokens.numel() and int(tokens.min()) < 0:
-                stranger = int(grid.flatten(1)[tokens < 0][0])
-                raise ArtifactError(f"codes.{number} holds code {stranger}, which this vocabulary left out")
-            parts.append(tokens)
-        return torch.cat(parts, dim=1)
+        return self.in_order([self._whole_level(number, grid) for number, grid in enumerate(codes)])
 
-    def first_rows(self, codes: Tensor, rows: int) -> Tensor:
-        """Return the tokens [B, P] of the first rows of the grid, which a sequence of one level begins with.
+    def _whole_level(self, number: int, grid: Tensor) -> Tensor:
+        """Return the tokens of one level's codes, [B, cells]; raises `ArtifactError` unless each has one."""
+        level = self.levels[number]
+        if tuple(grid.shape[1:]) != level.grid:
+            raise ArtifactError(f"codes.{number} must be [B, {_by(level.grid)}], got {list(grid.shape)}")
+        tokens = self.level_tokens(number, grid)
+        if tokens.numel() and int(tokens.min()) < 0:
+            stranger = int(grid.flatten(1)[tokens < 0][0])
+            raise ArtifactError(f"codes.{number} holds code {stranger}, which this vocabulary left out")
+        return tokens
+
+    def given_of(self, codes: Mapping[int, Tensor]) -> Tensor:
+        """Return [B, T] int64 that give whole levels and leave the others to be drawn: tokens, and -1.
+
+        Args:
+            codes: By number of the level, [B, *grid] integers; at least one.
+
+        Raises:
+            ArtifactError: On a level that is not there, a wrong shape, a code out of range, or one without a token.
+        """
+        for number in codes:
+            if not 0 <= number < len(self.levels):
+                raise ArtifactError(f"codes of level {number} are given, there are {len(self.levels)} level(s)")
+        num_rows = len(next(iter(codes.values())))
+        given = torch.full((num_rows, self.num_tokens), -1, dtype=torch.int64)
+        for number, grid in codes.items():
+            given[:, self.levels_at()[number].positions] = self._whole_level(number, grid).cpu()
+        return given
+
+    def given_rows(self, codes: Tensor, rows: int) -> Tensor:
+        """Return [B, T] int64 that give the first rows of the grid of a layout of one level: tokens, and -1.
 
         Codes of the other rows need no token.
 
@@ -174,7 +307,8 @@ class SequenceLayout:
             rows: How many, along the grid's first axis.
 
         Raises:
-            UsageError: If there are several levels, or a code of these rows has no token.
+            UsageError: If there are several levels, the order draws another cell before these rows are over, or
+                a code of these rows has no token.
         """
         if len(self.levels) > 1:
             raise UsageError(f"completion needs a model of one code grid, this one has {len(self.levels)}")
@@ -184,7 +318,15 @@ class SequenceLayout:
             raise UsageError(
                 f"the kept part holds code {int(strangers[0])}, which this vocabulary left out; keep fewer rows"
             )
-        return tokens
+        first = torch.arange(self.num_tokens)[self.levels_at()[0].positions][: tokens.shape[1]]
+        if tokens.shape[1] and int(first.max()) >= tokens.shape[1]:
+            raise UsageError(
+                f"completion needs a prior that draws the first {rows} rows of its grid before all others; "
+                "this one has another order"
+            )
+        given = torch.full((len(codes), self.num_tokens), -1, dtype=torch.int64)
+        given[:, first] = tokens.cpu()
+        return given
 
     def level_tokens(self, number: int, codes: Tensor) -> Tensor:
         """Return tokens [B, cells] of some cells of a level, [B, ...]; -1 where the vocabulary left a code out.
@@ -211,10 +353,10 @@ class SequenceLayout:
         if tokens.ndim != 2 or tokens.shape[1] != self.num_tokens:
             raise ArtifactError(f"tokens must be [B, {self.num_tokens}], got {list(tokens.shape)}")
         grids = []
-        for number, (first, end, low, high) in enumerate(self.segments):
-            part = tokens[:, first:end].to(torch.int64)
-            _require_range(part, low, high, f"tokens at positions {first} to {end - 1}")
-            part = part - low
+        for number, level in enumerate(self.levels_at()):
+            part = tokens[:, level.positions].to(torch.int64)
+            _require_range(part, level.low, level.high, f"tokens at {_told(level.positions)}")
+            part = part - level.low
             kept = self.kept[number] if self.kept else None
             if kept is not None:
                 part = torch.tensor(kept, dtype=torch.int64, device=part.device)[part]
@@ -223,22 +365,34 @@ class SequenceLayout:
 
     def describe(self) -> str:
         """Return the layout in words and, for small grids of up to two axes, as a drawing of the positions."""
+        special = f"{self.num_special} special, " if self.num_special else ""
         lines = [
             f"1 prompt + {self.num_tokens} tokens, vocabulary {self.vocab_size} "
-            f"({self.num_codes} codes, {self.num_classes} classes, 1 null)"
+            f"({self.num_codes} codes, {special}{self.num_classes} classes, 1 null)"
         ]
-        for number, (first, end, low, high) in enumerate(self.segments):
-            grid = self.levels[number].grid
-            lines.append(f"codes.{number}: {_by(grid)}, positions {first} to {end - 1}, ids {low} to {high - 1}")
-            if len(grid) <= 2 and grid[-1] <= 16 and end - first <= 256:
-                width = len(str(end - 1))
-                for row in range(first, end, grid[-1]):
-                    lines.append("  " + " ".join(f"{position:>{width}}" for position in range(row, row + grid[-1])))
+        for number, (spec, level) in enumerate(zip(self.levels, self.levels_at(), strict=True)):
+            grid, given = spec.grid, ", given" if number in self.given_levels else ""
+            where, ids = _told(level.positions), f"ids {level.low} to {level.high - 1}"
+            lines.append(f"codes.{number}: {_by(grid)}, {where}, {ids}{given}")
+            if len(grid) <= 2 and grid[-1] <= 16 and spec.num_tokens <= 256:
+                positions = torch.arange(self.num_tokens)[level.positions].tolist()
+                width = len(str(max(positions)))
+                for row in range(0, len(positions), grid[-1]):
+                    lines.append("  " + " ".join(f"{p:>{width}}" for p in positions[row : row + grid[-1]]))
         return "\n".join(lines)
 
 
 def _by(grid: tuple[int, ...]) -> str:
     return " x ".join(map(str, grid))
+
+
+def _told(positions: slice | Tensor) -> str:
+    """Return in words where the codes of a level stand."""
+    if isinstance(positions, Tensor):
+        return f"positions {int(positions.min())} to {int(positions.max())}, in an order of their own"
+    there = range(positions.start, positions.stop, positions.step or 1)
+    apart = "" if there.step == 1 else f", every {there.step}"
+    return f"positions {there[0]} to {there[-1]}{apart}"
 
 
 def _require_range(values: Tensor, low: int, high: int, name: str) -> None:

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from stage2_prior.baselines import Baselines, measure_baselines
 from stage2_prior.fine_tuning import add_adapters, with_classes
+from stage2_prior.folder import PRIOR_CONFIG, read_prior_config
 from stage2_prior.forward import SequenceModel
-from stage2_prior.prior import PRIOR_CONFIG, CausalPrior, build_prior, read_prior_config
+from stage2_prior.prior import CausalPrior, build_prior
 from stage2_prior.sequences import Sequences, used_codes
 from stage2_prior.settings import TrainPrior, given
 from vq_prior.core.config import from_json

@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from stage2_prior.architecture import model_of
 from stage2_prior.baselines import bits_per_dimension
 from stage2_prior.calibrate import calibrate
 from stage2_prior.fine_tuning import architecture_of, merged, open_base, prior_id
 from stage2_prior.layout import SequenceLayout
 from stage2_prior.plan import plan_lines, size_lines
-from stage2_prior.prior import CausalPrior, model_of, save_prior, shifted, token_nats
+from stage2_prior.prior import CausalPrior, save_prior, shifted, token_nats
 from stage2_prior.run import Progress, Training, prepare, resume, save, written_steps
 from stage2_prior.sampling import sample_tokens
 from stage2_prior.sequences import Sequences, drop_labels, drop_tokens
@@ -179,7 +180,7 @@ def passes(t: Training, step: int) -> StepSums:
     for piece in pieces:
         given_tokens, wanted = (part[piece].to(t.runtime.device, non_blocking=True) for part in (inputs, tokens))
         with sums.piece(last=piece is pieces[-1]):
-            nats = token_nats(layout, t.model(given_tokens), wanted).sum() / (batch_size * layout.num_tokens)
+            nats = token_nats(layout, t.model(given_tokens), wanted).sum() / (batch_size * layout.num_drawn)
             sums.backward(nats, {"train_nats": nats})
     return sums
 
@@ -272,7 +273,7 @@ def held_out_loss(t: Training) -> float:
     whole = sums.total()
     assert whole is not None
     whole = sum_over_processes(whole.to(device) if device.type != "mps" else whole)
-    return float(whole) / (len(t.held_out) * layout.num_tokens)
+    return float(whole) / (len(t.held_out) * layout.num_drawn)
 
 
 def evaluate(t: Training) -> dict[str, float]:
@@ -289,7 +290,7 @@ def evaluate(t: Training) -> dict[str, float]:
     b = t.baselines
     return {
         "held_out_nats": nats,
-        "bits_per_dimension": bits_per_dimension(nats, t.prior.spec),
+        "bits_per_dimension": bits_per_dimension(nats, t.prior.spec, t.prior.layout.num_drawn),
         "uniform": b.uniform,
         "unigram": b.unigram,
         "previous_token": b.previous_token,
@@ -336,9 +337,10 @@ def finish(t: Training, record: TrainingRecord) -> None:
         final.trained_steps = t.step
         b, best = t.baselines, t.progress.best_nats
         assert best is not None
+        bits = bits_per_dimension(best, t.prior.spec, t.prior.layout.num_drawn)
         measured = {
             "nats_per_token": best,
-            "bits_per_dimension": bits_per_dimension(best, t.prior.spec),
+            "bits_per_dimension": bits,
             "previous_token": b.previous_token,
             "unigram": b.unigram,
             "uniform": b.uniform,
@@ -347,7 +349,7 @@ def finish(t: Training, record: TrainingRecord) -> None:
             save_prior(final, staging)
             write_record(staging, dataclasses.replace(record, num_held_out=len(t.held_out), measured=measured))
         print(
-            f"held-out nats per token {best:.4f} ({bits_per_dimension(best, t.prior.spec):.4f} code bits per dimension)"
+            f"held-out nats per token {best:.4f} ({bits:.4f} code bits per dimension)"
             f" against {b.previous_token:.4f} previous token, {b.unigram:.4f} unigram, {b.uniform:.4f} uniform"
         )
         print(

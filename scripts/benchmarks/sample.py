@@ -184,14 +184,14 @@ def precision_effect(prior_folder: Path, store: Path, num_rows: int = 512) -> di
     caches = {precision: decoder.new_cache(len(tokens)) for precision, decoder in decoders.items()}
     nats, other = dict.fromkeys(decoders, 0.0), 0
     with torch.inference_mode():
-        for first, end, low, high in layout.segments:
-            for position in range(first, end):
-                likeliest = []
-                for name, decoder in decoders.items():
-                    logits = decoder.step(inputs[:, position], position, caches[name], low, high)
-                    nats[name] += float(F.cross_entropy(logits, tokens[:, position] - low)) / layout.num_tokens
-                    likeliest.append(logits.argmax(-1))
-                other += int((likeliest[0] != likeliest[1]).sum())
+        for position in range(layout.num_tokens):
+            low, high = layout.legal_range(position)
+            likeliest = []
+            for name, decoder in decoders.items():
+                logits = decoder.step(inputs[:, position], position, caches[name], low, high)
+                nats[name] += float(F.cross_entropy(logits, tokens[:, position] - low)) / layout.num_tokens
+                likeliest.append(logits.argmax(-1))
+            other += int((likeliest[0] != likeliest[1]).sum())
     told = {f"held_out_nats_{name}": value for name, value in nats.items()}
     return {"other_likeliest": other / tokens.numel()} | told
 

@@ -54,8 +54,18 @@ def test_a_completion_goes_on_from_what_is_kept(pipeline, pictures):
     """Forced tokens that a plain draw had taken itself change nothing; others do."""
     (drawn,) = pipeline(4, labels="one", seed=8, temperature=1.5).codes
     tokens = pipeline.prior.layout.to_tokens((drawn,))
-    again = pipeline(4, labels="one", seed=8, temperature=1.5, prefix=tokens[:, :7]).codes[0]
+    given = tokens.clone()
+    given[:, 7:] = -1
+    again = pipeline(4, labels="one", seed=8, temperature=1.5, given=given).codes[0]
     assert torch.equal(again, drawn)
+    with pytest.warns(DeprecationWarning, match="prefix is deprecated"):
+        older = pipeline(4, labels="one", seed=8, temperature=1.5, prefix=tokens[:, :7]).codes[0]
+    assert torch.equal(older, drawn)
+    with (
+        pytest.raises(UsageError, match="prefix cannot go with given"),
+        pytest.warns(DeprecationWarning, match="prefix"),
+    ):
+        pipeline(4, prefix=tokens[:, :7], given=given)
     other = pipeline.complete(pictures[2], 0.5, labels="one", seed=8, temperature=1.5, num_images=4).codes[0]
     assert not torch.equal(other[:, 2:], drawn[:, 2:])
 

@@ -86,7 +86,7 @@ def test_a_stream_draws_as_it_is_asked_and_checks_before(pipeline, monkeypatch):
     next(stream)
     assert len(drawn) == 1
     tokens = pipeline.prior.layout.to_tokens(pipeline(2).codes)
-    for wrong in ({"num_images": 0}, {"num_images": 3, "prefix": tokens}, {"labels": "cat"}, {"temperature": -1.0}):
+    for wrong in ({"num_images": 0}, {"num_images": 3, "given": tokens}, {"labels": "cat"}, {"temperature": -1.0}):
         with pytest.raises(UsageError):
             pipeline.stream(**wrong)
     with pytest.raises(TypeError, match="warmth"):

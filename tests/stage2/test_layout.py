@@ -24,7 +24,49 @@ def layouts(draw: st.DrawFn) -> SequenceLayout:
             codes = st.sets(st.integers(0, level.num_codes - 1), min_size=1).map(lambda s: tuple(sorted(s)))
             choices.append(draw(st.none() | codes))
         kept = tuple(choices)
-    return SequenceLayout(levels, draw(st.integers(0, 5)), kept)
+    num_tokens = sum(level.num_tokens for level in levels)
+    orders = st.just("raster") | st.permutations(range(num_tokens)).map(tuple)
+    if len(levels) > 1 and len({level.grid for level in levels}) == 1:
+        orders |= st.just("interleaved")
+    given = draw(st.sets(st.integers(0, len(levels) - 1), max_size=len(levels) - 1).map(lambda s: tuple(sorted(s))))
+    return SequenceLayout(levels, draw(st.integers(0, 5)), kept, draw(orders), given, draw(st.integers(0, 3)))
+
+
+def places(layout: SequenceLayout) -> list[tuple[int, int]]:
+    """Return (level, cell) of each position, written as the orders are defined."""
+    cells = [(n, cell) for n, level in enumerate(layout.levels) for cell in range(level.num_tokens)]
+    if layout.order == "raster":
+        return cells
+    if layout.order == "interleaved":
+        return sorted(cells, key=lambda place: place[::-1])
+    return [cells[place] for place in layout.order]
+
+
+@given(layouts())
+def test_every_order_is_its_definition(layout: SequenceLayout) -> None:
+    tokens = random_tokens(layout, 2)
+    codes = [grid.flatten(1) for grid in layout.to_codes(tokens)]
+    for position, (number, cell) in enumerate(places(layout)):
+        low, high = layout.legal_range(position)
+        assert (low, high - low) == (layout.offsets[number], layout.level_sizes[number])
+        relative = tokens[:, position] - low
+        kept = layout.kept[number] if layout.kept else None
+        code = relative if kept is None else torch.tensor(kept)[relative]
+        assert torch.equal(codes[number][:, cell], code)
+    drawn = [p for p, (number, _) in enumerate(places(layout)) if number not in layout.given_levels]
+    assert torch.arange(layout.num_tokens)[layout.drawn_positions].tolist() == drawn
+    assert layout.num_drawn == len(drawn)
+
+
+@given(layouts())
+def test_given_levels_stand_at_their_places(layout: SequenceLayout) -> None:
+    tokens = random_tokens(layout, 3)
+    codes = dict(enumerate(layout.to_codes(tokens)))
+    last = len(codes) - 1
+    given = layout.given_of({last: codes[last]})
+    held = torch.tensor([number == last for number, _ in places(layout)])
+    assert torch.equal(given[:, held], tokens[:, held])
+    assert (given[:, ~held] == -1).all()
 
 
 def random_tokens(layout: SequenceLayout, rows: int) -> torch.Tensor:
@@ -48,11 +90,12 @@ def test_tokens_to_codes_and_back_is_the_identity(layout: SequenceLayout) -> Non
 @given(layouts())
 def test_ids_are_codes_then_classes_then_the_null_token(layout: SequenceLayout) -> None:
     prompts = layout.prompt(torch.arange(layout.num_classes + 1))
-    assert prompts.tolist() == list(range(layout.num_codes, layout.vocab_size))
+    assert prompts.tolist() == list(range(layout.num_codes + layout.num_special, layout.vocab_size))
     assert layout.null_token == int(layout.prompt(torch.tensor([layout.null_label]))) == layout.vocab_size - 1
     ranges = [layout.legal_range(t) for t in range(layout.num_tokens)]
-    assert sorted(set(ranges)) == list(dict.fromkeys(ranges))  # level after level
-    assert ranges[-1][1] == layout.num_codes
+    if layout.order == "raster":
+        assert sorted(set(ranges)) == list(dict.fromkeys(ranges))  # level after level
+    assert max(high for _, high in ranges) == layout.num_codes
 
 
 @given(layouts())
@@ -100,13 +143,63 @@ def test_the_drawing_shows_positions() -> None:
     assert "  0 1 2\n  3 4 5" in text
 
 
-def test_the_first_rows_are_the_beginning_of_the_sequence() -> None:
+def test_given_rows_are_the_beginning_of_the_sequence() -> None:
     layout = SequenceLayout((LevelSpec((3, 2), 9),), 2, ((0, 2, 5, 8),))
     codes = torch.tensor([[[0, 2], [5, 8], [7, 7]], [[8, 8], [2, 0], [5, 0]]])
-    assert layout.first_rows(codes, 2).tolist() == [[0, 1, 2, 3], [3, 3, 1, 0]]
-    assert layout.first_rows(codes, 0).shape == (2, 0)
-    assert torch.equal(layout.first_rows(codes[1:], 3), layout.to_tokens((codes[1:],)))
+    assert layout.given_rows(codes, 2).tolist() == [[0, 1, 2, 3, -1, -1], [3, 3, 1, 0, -1, -1]]
+    assert layout.given_rows(codes, 0).tolist() == [[-1] * 6] * 2
+    assert torch.equal(layout.given_rows(codes[1:], 3), layout.to_tokens((codes[1:],)))
     with pytest.raises(UsageError, match="the kept part holds code 7"):
-        layout.first_rows(codes, 3)
+        layout.given_rows(codes, 3)
     with pytest.raises(UsageError, match="one code grid, this one has 2"):
-        SequenceLayout((LevelSpec((1,), 4), LevelSpec((2,), 4)), 0).first_rows(codes, 1)
+        SequenceLayout((LevelSpec((1,), 4), LevelSpec((2,), 4)), 0).given_rows(codes, 1)
+
+
+TWO = (LevelSpec((2, 2), 5), LevelSpec((2, 2), 4))
+
+
+def test_levels_of_one_grid_interleave_cell_by_cell() -> None:
+    layout = SequenceLayout(TWO, 2, order="interleaved")
+    codes = (torch.tensor([[[0, 1], [2, 3]]]), torch.tensor([[[3, 2], [1, 0]]]))
+    assert layout.to_tokens(codes).tolist() == [[0, 8, 1, 7, 2, 6, 3, 5]]
+    text = layout.describe()
+    assert "codes.0: 2 x 2, positions 0 to 6, every 2, ids 0 to 4\n  0 2\n  4 6" in text
+    assert "codes.1: 2 x 2, positions 1 to 7, every 2, ids 5 to 8\n  1 3\n  5 7" in text
+
+
+def test_the_drawing_shows_an_order_of_its_own() -> None:
+    layout = SequenceLayout((LevelSpec((2, 2), 5),), 0, order=(3, 0, 2, 1), num_special=2)
+    text = layout.describe()
+    assert "vocabulary 8 (5 codes, 2 special, 0 classes, 1 null)" in text
+    assert "  1 3\n  2 0" in text  # cell 3 is drawn first, then cell 0
+
+
+@pytest.mark.parametrize(
+    ("levels", "more", "message"),
+    [
+        (TWO[:1], {"order": (0, 1, 2)}, "must list 4 places, got 3"),
+        (TWO[:1], {"order": (0, 1, 2, 2)}, "each place from 0 to 3 once, got 2 twice"),
+        (TWO[:1], {"order": (0, 1, 2, 4)}, "each place from 0 to 3 once, got 4"),
+        (TWO[:1], {"order": "interleaved"}, "needs several levels of one grid, got 2 x 2"),
+        ((TWO[0], LevelSpec((4,), 3)), {"order": "interleaved"}, "needs several levels of one grid, got 2 x 2, 4"),
+        (TWO, {"order": "spiral"}, "must be raster, interleaved or a list of places, got 'spiral'"),
+        (TWO, {"given_levels": (0, 1)}, "one left to draw"),
+        (TWO, {"given_levels": (2,)}, r"got \[2\]"),
+        (TWO, {"num_special": -1}, "got -1"),
+    ],
+)
+def test_an_order_that_does_not_fit_is_refused(levels: tuple, more: dict, message: str) -> None:
+    with pytest.raises(ArtifactError, match=message):
+        SequenceLayout(levels, 0, **more)
+
+
+def test_what_a_layout_always_had_has_the_keys_it_always_had() -> None:
+    assert SequenceLayout(TWO, 2).to_json().keys() == {"levels", "num_classes", "kept"}
+
+
+def test_completion_needs_the_kept_rows_first() -> None:
+    codes = torch.tensor([[[0, 1], [2, 3]]])
+    shuffled = SequenceLayout(TWO[:1], 0, order=(1, 0, 2, 3))
+    assert shuffled.given_rows(codes, 1).tolist() == [[1, 0, -1, -1]]
+    with pytest.raises(UsageError, match="draws the first 1 rows of its grid before all others"):
+        SequenceLayout(TWO[:1], 0, order=(0, 2, 1, 3)).given_rows(codes, 1)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from stage2_prior import sampling
+from stage2_prior.fast import invariance
 from stage2_prior.layout import SequenceLayout
 from stage2_prior.prior import CausalPrior
 from stage2_prior.sampling import check_sampling, filtered_probabilities, inverse_cdf, sample_tokens
@@ -112,9 +112,9 @@ def test_a_sample_does_not_depend_on_its_batch(
 def test_the_fixed_row_count_gives_the_same_rows(
     make_prior: Callable[..., CausalPrior], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sampling, "rows_are_invariant", lambda *_: False)
+    monkeypatch.setattr(invariance, "rows_are_invariant", lambda *_: False)
     prior = make_prior()
-    assert sampling.call_rows(prior.decoder(), 3, 2) == sampling.FIXED_ROWS
+    assert invariance.call_rows(prior.decoder(), 3, 2) == invariance.FIXED_ROWS
     whole = drawn(prior, list(range(70)))
     assert torch.equal(drawn(prior, [69, 2]), whole[[69, 2]])
 
@@ -124,11 +124,11 @@ def test_attention_leaves_the_padding_out_only_where_no_bit_changes(
 ) -> None:
     prior = make_prior()
     whole = drawn(prior, [0, 1, 2])
-    assert sampling.attended_rows(prior.decoder(), 3, 8, 1) in (3, 8)
-    assert sampling.attended_rows(prior.decoder(), 3, 8, 2) == 16
-    monkeypatch.setattr(sampling, "_attention_is_invariant", lambda *_: False)
+    assert invariance.attended_rows(prior.decoder(), 3, 8, 1) in (3, 8)
+    assert invariance.attended_rows(prior.decoder(), 3, 8, 2) == 16
+    monkeypatch.setattr(invariance, "_attention_is_invariant", lambda *_: False)
     unknown = make_prior()
-    assert sampling.attended_rows(unknown.decoder(), 3, 8, 1) == 8
+    assert invariance.attended_rows(unknown.decoder(), 3, 8, 1) == 8
     assert torch.equal(drawn(unknown, [0, 1, 2]), whole)
 
 
@@ -170,41 +170,66 @@ def test_rising_guidance_begins_as_a_plain_draw_and_is_the_constant_one_of_its_p
     assert torch.equal(rising[:, 0], drawn(prior, list(range(64)))[:, 0])
     for position in range(T):
         scale = 1 + 8 * (1 - math.cos(math.pi * position / T)) / 2
-        constant = drawn(prior, list(range(64)), guidance_scale=scale, prefix=rising[:, :position])
+        constant = drawn(prior, list(range(64)), guidance_scale=scale, given=first_of(rising, position))
         assert torch.equal(rising[:, position], constant[:, position])
     assert not torch.equal(rising, drawn(prior, list(range(64)), guidance_scale=9.0))
 
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 1.5])
-def test_a_prefix_is_kept_and_the_rest_is_drawn_after_it(
+def test_what_is_given_is_kept_and_the_rest_is_drawn_after_it(
     make_prior: Callable[..., CausalPrior], guidance_scale: float
 ) -> None:
     prior = make_prior()
     plain = drawn(prior, list(range(20)), guidance_scale=guidance_scale)
-    own = drawn(prior, list(range(20)), guidance_scale=guidance_scale, prefix=plain[:, :4])
+    own = drawn(prior, list(range(20)), guidance_scale=guidance_scale, given=first_of(plain, 4))
     assert torch.equal(own, plain)
-    prefix = (plain[:, :4] + 1) % 12
-    whole = drawn(prior, list(range(20)), guidance_scale=guidance_scale, prefix=prefix)
-    assert torch.equal(whole[:, :4], prefix)
+    given = first_of((plain + 1) % 12, 4)
+    whole = drawn(prior, list(range(20)), guidance_scale=guidance_scale, given=given)
+    assert torch.equal(whole[:, :4], given[:, :4])
     assert not torch.equal(whole[:, 4:], plain[:, 4:])
-    part = drawn(prior, [19, 3], guidance_scale=guidance_scale, prefix=prefix[[19, 3]])
+    part = drawn(prior, [19, 3], guidance_scale=guidance_scale, given=given[[19, 3]])
     assert torch.equal(part, whole[[19, 3]])
-    assert torch.equal(drawn(prior, [5], prefix=plain[5:6]), plain[5:6])
+    assert torch.equal(drawn(prior, [5], given=plain[5:6]), plain[5:6])
+
+
+def test_rows_may_be_given_other_positions(make_prior: Callable[..., CausalPrior]) -> None:
+    prior, generator = make_prior(), torch.Generator().manual_seed(3)
+    given = torch.randint(12, (20, 6), generator=generator)
+    given[torch.rand((20, 6), generator=generator) < 0.5] = -1
+    whole = drawn(prior, list(range(20)), given=given)
+    assert torch.equal(whole[given >= 0], given[given >= 0])
+    for row in (0, 7, 19):
+        # A row alone, token by token: what is drawn at a position follows from what stands before it.
+        alone = drawn(prior, [row], given=given[row : row + 1])
+        assert torch.equal(alone, whole[row : row + 1])
+        for position in range(6):
+            before = first_of(whole[row : row + 1], position)
+            before[0, position] = given[row, position]
+            assert drawn(prior, [row], given=before)[0, position] == whole[row, position]
+
+
+def first_of(tokens: torch.Tensor, count: int) -> torch.Tensor:
+    """Return the tokens with all but the first `count` to be drawn."""
+    given = torch.full_like(tokens, -1)
+    given[:, :count] = tokens[:, :count]
+    return given
 
 
 @pytest.mark.parametrize(
-    ("prefix", "message"),
+    ("given", "message"),
     [
-        (torch.zeros((1, 2)).long(), r"prefix must be \[2, at most 6\] tokens, got \[1, 2\]"),
+        (torch.zeros((1, 6)).long(), r"given must be \[2, 6\] int64 tokens, -1 where one is drawn, got \[1, 6\] int64"),
         (torch.zeros((2, 7)).long(), r"got \[2, 7\]"),
-        (torch.tensor([[0, 1], [2, 12]]), r"ids in \[0, 12\) at positions 0 to 5, got 12"),
+        (torch.zeros((2, 6)), r"got \[2, 6\] float32"),
+        (torch.tensor([[0, 1, 2, 3, 4, 5], [2, 12, 0, 0, 0, 0]]), r"-1 or ids in \[0, 12\) for codes.0, got 12"),
+        (torch.tensor([[0, 1, 2, 3, 4, 5], [2, -2, 0, 0, 0, 0]]), "got -2"),
     ],
 )
-def test_a_prefix_that_does_not_fit_is_refused(
-    make_prior: Callable[..., CausalPrior], prefix: torch.Tensor, message: str
+def test_what_does_not_fit_cannot_be_given(
+    make_prior: Callable[..., CausalPrior], given: torch.Tensor, message: str
 ) -> None:
     with pytest.raises(UsageError, match=message):
-        drawn(make_prior(), [0, 1], prefix=prefix)
+        drawn(make_prior(), [0, 1], given=given)
 
 
 def test_no_samples_are_an_empty_tensor(make_prior: Callable[..., CausalPrior]) -> None:

@@ -28,8 +28,9 @@ class Scores:
     Attributes:
         nats_per_token: Mean -log p of the tokens of each image, [B] float64; infinite if a code has no token.
         bits_per_dimension: The same as bits of the codes per value of the data, [B] float64.
-        maps: -log p in nats of each cell given those before it, one tensor [B, *grid] float32 a level. A code that
-            the vocabulary left out has probability 0: it and the cells after it are infinite.
+        maps: -log p in nats of each cell given those before it, one tensor [B, *grid] float32 a level; 0 throughout in
+            a level that is given. A code that the vocabulary left out has probability 0: it and the cells after it are
+            infinite.
     """
 
     nats_per_token: Tensor
@@ -53,11 +54,12 @@ def score_codes(prior: CausalPrior, codes: tuple[Tensor, ...], labels: Tensor) -
         labels: Class of each image, [B] int64; the null label for unconditional.
     """
     prior, layout = prior.packed(), prior.layout
-    parts, lows = [], []
-    for number, (level, (first, end, low, _)) in enumerate(zip(codes, layout.segments, strict=True)):
-        parts.append(layout.level_tokens(number, level) - low)
-        lows.append(torch.full((end - first,), low))
-    from_low, low_ids = torch.cat(parts, dim=1), torch.cat(lows).to(prior.device)
+    parts = [
+        layout.level_tokens(number, grid) - level.low
+        for number, (grid, level) in enumerate(zip(codes, layout.levels_at(), strict=True))
+    ]
+    from_low = layout.in_order(parts)
+    low_ids = torch.tensor([low for low, _ in layout.legal_ids], device=prior.device)
     unseen = (from_low < 0).cumsum(dim=1) > 0
 
     def log_probs(relative: Tensor, classes: Tensor) -> Tensor:
@@ -66,12 +68,12 @@ def score_codes(prior: CausalPrior, codes: tuple[Tensor, ...], labels: Tensor) -
     nats = -map_rows(log_probs, rows_at_once(layout), from_low.clamp(min=0), labels.to(prior.device))
     nats = nats.masked_fill(unseen, math.inf).cpu()
     maps = tuple(
-        nats[:, first:end].reshape(-1, *level.grid)
-        for level, (first, end, _, _) in zip(layout.levels, layout.segments, strict=True)
+        nats[:, level.positions].reshape(-1, *spec.grid)
+        for spec, level in zip(layout.levels, layout.levels_at(), strict=True)
     )
-    mean = nats.double().mean(dim=1)
-    bits = torch.tensor([bits_per_dimension(value, prior.spec) for value in mean.tolist()], dtype=torch.float64)
-    return Scores(mean, bits, maps)
+    mean = nats[:, layout.drawn_positions].double().mean(dim=1)
+    bits = [bits_per_dimension(value, prior.spec, layout.num_drawn) for value in mean.tolist()]
+    return Scores(mean, torch.tensor(bits, dtype=torch.float64), maps)
 
 
 def chance_nats(layout: SequenceLayout) -> list[float]:

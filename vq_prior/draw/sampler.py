@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from stage2_prior.prior import read_prior_config
+from stage2_prior.folder import read_prior_config
 from vq_prior.core.config import pretty_json, read_json
 from vq_prior.core.disk.artifacts import write_atomic
 from vq_prior.core.disk.components import WEIGHTS, find_component
@@ -41,14 +41,8 @@ from vq_prior.draw.sample_folder import (
 )
 from vq_prior.model.given_images import kept_rows
 from vq_prior.model.index import ModelIndex, read_index
-from vq_prior.model.pipeline import (
-    VQPriorPipeline,
-    check_request,
-    class_of_each,
-    default_batch_size,
-    require_null_prompt,
-    resolve_sampling,
-)
+from vq_prior.model.pipeline import VQPriorPipeline, default_batch_size
+from vq_prior.model.request import check_request, class_of_each, require_null_prompt, resolve_sampling
 from vq_prior.settings import Complete, Drawing, Generate
 
 REQUEST = "samples.json"
@@ -152,11 +146,11 @@ def _drawing(
     files: ClassifierFiles | None,
 ) -> DrawImages:
     """Return what draws the images of some indices: as they come, as completions, or the best of candidates."""
-    prefix = pipeline.prefix_of(settings.image, settings.keep) if isinstance(settings, Complete) else None
+    known = pipeline.given_of(settings.image, settings.keep) if isinstance(settings, Complete) else None
 
     def samples(indices: list[int], classes: list[int]) -> Tensor:
-        begun = None if prefix is None else prefix.expand(len(indices), -1)
-        return pipeline.draw(classes, seed=settings.seed, indices=indices, prefix=begun, **sampling)[0]
+        given = None if known is None else known.expand(len(indices), -1)
+        return pipeline.draw(classes, seed=settings.seed, indices=indices, given=given, **sampling)[0]
 
     def of_class(indices: list[int]) -> list[int]:
         return [cycle[i % len(cycle)] for i in indices]

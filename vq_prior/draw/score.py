@@ -42,7 +42,8 @@ from vq_prior.draw.sample_folder import (
     write_note,
 )
 from vq_prior.model.index import read_index
-from vq_prior.model.pipeline import VQPriorPipeline, require_null_prompt
+from vq_prior.model.pipeline import VQPriorPipeline
+from vq_prior.model.request import require_null_prompt
 from vq_prior.settings import Score
 
 SCORES = "scores.json"

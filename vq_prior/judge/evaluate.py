@@ -67,7 +67,8 @@ def evaluate(settings: Evaluate) -> dict[str, Any]:
     from stage1_vqvae.data.sources import open_data_of
     from stage1_vqvae.evaluate import transform_of
     from vq_prior.core.processes.runtime import start_runtime
-    from vq_prior.model.pipeline import VQPriorPipeline, check_request, resolve_sampling
+    from vq_prior.model.pipeline import VQPriorPipeline
+    from vq_prior.model.request import check_request, resolve_sampling
 
     pipeline, sampling = None, {}
     if settings.codec is not None:
@@ -358,9 +359,10 @@ def _evaluate_prior(prior: "CausalPrior", codec: "AnyCodec", data: "ImageData", 
         if prior.layout.num_classes:
             assert data.validation.labels is not None
             classes = torch.from_numpy(data.validation.labels[rows])
-        log_probs = prior.log_probs(tokens, classes.to(prior.device))
+        log_probs = prior.log_probs(tokens, classes.to(prior.device))[:, prior.layout.drawn_positions]
         total, count = total - float(log_probs.double().sum()), count + log_probs.numel()
-    return {"nats_per_token": total / count, "bits_per_dimension": bits_per_dimension(total / count, prior.spec)}
+    bits = bits_per_dimension(total / count, prior.spec, prior.layout.num_drawn)
+    return {"nats_per_token": total / count, "bits_per_dimension": bits}
 
 
 def _tell(result: dict[str, Any]) -> None:

@@ -123,10 +123,10 @@ def examine_prior(
 
 def _nats(prior: "CausalPrior", tokens: Tensor, labels: Tensor) -> Tensor:
     """Return nats of each row, [n] float64, the mean over its tokens."""
-    packed, device = prior.packed(), prior.device
+    packed, device, drawn = prior.packed(), prior.device, prior.layout.drawn_positions
     rows = max(1, min(ROWS_AT_ONCE, MOST_LOGITS // (prior.layout.num_tokens * prior.layout.vocab_size)))
     parts = [
-        -packed.log_probs(t.to(device), y.to(device)).double().mean(dim=1).cpu()
+        -packed.log_probs(t.to(device), y.to(device))[:, drawn].double().mean(dim=1).cpu()
         for t, y in zip(tokens.split(rows), labels.split(rows), strict=True)
     ]
     return torch.cat(parts)
@@ -169,7 +169,7 @@ def _label_use(
     if C < 2:
         return []
     others = torch.from_numpy(keyed_generator(0, 0, "other labels").integers(1, C, size=len(labels)))
-    gains = (_nats(prior, tokens, (labels + others) % C) - nats) * tokens.shape[1]
+    gains = (_nats(prior, tokens, (labels + others) % C) - nats) * prior.layout.num_drawn
     gain, error = float(gains.mean()), float(gains.std() / math.sqrt(len(gains))) if len(gains) > 1 else math.inf
     found.measured["nats_an_image_that_its_class_saves"] = gain
     if gain > DEVIATIONS * error or not labels_tell or len(gains) < FEW_ROWS:

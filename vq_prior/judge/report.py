@@ -309,13 +309,13 @@ def _completions(codes: Path, pipeline: "VQPriorPipeline") -> list[Section]:
     grids = torch.from_numpy(chosen["codes.0"].astype(np.int64))
     layout, each = pipeline.prior.layout, OF_A_CLASS - 1
     # A row whose codes the prior has no tokens for cannot be gone on from.
-    fitting = [n for n in range(len(grids)) if _has_tokens(layout.first_rows, grids[n : n + 1], rows)]
+    fitting = [n for n in range(len(grids)) if _has_tokens(layout.given_rows, grids[n : n + 1], rows)]
     if not fitting:
         return []
     grids = grids[fitting]
-    prefix = layout.first_rows(grids, rows).repeat_interleave(each, dim=0)
+    given = layout.given_rows(grids, rows).repeat_interleave(each, dim=0)
     labels = chosen["label"][fitting].repeat(each).tolist() if store.labelled else None
-    drawn = pipeline(len(prefix), labels=labels, prefix=prefix, output_type="np").images
+    drawn = pipeline(len(given), labels=labels, given=given, output_type="np").images
     originals = to_pixels(pipeline.codec.decode((grids,)))
     strips = [np.concatenate([originals[n : n + 1], drawn[n * each : (n + 1) * each]]) for n in range(len(grids))]
     text = "Left a held-out image as its codes show it; the others keep the upper half of its codes."
@@ -323,9 +323,9 @@ def _completions(codes: Path, pipeline: "VQPriorPipeline") -> list[Section]:
     return [Section("Completions", text=text, pictures=[picture])]
 
 
-def _has_tokens(first_rows: Callable[[Tensor, int], Tensor], grid: Tensor, rows: int) -> bool:
+def _has_tokens(given_rows: Callable[[Tensor, int], Tensor], grid: Tensor, rows: int) -> bool:
     try:
-        first_rows(grid, rows)
+        given_rows(grid, rows)
     except (UsageError, ArtifactError):
         return False
     return True

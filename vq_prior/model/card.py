@@ -20,7 +20,7 @@ from vq_prior.core.hub.cards import (
 from vq_prior.core.spec import CodeSpec
 
 if TYPE_CHECKING:
-    from stage2_prior.prior import SamplingDefaults
+    from stage2_prior.folder import SamplingDefaults
     from vq_prior.core.disk.code_store import CodeIndex
     from vq_prior.model.index import ModelIndex
 

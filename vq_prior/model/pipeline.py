@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack
+from warnings import warn
 
 import numpy as np
 import torch
@@ -12,24 +13,22 @@ from torch import Tensor
 
 from stage1_vqvae.codecs import AnyCodec, open_codec, write_codec
 from stage2_prior.prior import CausalPrior, load_prior, save_prior
-from stage2_prior.sampling import check_sampling, checked_prefix, sample_tokens
+from stage2_prior.sampling import checked_given, given_from_prefix, sample_tokens
 from vq_prior.core.disk.artifacts import new_folder, write_manifest
-from vq_prior.core.disk.components import label_index
 from vq_prior.core.disk.records import keep_record
 from vq_prior.core.errors import ArtifactError, UsageError
 from vq_prior.core.hub.shareable import Shareable
 from vq_prior.core.media import picture_grid, png_bytes, to_picture, to_pixels
 from vq_prior.core.processes.runtime import Precision
-from vq_prior.core.training.randomness import MAX_SEED
 from vq_prior.draw.likelihood import Scores, score_codes
 from vq_prior.model.folder import assemble, index_of
 from vq_prior.model.given_images import GivenImage, Keep, images_of, kept_rows
-from vq_prior.model.index import ModelIndex, read_index
+from vq_prior.model.index import read_index
+from vq_prior.model.request import check_request, class_of_each, require_null_prompt, resolve_sampling
 from vq_prior.model.share import push
 
 OutputType = Literal["pil", "pt", "np"]
 OUTPUT_TYPES = ("pil", "pt", "np")
-MAX_IMAGES = 10**9
 MAX_SHOWN = 64
 
 
@@ -72,57 +71,6 @@ class DrawSettings(TypedDict, total=False):
     guidance_power: float | None
     precision: Precision
     output_type: OutputType
-
-
-def class_of_each(
-    labels: Sequence[str | int] | str | int | None,
-    num_classes: int,
-    names: tuple[str, ...],
-    *,
-    unconditional: bool = False,
-) -> list[int]:
-    """Return the classes that samples cycle through; `[num_classes]`, the null label, for unconditional samples.
-
-    Args:
-        labels: A label or several, by name or by index; None for every class in turn.
-        num_classes: Classes of the model.
-        names: Their names.
-        unconditional: Whether to leave the classes aside; a model without classes always does.
-
-    Raises:
-        UsageError: If a label is unknown, or labels are given to an unconditional model or request.
-    """
-    if unconditional:
-        if labels is not None:
-            raise UsageError(f"labels cannot go with unconditional, got {labels}; give one of the two")
-        return [num_classes]
-    if labels is None:
-        return list(range(num_classes)) or [num_classes]
-    given = [labels] if isinstance(labels, (str, int)) else list(labels)
-    if not given:
-        raise UsageError("labels must name at least one class; leave them out for every class in turn")
-    return [label_index(str(label), names, num_classes) for label in given]
-
-
-def check_request(index: ModelIndex, *, num_images: int, seed: int, batch_size: int | None, **sampling: Any) -> None:
-    """Raise `UsageError` unless the settings of a request are in range."""
-    from stage2_prior.layout import SequenceLayout
-
-    if not 1 <= num_images <= MAX_IMAGES:
-        raise UsageError(f"num_images must be between 1 and {MAX_IMAGES}, got {num_images}")
-    if not 0 <= seed <= MAX_SEED:
-        raise UsageError(f"seed must be between 0 and {MAX_SEED}, got {seed}")
-    if batch_size is not None and not 1 <= batch_size <= 65_536:
-        raise UsageError(f"batch_size must be between 1 and 65536, got {batch_size}; leave it out for the default")
-    check_sampling(SequenceLayout.from_spec(index.spec, len(index.label_names)), **sampling)
-
-
-def require_null_prompt(trained: bool) -> None:
-    """Raise `UsageError` unless the null prompt of a prior was trained, which unconditional samples start from."""
-    if not trained:
-        raise UsageError(
-            "unconditional needs a prior trained with label_dropout above 0, this one knows no null prompt; give labels"
-        )
 
 
 class VQPriorPipeline(Shareable):
@@ -230,8 +178,9 @@ class VQPriorPipeline(Shareable):
         precision: Precision = "fp32",
         prefix: Tensor | None = None,
         output_type: OutputType = "pil",
+        given: Tensor | None = None,
     ) -> PipelineOutput:
-        """Return new images. Image i depends on (model, labels, seed, i, sampling settings, its prefix) alone.
+        """Return new images. Image i depends on (model, labels, seed, i, sampling settings, what is given) alone.
 
         Args:
             num_images: How many.
@@ -247,8 +196,10 @@ class VQPriorPipeline(Shareable):
             guidance_scale: Classifier-free guidance; None takes the model's measured value, 1 is off.
             guidance_power: Lets guidance rise to that scale along the tokens; None keeps it constant.
             precision: Of the prior's matrix products; "bf16" is faster on machines that have it, to other images.
-            prefix: First P tokens of each image, [num_images, P], taken as they are; see also `complete`.
+            prefix: First P tokens of each image, [num_images, P]; deprecated, use `given`.
             output_type: "pil", "pt" or "np".
+            given: Tokens of each image, [num_images, T] int64, that are taken as they are, and -1 where one is drawn;
+                `prior.layout.given_of` makes them of whole levels. See also `complete`.
 
         Raises:
             UsageError: If a setting is out of range, a label unknown, or the prior knows no null prompt.
@@ -269,40 +220,53 @@ class VQPriorPipeline(Shareable):
             precision=precision,
             prefix=prefix,
             output_type=output_type,
+            given=given,
         )
         return _joined(list(batches))
 
     def stream(
-        self, num_images: int = 1, *, prefix: Tensor | None = None, **settings: Unpack[DrawSettings]
+        self,
+        num_images: int = 1,
+        *,
+        prefix: Tensor | None = None,
+        given: Tensor | None = None,
+        **settings: Unpack[DrawSettings],
     ) -> Iterator[PipelineOutput]:
         """Yield the images of a call in batches of `batch_size`, each as soon as it is drawn.
 
         Args:
             num_images: How many in all.
             prefix: As of a call.
+            given: As of a call.
             settings: Those of a call.
 
         Raises:
             UsageError: At once, before anything is drawn, if a call would raise it.
         """
-        return self._stream(num_images, prefix=prefix, **settings)
+        if prefix is not None:
+            said = "prefix is deprecated; give the tokens as `given`, [num_images, T], -1 where one is drawn"
+            warn(said, DeprecationWarning, stacklevel=3)
+            if given is not None:
+                raise UsageError("prefix cannot go with given; give the tokens as given alone")
+            given = given_from_prefix(self.prior.layout, prefix, num_images)
+        return self._stream(num_images, given=given, **settings)
 
     def _stream(
         self,
         num_images: int,
         *,
-        prefix: Tensor | None,
+        given: Tensor | None,
         labels: Sequence[str | int] | str | int | None = None,
         unconditional: bool = False,
         seed: int = 0,
         first_index: int = 0,
         batch_size: int | None = None,
         output_type: OutputType = "pil",
-        **given: Any,
+        **asked: Any,
     ) -> Iterator[PipelineOutput]:
         if output_type not in OUTPUT_TYPES:
             raise UsageError(f"output_type must be one of {', '.join(OUTPUT_TYPES)}, got {output_type!r}")
-        sampling = resolve_sampling(self.index, given, unconditional=unconditional)
+        sampling = resolve_sampling(self.index, asked, unconditional=unconditional)
         check_request(self.index, num_images=num_images, seed=seed, batch_size=batch_size, **sampling)
         if unconditional:
             require_null_prompt(self.prior.unconditional)
@@ -311,11 +275,10 @@ class VQPriorPipeline(Shareable):
         indices = range(first_index, first_index + num_images)
         classes = [cycle[i % len(cycle)] for i in indices]
         size = batch_size or default_batch_size(self.device)
-
-        begun = checked_prefix(self.prior.layout, prefix, num_images)
+        known = checked_given(self.prior.layout, given, num_images)
 
         def batch(n: slice) -> PipelineOutput:
-            images, codes = self.draw(classes[n], seed=seed, indices=indices[n], prefix=begun[n], **sampling)
+            images, codes = self.draw(classes[n], seed=seed, indices=indices[n], given=known[n], **sampling)
             shown = classes[n] if names and not unconditional else None
             return PipelineOutput(_as(images, output_type), shown, codes)
 
@@ -343,14 +306,14 @@ class VQPriorPipeline(Shareable):
         """
         if num_images < 1:
             raise UsageError(f"num_images must be at least 1, got {num_images}")
-        prefix = self.prefix_of(image, keep).repeat_interleave(num_images, dim=0)
-        return self(len(prefix), prefix=prefix, **settings)
+        given = self.given_of(image, keep).repeat_interleave(num_images, dim=0)
+        return self(len(given), given=given, **settings)
 
-    def prefix_of(self, image: GivenImage, keep: Keep) -> Tensor:
-        """Return the tokens [B, P] of the kept part of one or several images; see `complete`."""
+    def given_of(self, image: GivenImage, keep: Keep) -> Tensor:
+        """Return [B, T] that give the kept part of one or several images, -1 in the rest; see `complete`."""
         rows = kept_rows(keep, self.index.spec.levels[0].grid[0])
         codes = self.codec.encode(images_of(image, self.codec).to(self.device))
-        return self.prior.layout.first_rows(codes[0], rows)
+        return self.prior.layout.given_rows(codes[0], rows)
 
     def score(self, images: GivenImage, labels: Sequence[str | int] | str | int | None = None) -> Scores:
         """Return how likely the prior finds the codes of given images; high nats tell what it has not learnt.
@@ -385,23 +348,6 @@ class VQPriorPipeline(Shareable):
         tokens = sample_tokens(self.prior, labels.to(self.device), seed=seed, indices=list(indices), **sampling)
         codes = self.prior.layout.to_codes(tokens)
         return self.codec.decode(codes), codes
-
-
-def resolve_sampling(index: ModelIndex, given: dict[str, Any], *, unconditional: bool = False) -> dict[str, Any]:
-    """Return sampling settings in which what was not given is the model's own; without a class nothing guides.
-
-    Raises:
-        UsageError: If guidance is asked for without a class.
-    """
-    resolved = dict(given)
-    if unconditional:
-        if (scale := given.get("guidance_scale")) not in (None, 1):
-            raise UsageError(f"guidance_scale must be 1 with unconditional, got {scale}; leave it out")
-        resolved["guidance_scale"] = 1.0
-    for name in ("temperature", "guidance_scale"):
-        if resolved.get(name) is None:
-            resolved[name] = getattr(index.sampling, name)
-    return resolved
 
 
 def default_batch_size(device: torch.device) -> int:

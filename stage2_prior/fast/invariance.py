@@ -1,0 +1,108 @@
+"""Row counts at which a decoder gives each row the same bits whatever the other rows: measured, not believed.
+
+The plain way is one fixed row count for every call, `FIXED_ROWS`; what is measured here spares small calls its padding.
+"""
+
+import torch
+from torch import Tensor
+
+from stage2_prior.decoder import Decoder
+from stage2_prior.fast.attention import PLACES, Cache
+from stage2_prior.filters import blocks_of, filtered_probabilities
+
+ROW_MULTIPLE = 8
+FIXED_ROWS = 64
+_ATTENTION_ALONE = 0  # stands where a key has the number of passes
+
+
+def call_rows(decoder: Decoder, num_samples: int, passes: int) -> int:
+    """Return the samples of one call: `num_samples` padded to a multiple of 8, or the fixed number 64.
+
+    Matrix products may round differently at another row count. Multiples of 8 were measured not to on
+    the CPU; here the model's own layers are measured at the very row count, and where a bit differs every call
+    of this model has the same fixed count.
+
+    Args:
+        decoder: The model.
+        num_samples: Samples wanted.
+        passes: 2 with guidance, else 1.
+    """
+    wanted = max(1, -(-num_samples // ROW_MULTIPLE)) * ROW_MULTIPLE
+    measured = decoder.row_counts
+    # The fixed count is measured first and always: which counts were asked for before decides nothing.
+    if not _measure(decoder, FIXED_ROWS, passes, measured):
+        return FIXED_ROWS
+    return wanted if _measure(decoder, wanted, passes, measured) else FIXED_ROWS
+
+
+def attended_rows(decoder: Decoder, num_samples: int, rows: int, passes: int) -> int:
+    """Return for how many rows of a call attention is computed: the samples that are wanted, without the padding,
+    where that was measured to leave every bit as it is; else, and with guidance, all.
+
+    Attention is the only part of a step that grows along the sequence, so that this matters where few samples are
+    drawn.
+    """
+    if passes > 1 or num_samples == rows:
+        return passes * rows
+    measured = decoder.row_counts
+    key = (num_samples, _ATTENTION_ALONE)
+    if key not in measured:
+        few, many = decoder.new_cache(ROW_MULTIPLE), decoder.new_cache(num_samples)
+        pick = (torch.arange(num_samples) % ROW_MULTIPLE).to(decoder.device)
+        _fill_alike(few, many, pick)
+        measured[key] = _attention_is_invariant(decoder, few, many, pick)
+    return num_samples if measured[key] else rows
+
+
+def _measure(decoder: Decoder, samples: int, passes: int, measured: dict[tuple[int, int], bool]) -> bool:
+    key = (samples, passes)
+    if key not in measured:
+        reference = ROW_MULTIPLE * passes
+        measured[key] = samples == ROW_MULTIPLE or rows_are_invariant(decoder, reference, samples * passes)
+    return measured[key]
+
+
+@torch.inference_mode()
+def rows_are_invariant(decoder: Decoder, reference: int, rows: int) -> bool:
+    """Return whether `rows` rows (a multiple of `reference`) give the bits of `reference` rows.
+
+    Runs the attention of one layer at every position, then the whole decoder at the first, second, middle
+    and last position, on equal rows with keys and values in the cache, and compares what tokens are drawn
+    from.
+    """
+    T, vocabulary = decoder.max_length - 1, decoder.vocab_size
+    generator = torch.Generator().manual_seed(0)
+    few, many = decoder.new_cache(reference), decoder.new_cache(rows)
+    pick = (torch.arange(rows) % reference).to(decoder.device)
+    _fill_alike(few, many, pick)
+    if not _attention_is_invariant(decoder, few, many, pick):
+        return False
+    for position in sorted({0, min(1, T - 1), T // 2, T - 1}):
+        tokens = torch.randint(vocabulary, (reference,), generator=generator).to(decoder.device)
+        first = decoder.step(tokens, position, few, 0, vocabulary)
+        second = decoder.step(tokens[pick], position, many, 0, vocabulary)
+        of_few, of_many = (blocks_of(filtered_probabilities(logits)) for logits in (first, second))
+        if not all(torch.equal(a[pick], b) for a, b in zip(of_few, of_many, strict=True)):
+            return False
+    return True
+
+
+def _fill_alike(few: Cache, many: Cache, pick: Tensor) -> None:
+    generator = torch.Generator().manual_seed(1)
+    few.keys.copy_(torch.randn(few.keys.shape, generator=generator))
+    few.values.copy_(torch.randn(few.values.shape, generator=generator))
+    many.keys.copy_(few.keys[:, :, pick])
+    many.values.copy_(few.values[:, pick])
+
+
+@torch.inference_mode()
+def _attention_is_invariant(decoder: Decoder, few: Cache, many: Cache, pick: Tensor) -> bool:
+    shape = (few.rows, decoder.num_heads, decoder.head_dim)
+    q = torch.randn(shape, generator=torch.Generator().manual_seed(2)).to(decoder.device)
+    for position in range(decoder.max_length - 1):
+        k = few.keys[0, position // PLACES, ..., position % PLACES].clone()  # which writing leaves as they are
+        v = few.values[0, :, :, position].clone()
+        first = decoder.attend(q, k, v, few, 0, position)
+        if not torch.equal(first[pick], decoder.attend(q[pick], k[pick], v[pick], many, 0, position)):
+            return False
+    return True

@@ -1,0 +1,206 @@
+"""The folder of a prior on disk: written, read and checked.
+
+`config.json`, `generation_config.json` and `model.safetensors` are transformers'; `prior_config.json` is ours.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from stage2_prior.architecture import model_of
+from stage2_prior.layout import Order, SequenceLayout
+from vq_prior.core.config import from_json, pretty_json, read_json, to_json
+from vq_prior.core.disk.artifacts import write_atomic
+from vq_prior.core.disk.components import WEIGHTS, check_sealed, check_transformers_config, load_strictly
+from vq_prior.core.disk.tensors import check_header, read_header, write_tensors
+from vq_prior.core.errors import ArtifactError
+from vq_prior.core.processes.runtime import full_state
+from vq_prior.core.spec import CodeSpec
+
+PRIOR_CONFIG = "prior_config.json"
+MAX_LAYERS = 1024
+LATER = ("given_levels", "num_special")  # keys of prior_config.json that are absent where they say nothing
+MAX_CONFIG_BYTES = 20 << 20  # a compacted vocabulary is listed, a code a line
+SEVERAL_LEVELS = (
+    "several code grids: transformers' generate() does not keep ids legal by position; sample with vq-prior generate"
+)
+
+
+@dataclass(frozen=True)
+class SamplingDefaults:
+    """Sampling settings chosen by measurement when the prior was trained."""
+
+    temperature: float = 1.0
+    guidance_scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class PriorConfig:
+    """`prior_config.json`: what transformers' own config.json does not say.
+
+    Attributes:
+        order: How the codes follow each other; see `SequenceLayout`.
+        trained_steps: Optimiser steps of the training that wrote it.
+        unconditional: Whether the null prompt was trained, which guidance needs.
+        kept: The compacted vocabulary, None when every code has a token; see `SequenceLayout`.
+        note: What a reader without our sampler must know.
+        given_levels: Levels that are given, never drawn; see `SequenceLayout`.
+        num_special: Ids between codes and classes.
+    """
+
+    format_version: int
+    kind: Literal["causal"]
+    order: Order
+    num_codes: int
+    num_classes: int
+    label_names: tuple[str, ...]
+    spec: CodeSpec
+    codec_id: str
+    sampling: SamplingDefaults
+    trained_steps: int
+    unconditional: bool
+    kept: tuple[tuple[int, ...] | None, ...] | None = None
+    note: str | None = None
+    given_levels: tuple[int, ...] = ()
+    num_special: int = 0
+
+    @property
+    def layout(self) -> SequenceLayout:
+        """How code grids become tokens; raises `ArtifactError` if the entries do not fit each other."""
+        return SequenceLayout(
+            self.spec.levels, self.num_classes, self.kept, self.order, self.given_levels, self.num_special
+        )
+
+
+@dataclass(frozen=True)
+class FolderContents:
+    """What a prior's folder holds.
+
+    Attributes:
+        model: The stock model, in eval mode on the CPU.
+        config: Its `prior_config.json`.
+        notes: Lines for the user about how it was read.
+    """
+
+    model: nn.Module
+    config: PriorConfig
+    notes: tuple[str, ...]
+
+
+def write_folder(folder: Path, model: nn.Module, ours: PriorConfig) -> None:
+    """Write a prior into an existing (staging) folder; the caller seals and publishes it."""
+    from transformers import GenerationConfig
+
+    layout = ours.layout
+    config: Any = model.config
+    config.dtype = next(model.parameters()).dtype
+    config.save_pretrained(folder)
+    generation = GenerationConfig(
+        do_sample=True,
+        temperature=ours.sampling.temperature,
+        top_k=0,
+        top_p=1.0,
+        max_new_tokens=layout.num_tokens,
+        suppress_tokens=list(range(layout.num_codes, layout.vocab_size)),
+        eos_token_id=None,
+        bos_token_id=None,
+        pad_token_id=None,
+    )
+    generation.save_pretrained(folder)
+    write_tensors(folder / WEIGHTS, full_state(model))
+    values = to_json(ours)
+    # A key that came later is written only where it says something: older programs read what they know.
+    write_atomic(folder / PRIOR_CONFIG, pretty_json({k: v for k, v in values.items() if k not in LATER or v}))
+
+
+def read_prior_config(folder: Path) -> PriorConfig:
+    """Return the `prior_config.json` of a prior's folder.
+
+    Raises:
+        ArtifactError: If it is missing, malformed, of an unknown version or kind, or contradicts itself.
+    """
+    path = folder / PRIOR_CONFIG
+    config = from_json(PriorConfig, read_json(path, max_bytes=MAX_CONFIG_BYTES), str(path))
+    if config.format_version != 1:
+        raise ArtifactError(f"{path} has format version {config.format_version}; this version reads 1")
+    try:
+        layout = config.layout
+    except ArtifactError as error:
+        raise ArtifactError(f"{path}: {error}") from error
+    if config.num_codes != layout.num_codes:
+        raise ArtifactError(f"{path}: num_codes is {config.num_codes}, its spec has {layout.num_codes}")
+    if config.label_names and len(config.label_names) != config.num_classes:
+        raise ArtifactError(f"{path}: label_names has {len(config.label_names)} names for {config.num_classes} classes")
+    if not (config.sampling.temperature > 0 and config.sampling.guidance_scale >= 0):
+        raise ArtifactError(f"{path}: sampling is out of range, got {config.sampling}")
+    return config
+
+
+def read_folder(folder: Path) -> FolderContents:
+    """Return what a prior's folder holds, every byte checked.
+
+    Raises:
+        ArtifactError: If it is missing, damaged, of an unknown kind, or its files contradict each other.
+    """
+    from transformers import LlamaConfig, Qwen3Config
+
+    notes = check_sealed(folder)
+    ours = read_prior_config(folder)
+    values = check_transformers_config(folder / "config.json", model_types=("qwen3", "llama"))
+    _check_architecture(values, ours.layout, folder / "config.json")
+    config_class: Any = {"qwen3": Qwen3Config, "llama": LlamaConfig}[values["model_type"]]
+    _check_weights(folder, values)
+    try:
+        config = config_class.from_dict(values)
+        with torch.device("meta"):
+            expected = model_of(config).state_dict()
+        check_header(folder / WEIGHTS, expected)
+        model = model_of(config)
+    except ArtifactError:
+        raise
+    except Exception as error:  # transformers and its validators raise many kinds
+        raise ArtifactError(f"{folder / 'config.json'} describes no model: {str(error).splitlines()[0]}") from error
+    load_strictly(model, folder / WEIGHTS)
+    return FolderContents(model.eval(), ours, tuple(notes))
+
+
+def _check_weights(folder: Path, config: dict[str, Any]) -> None:
+    """Compare what a config announces with the header of its weights, before anything of that size is built."""
+    headers = read_header(folder / WEIGHTS)
+    layers, blocks = config.get("num_hidden_layers"), sum(name.endswith("input_layernorm.weight") for name in headers)
+    if isinstance(layers, int) and layers > min(blocks + 8, MAX_LAYERS):
+        raise ArtifactError(f"{folder / 'config.json'}: num_hidden_layers is {layers}, {WEIGHTS} has {blocks}")
+    announced = [config.get("vocab_size"), config.get("hidden_size")]
+    table = headers.get("model.embed_tokens.weight")
+    if table is not None and all(isinstance(size, int) for size in announced) and list(table.shape) != announced:
+        raise ArtifactError(
+            f"{folder / WEIGHTS}: tensor 'model.embed_tokens.weight' has shape {list(table.shape)}, "
+            f"its config {announced}"
+        )
+
+
+def _check_architecture(config: dict[str, Any], layout: SequenceLayout, path: Path) -> None:
+    """Check what the layout and our decoder demand of a transformers config; raises `ArtifactError`."""
+    if config.get("vocab_size") != layout.vocab_size:
+        raise ArtifactError(
+            f"{path}: vocab_size is {config.get('vocab_size')}, {PRIOR_CONFIG} asks for {layout.vocab_size}"
+        )
+    positions = config.get("max_position_embeddings")
+    if not isinstance(positions, int) or positions < layout.num_tokens:
+        raise ArtifactError(f"{path}: max_position_embeddings is {positions}, a sequence has {layout.num_tokens + 1}")
+    rope = config.get("rope_parameters") or {}
+    supported = {
+        "hidden_act": config.get("hidden_act", "silu") == "silu",
+        "attention_bias": not config.get("attention_bias", False),
+        "mlp_bias": not config.get("mlp_bias", False),
+        "use_sliding_window": not config.get("use_sliding_window", False),
+        "rope_parameters": isinstance(rope, dict) and rope.get("rope_type", "default") == "default",
+        "rope_scaling": not config.get("rope_scaling"),
+        "quantization_config": "quantization_config" not in config,
+    }
+    for key, holds in supported.items():
+        if not holds:
+            raise ArtifactError(f"{path}: {key} is {config.get(key)!r}, which the sampler does not support")
