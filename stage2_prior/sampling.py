@@ -5,6 +5,7 @@ Letters: B samples, R rows of one call (B padded), T positions, K legal ids of a
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,48 +16,42 @@ from stage2_prior.fast.invariance import attended_rows, call_rows
 from stage2_prior.filters import filtered_probabilities, guidance_at, inverse_cdf
 from stage2_prior.layout import SequenceLayout
 from stage2_prior.prior import Prior
+from stage2_prior.sampling_settings import Sampling
+from stage2_prior.settings import given as known
 from vq_prior.core.errors import NumericError, UsageError
-from vq_prior.core.processes.runtime import Precision
 from vq_prior.core.training.randomness import MAX_SEED, sample_uniforms
 
 PRECISIONS = ("fp32", "bf16")
 
 
-def check_sampling(
-    layout: SequenceLayout,
-    *,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    min_p: float | None = None,
-    guidance_scale: float = 1.0,
-    guidance_power: float | None = None,
-    precision: Precision = "fp32",
-) -> None:
-    """Check sampling settings against a prior's layout.
+def check_sampling(layout: SequenceLayout, **settings: Any) -> None:
+    """Check sampling settings, by the names of `Sampling`, against a prior's layout.
 
     Raises:
         UsageError: Naming the setting, what was given and what is allowed.
     """
+    s = Sampling(**settings).filled()
+    temperature, guidance_scale = known(s.temperature), known(s.guidance_scale)
     largest = max(layout.level_sizes)
     if not (math.isfinite(temperature) and temperature > 0):
         raise UsageError(f"temperature must be positive and finite, got {temperature}; 1 samples what was learnt")
-    if top_k is not None and not 1 <= top_k <= largest:
+    if s.top_k is not None and not 1 <= s.top_k <= largest:
         raise UsageError(
-            f"top_k must be between 1 and {largest} (this prior's codebook size), got {top_k}; lower it or leave it out"
+            f"top_k must be between 1 and {largest} (this prior's codebook size), got {s.top_k}; "
+            "lower it or leave it out"
         )
-    if top_p is not None and not 0 < top_p <= 1:
-        raise UsageError(f"top_p must be above 0 and at most 1, got {top_p}; leave it out to keep every code")
-    if min_p is not None and not 0 <= min_p < 1:
-        raise UsageError(f"min_p must be at least 0 and below 1, got {min_p}; leave it out to keep every code")
+    if s.top_p is not None and not 0 < s.top_p <= 1:
+        raise UsageError(f"top_p must be above 0 and at most 1, got {s.top_p}; leave it out to keep every code")
+    if s.min_p is not None and not 0 <= s.min_p < 1:
+        raise UsageError(f"min_p must be at least 0 and below 1, got {s.min_p}; leave it out to keep every code")
     if not (math.isfinite(guidance_scale) and guidance_scale >= 0):
         raise UsageError(f"guidance_scale must be at least 0 and finite, got {guidance_scale}; 1 is off")
     if guidance_scale != 1 and not layout.num_classes:
         raise UsageError(f"guidance_scale must be 1 for a prior without classes, got {guidance_scale}; leave it out")
-    if guidance_power is not None and not (math.isfinite(guidance_power) and guidance_power > 0):
-        raise UsageError(f"guidance_power must be positive and finite, got {guidance_power}; leave it out for none")
-    if precision not in PRECISIONS:
-        raise UsageError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+    if s.guidance_power is not None and not (math.isfinite(s.guidance_power) and s.guidance_power > 0):
+        raise UsageError(f"guidance_power must be positive and finite, got {s.guidance_power}; leave it out for none")
+    if s.precision not in PRECISIONS:
+        raise UsageError(f"precision must be one of {', '.join(PRECISIONS)}, got {s.precision!r}")
 
 
 @torch.inference_mode()
@@ -66,14 +61,8 @@ def sample_tokens(
     *,
     seed: int,
     indices: Sequence[int],
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    min_p: float | None = None,
-    guidance_scale: float = 1.0,
-    guidance_power: float | None = None,
-    precision: Precision = "fp32",
     given: Tensor | None = None,
+    **settings: Any,
 ) -> Tensor:
     """Return token sequences drawn from the prior, [B, T] int64.
 
@@ -86,16 +75,11 @@ def sample_tokens(
         labels: Class of each sample, [B] int64; `prior.layout.null_label` for unconditional.
         seed: Seed of the whole set, in [0, 2**63).
         indices: B sample indices.
-        temperature: Divides the logits; smaller is more conservative. Must be positive.
-        top_k: Keep the k likeliest tokens of each step.
-        top_p: Then keep the smallest set whose probability reaches p, in (0, 1].
-        min_p: Then drop tokens less likely than p times the likeliest, in [0, 1).
-        guidance_scale: Classifier-free guidance (Ho and Salimans 2022, eq. 6, as
-            l_null + scale * (l_label - l_null)); 1 costs no second pass.
-        guidance_power: Lets guidance rise from 1 to `guidance_scale` along the tokens; see `guidance_at`.
-        precision: Of the matrix products. bf16 is faster where the machine computes in it, and gives other images.
         given: [B, T] int64: tokens that are taken as they are, and -1 where one is drawn; the uniform numbers of given
             tokens stay unused. A token is drawn in the light of those before it in the sequence, given or drawn.
+        settings: Those of `Sampling`, by name; temperature and guidance scale are 1 where they are left out.
+            Guidance is classifier-free (Ho and Salimans 2022, eq. 6, as l_null + scale * (l_label - l_null)); a
+            scale of 1 costs no second pass.
 
     Raises:
         UsageError: If a setting is out of range, rows do not fit each other, an illegal id is given, or a level
@@ -103,24 +87,23 @@ def sample_tokens(
         NumericError: If the model gives logits that are not finite.
     """
     layout = prior.layout
-    filters = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
-    guidance = {"guidance_scale": guidance_scale, "guidance_power": guidance_power}
-    check_sampling(layout, precision=precision, **guidance, **filters)  # type: ignore[arg-type]
+    sampling = Sampling(**settings).filled()
+    check_sampling(layout, **sampling.words())
     _check_rows(layout, labels, seed, indices)
-    _check_guidance(prior, guidance_scale)
-    known = checked_given(layout, given, len(indices))
-    decoder = prior.decoder(precision)
-    B, passes = len(indices), 1 if guidance_scale == 1 else 2
+    _check_guidance(prior, known(sampling.guidance_scale))
+    taken = checked_given(layout, given, len(indices))
+    decoder = prior.decoder(sampling.precision)
+    B, passes = len(indices), 1 if sampling.guidance_scale == 1 else 2
     rows = call_rows(decoder, B, passes)
     pieces = [torch.empty((0, layout.num_tokens), dtype=torch.int64)]
     uniforms = torch.from_numpy(sample_uniforms(seed, np.asarray(indices, dtype=np.int64), layout.num_tokens))
     for first in range(0, B, rows):
         here = slice(first, min(first + rows, B))
-        prompt, draws, forced = (_padded(part[here], rows) for part in (labels.cpu(), uniforms, known))
+        prompt, draws, forced = (_padded(part[here], rows) for part in (labels.cpu(), uniforms, taken))
         prompts = [layout.prompt(prompt), torch.full_like(prompt, layout.null_token)][:passes]
         inputs = [part.to(decoder.device) for part in (torch.cat(prompts), draws, forced)]
-        scales = guidance_at(layout.num_tokens, **guidance)  # type: ignore[arg-type]
-        pieces.append(_draw(decoder, here.stop - first, layout, inputs, scales, filters).cpu())
+        scales = guidance_at(layout.num_tokens, **sampling.guidance)
+        pieces.append(_draw(decoder, here.stop - first, layout, inputs, scales, sampling.filters).cpu())
     return torch.cat(pieces).to(labels.device)
 
 
@@ -195,7 +178,7 @@ def _draw(
     layout: SequenceLayout,
     inputs: Sequence[Tensor],
     guidance: Sequence[float],
-    filters: dict[str, float | int | None],
+    filters: dict[str, Any],
 ) -> Tensor:
     """Return tokens [num_samples, T].
 
@@ -225,7 +208,7 @@ def _draw(
         if all_given[position]:
             drawn = forced[:, position]
         else:
-            weights = filtered_probabilities(logits, **filters)  # type: ignore[arg-type]
+            weights = filtered_probabilities(logits, **filters)
             # What a row that is not finite gives is refused below.
             drawn = inverse_cdf(weights, uniforms[:, position]).clamp_(max=high - low - 1) + low
             if some[position]:

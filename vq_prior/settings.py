@@ -2,9 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
+
+from stage2_prior.sampling_settings import Sampling
 
 
 @dataclass
@@ -34,37 +36,17 @@ class Assemble:
 
 
 @dataclass(kw_only=True)
-class Sampling:
-    """How images are drawn from a prior."""
+class SampleSettings(Sampling):
+    """What every command that draws takes."""
 
     seed: int = 0
     """Seed of the whole set; sample i is the same in every set with this seed."""
     batch_size: int | None = None
     """Images drawn at once by each process; left out: chosen for the device."""
-    temperature: float | None = None
-    """Divides the logits; smaller is more conservative. Left out: the value measured when the prior was trained."""
-    top_k: int | None = None
-    """Keep the k likeliest codes of each step."""
-    top_p: float | None = None
-    """Then keep the smallest set of codes whose probability reaches p."""
-    min_p: float | None = None
-    """Then drop codes less likely than this share of the likeliest."""
-    guidance_scale: float | None = None
-    """Classifier-free guidance; 1 is off. Left out: the value measured when the prior was trained."""
-    guidance_power: float | None = None
-    """Let guidance rise along the tokens of an image, from 1 to guidance-scale: the power of a power-cosine schedule.
-    Left out: it is constant."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Of the prior's matrix products; bf16 is faster on machines that compute in it, and gives other images."""
-
-    def drawing(self) -> dict[str, Any]:
-        """Return what is asked of the draw, without the seed and the batch size, by the names of the pipeline."""
-        names = ("temperature", "guidance_scale", "guidance_power", "top_k", "top_p", "min_p", "precision")
-        return {name: getattr(self, name) for name in names}
 
 
 @dataclass(kw_only=True)
-class Drawing(Sampling):
+class Drawing(SampleSettings):
     """What every command that draws images into a folder takes."""
 
     model: Path
@@ -125,7 +107,7 @@ class Score:
 
 
 @dataclass(kw_only=True)
-class Evaluate(Sampling):
+class Evaluate(SampleSettings):
     """Measure a codec, or the codec, prior and samples of a MODEL, against real images; OUT holds every number and all
     that it depends on."""
 

@@ -134,6 +134,7 @@ ROOMS = {
         "stage1_vqvae.resize",
     ),
     "one model": ("stage1_vqvae",),  # all else of it: networks, quantisers, codecs, losses
+    "two settings": ("stage2_prior.settings", "stage2_prior.sampling_settings"),
     "two": ("stage2_prior",),
     "top settings": ("vq_prior.settings",),
     "model": ("vq_prior.model",),
@@ -145,7 +146,7 @@ ROOMS = {
     "names": ("vq_prior",),
 }
 ONE = {"one settings", "one modalities", "one data", "one model", "one work"}
-BELOW_TOP = {"core", "two", "names", "top settings", *ONE}
+BELOW_TOP = {"core", "two settings", "two", "names", "top settings", *ONE}
 MAY_IMPORT = {
     "core": set(),
     "one settings": {"core", "one modalities"},
@@ -153,8 +154,9 @@ MAY_IMPORT = {
     "one data": {"core", "one settings", "one modalities"},
     "one model": {"core", "one settings", "one modalities"},
     "one work": {"core", *ONE},
-    "two": {"core"},
-    "top settings": {"core", "one settings", "one modalities"},
+    "two settings": {"core"},
+    "two": {"core", "two settings"},
+    "top settings": {"core", "one settings", "one modalities", "two settings"},
     "model": BELOW_TOP,
     "draw": {*BELOW_TOP, "model"},
     "judge": {*BELOW_TOP, "model", "draw"},
@@ -183,7 +185,14 @@ def test_rooms_import_only_the_rooms_below_them():
     assert KNOWN_ARROWS - wrong == set(), "this arrow is gone: take it from the list"
 
 
-LIGHT = ["vq_prior", "vq_prior.cli", "vq_prior.settings", "stage1_vqvae.settings", "stage2_prior.settings"]
+LIGHT = [
+    "vq_prior",
+    "vq_prior.cli",
+    "vq_prior.settings",
+    "stage1_vqvae.settings",
+    "stage2_prior.settings",
+    "stage2_prior.sampling_settings",
+]
 HEAVY = ("torch", "transformers", "accelerate", "datasets", "sklearn", "PIL", "safetensors", "huggingface_hub")
 
 

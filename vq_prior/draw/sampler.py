@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from stage2_prior.folder import read_prior_config
+from stage2_prior.sampling_settings import Sampling
 from vq_prior.core.config import pretty_json, read_json
 from vq_prior.core.disk.artifacts import write_atomic
 from vq_prior.core.disk.components import WEIGHTS, find_component
@@ -100,8 +101,8 @@ def _find_classifier(settings: Generate, index: ModelIndex) -> ClassifierFiles |
 
 def _draw_set(settings: Drawing, index: ModelIndex, given: dict[str, Any], classifier: ClassifierFiles | None) -> Path:
     prior_folder = find_component(settings.model, "prior")
-    sampling = resolve_sampling(index, settings.drawing(), unconditional=settings.unconditional)
-    check_request(index, num_images=settings.num_images, seed=settings.seed, batch_size=settings.batch_size, **sampling)
+    sampling = resolve_sampling(index, Sampling.of(settings), unconditional=settings.unconditional)
+    check_request(index, sampling, num_images=settings.num_images, seed=settings.seed, batch_size=settings.batch_size)
     labels = None if settings.labels is None else [part.strip() for part in settings.labels.split(",")]
     cycle = class_of_each(labels, len(index.label_names), index.label_names, unconditional=settings.unconditional)
     if settings.unconditional:
@@ -115,7 +116,7 @@ def _draw_set(settings: Drawing, index: ModelIndex, given: dict[str, Any], class
         "seed": settings.seed,
         "labels": named,
         "unconditional": settings.unconditional,
-        "sampling": sampling,
+        "sampling": sampling.words(),
         **given,
     }
     done = already_done(settings.out, REQUEST, request, kind="samples", overwrite=settings.overwrite)
@@ -142,7 +143,7 @@ def _drawing(
     runtime: Runtime,
     settings: Drawing,
     cycle: list[int],
-    sampling: dict[str, Any],
+    sampling: Sampling,
     files: ClassifierFiles | None,
 ) -> DrawImages:
     """Return what draws the images of some indices: as they come, as completions, or the best of candidates."""
@@ -150,7 +151,7 @@ def _drawing(
 
     def samples(indices: list[int], classes: list[int]) -> Tensor:
         given = None if known is None else known.expand(len(indices), -1)
-        return pipeline.draw(classes, seed=settings.seed, indices=indices, given=given, **sampling)[0]
+        return pipeline.draw(classes, seed=settings.seed, indices=indices, given=given, **sampling.words())[0]
 
     def of_class(indices: list[int]) -> list[int]:
         return [cycle[i % len(cycle)] for i in indices]

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from stage2_prior.sampling_settings import Sampling
 from vq_prior import __version__
 from vq_prior.core.config import pretty_json
 from vq_prior.core.disk.artifacts import write_atomic
@@ -70,16 +71,16 @@ def evaluate(settings: Evaluate) -> dict[str, Any]:
     from vq_prior.model.pipeline import VQPriorPipeline
     from vq_prior.model.request import check_request, resolve_sampling
 
-    pipeline, sampling = None, {}
+    pipeline, sampling = None, Sampling()
     if settings.codec is not None:
         codec = open_codec(settings.codec)
     else:
         assert settings.model is not None
         pipeline = VQPriorPipeline.from_pretrained(settings.model)
         codec = pipeline.codec
-        sampling = resolve_sampling(pipeline.index, settings.drawing())
+        sampling = resolve_sampling(pipeline.index, Sampling.of(settings))
         count, batch = settings.num_images, settings.batch_size
-        check_request(pipeline.index, num_images=count, seed=settings.seed, batch_size=batch, **sampling)
+        check_request(pipeline.index, sampling, num_images=count, seed=settings.seed, batch_size=batch)
     transform = transform_of(codec)
     runtime = start_runtime("fp32")
     print(runtime.describe(), flush=True)
@@ -177,7 +178,7 @@ def _measure(
     transform: "Transform",
     runtime: "Runtime",
     named: Evaluator | None,
-    sampling: dict[str, Any],
+    sampling: Sampling,
 ) -> dict[str, Any]:
     from stage1_vqvae.evaluate import evaluate_codec, reconstruct_pixels
     from stage1_vqvae.modalities.pictures.pixels import load_pixels
@@ -254,7 +255,7 @@ def _samples(
     pipeline: "VQPriorPipeline",
     classes: NDArray[np.int64] | None,
     count: int,
-    sampling: dict[str, Any],
+    sampling: Sampling,
     reference: _Seen,
     data: "ImageData",
     held_out: "PixelRows",
@@ -268,7 +269,7 @@ def _samples(
         seed=settings.seed,
         batch_size=settings.batch_size or AT_ONCE,
         output_type="np",
-        **settings.drawing(),
+        **sampling.words(),
     )
 
     def drawn() -> Iterator[Pixels]:
@@ -282,7 +283,7 @@ def _samples(
     result: dict[str, Any] = {
         "num_images": count,
         "seed": settings.seed,
-        "sampling": sampling,
+        "sampling": sampling.words(),
         "pixels_sha256": seen.digest.hexdigest(),
         **seen.against(reference, manifolds=True),
         "inception_score": inception_score(torch.cat(seen.probabilities)) if network.labelled else None,

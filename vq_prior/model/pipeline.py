@@ -14,6 +14,7 @@ from torch import Tensor
 from stage1_vqvae.codecs import AnyCodec, open_codec, write_codec
 from stage2_prior.prior import CausalPrior, load_prior, save_prior
 from stage2_prior.sampling import checked_given, given_from_prefix, sample_tokens
+from stage2_prior.sampling_settings import Sampling
 from vq_prior.core.disk.artifacts import new_folder, write_manifest
 from vq_prior.core.disk.records import keep_record
 from vq_prior.core.errors import ArtifactError, UsageError
@@ -196,33 +197,16 @@ class VQPriorPipeline(Shareable):
             guidance_scale: Classifier-free guidance; None takes the model's measured value, 1 is off.
             guidance_power: Lets guidance rise to that scale along the tokens; None keeps it constant.
             precision: Of the prior's matrix products; "bf16" is faster on machines that have it, to other images.
-            prefix: First P tokens of each image, [num_images, P]; deprecated, use `given`.
+            prefix: First P tokens of each image, [num_images, P]; deprecated for `given`.
             output_type: "pil", "pt" or "np".
-            given: Tokens of each image, [num_images, T] int64, that are taken as they are, and -1 where one is drawn;
+            given: Tokens of each image, [num_images, T] int64, taken as they are, and -1 where one is drawn;
                 `prior.layout.given_of` makes them of whole levels. See also `complete`.
 
         Raises:
             UsageError: If a setting is out of range, a label unknown, or the prior knows no null prompt.
         """
-        batches = self.stream(
-            num_images,
-            labels=labels,
-            unconditional=unconditional,
-            seed=seed,
-            first_index=first_index,
-            batch_size=batch_size,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            min_p=min_p,
-            guidance_scale=guidance_scale,
-            guidance_power=guidance_power,
-            precision=precision,
-            prefix=prefix,
-            output_type=output_type,
-            given=given,
-        )
-        return _joined(list(batches))
+        asked: dict[str, Any] = {name: value for name, value in locals().items() if name != "self"}
+        return _joined(list(self.stream(**asked)))
 
     def stream(
         self,
@@ -266,8 +250,8 @@ class VQPriorPipeline(Shareable):
     ) -> Iterator[PipelineOutput]:
         if output_type not in OUTPUT_TYPES:
             raise UsageError(f"output_type must be one of {', '.join(OUTPUT_TYPES)}, got {output_type!r}")
-        sampling = resolve_sampling(self.index, asked, unconditional=unconditional)
-        check_request(self.index, num_images=num_images, seed=seed, batch_size=batch_size, **sampling)
+        sampling = resolve_sampling(self.index, Sampling(**asked), unconditional=unconditional)
+        check_request(self.index, sampling, num_images=num_images, seed=seed, batch_size=batch_size)
         if unconditional:
             require_null_prompt(self.prior.unconditional)
         names = self.index.label_names
@@ -278,7 +262,7 @@ class VQPriorPipeline(Shareable):
         known = checked_given(self.prior.layout, given, num_images)
 
         def batch(n: slice) -> PipelineOutput:
-            images, codes = self.draw(classes[n], seed=seed, indices=indices[n], given=known[n], **sampling)
+            images, codes = self.draw(classes[n], seed=seed, indices=indices[n], given=known[n], **sampling.words())
             shown = classes[n] if names and not unconditional else None
             return PipelineOutput(_as(images, output_type), shown, codes)
 

@@ -1,10 +1,11 @@
 """What is asked of a model: classes, numbers and sampling settings, checked before anything is drawn."""
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
 
 from stage2_prior.layout import SequenceLayout
 from stage2_prior.sampling import check_sampling
+from stage2_prior.sampling_settings import Sampling
 from vq_prior.core.disk.components import label_index
 from vq_prior.core.errors import UsageError
 from vq_prior.core.training.randomness import MAX_SEED
@@ -43,7 +44,7 @@ def class_of_each(
     return [label_index(str(label), names, num_classes) for label in given]
 
 
-def check_request(index: ModelIndex, *, num_images: int, seed: int, batch_size: int | None, **sampling: Any) -> None:
+def check_request(index: ModelIndex, sampling: Sampling, *, num_images: int, seed: int, batch_size: int | None) -> None:
     """Raise `UsageError` unless the settings of a request are in range."""
     if not 1 <= num_images <= MAX_IMAGES:
         raise UsageError(f"num_images must be between 1 and {MAX_IMAGES}, got {num_images}")
@@ -51,7 +52,7 @@ def check_request(index: ModelIndex, *, num_images: int, seed: int, batch_size: 
         raise UsageError(f"seed must be between 0 and {MAX_SEED}, got {seed}")
     if batch_size is not None and not 1 <= batch_size <= 65_536:
         raise UsageError(f"batch_size must be between 1 and 65536, got {batch_size}; leave it out for the default")
-    check_sampling(SequenceLayout.from_spec(index.spec, len(index.label_names)), **sampling)
+    check_sampling(SequenceLayout.from_spec(index.spec, len(index.label_names)), **sampling.words())
 
 
 def require_null_prompt(trained: bool) -> None:
@@ -62,18 +63,15 @@ def require_null_prompt(trained: bool) -> None:
         )
 
 
-def resolve_sampling(index: ModelIndex, given: dict[str, Any], *, unconditional: bool = False) -> dict[str, Any]:
+def resolve_sampling(index: ModelIndex, asked: Sampling, *, unconditional: bool = False) -> Sampling:
     """Return sampling settings in which what was not given is the model's own; without a class nothing guides.
 
     Raises:
         UsageError: If guidance is asked for without a class.
     """
-    resolved = dict(given)
-    if unconditional:
-        if (scale := given.get("guidance_scale")) not in (None, 1):
-            raise UsageError(f"guidance_scale must be 1 with unconditional, got {scale}; leave it out")
-        resolved["guidance_scale"] = 1.0
-    for name in ("temperature", "guidance_scale"):
-        if resolved.get(name) is None:
-            resolved[name] = getattr(index.sampling, name)
-    return resolved
+    own = index.sampling
+    if not unconditional:
+        return asked.filled(own.temperature, own.guidance_scale)
+    if asked.guidance_scale not in (None, 1):
+        raise UsageError(f"guidance_scale must be 1 with unconditional, got {asked.guidance_scale}; leave it out")
+    return replace(asked, guidance_scale=1.0).filled(own.temperature)
