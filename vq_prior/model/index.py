@@ -6,7 +6,7 @@ What an index says must agree with the components, each of which is sealed by it
 from dataclasses import dataclass
 from pathlib import Path
 
-from stage2_prior.prior import SamplingDefaults
+from stage2_prior.folder import SamplingDefaults
 from vq_prior.core.config import from_json, read_json
 from vq_prior.core.disk.components import WEIGHTS
 from vq_prior.core.errors import ArtifactError
