@@ -299,6 +299,12 @@ class VQPriorPipeline(Shareable):
         codes = self.codec.encode(images_of(image, self.codec).to(self.device))
         return self.prior.layout.given_rows(codes[0], rows)
 
+    def prefix_of(self, image: GivenImage, keep: Keep) -> Tensor:
+        """Return the tokens [B, P] of the kept part of one or several images; deprecated for `given_of`."""
+        warn("prefix_of is deprecated; take given_of, [B, T], -1 where one is drawn", DeprecationWarning, stacklevel=2)
+        given = self.given_of(image, keep)
+        return given[:, : int((given[0] >= 0).sum())]
+
     def score(self, images: GivenImage, labels: Sequence[str | int] | str | int | None = None) -> Scores:
         """Return how likely the prior finds the codes of given images; high nats tell what it has not learnt.
 
