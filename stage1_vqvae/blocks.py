@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -37,7 +38,7 @@ class Sizes:
     Attributes:
         rank: Number of spatial dimensions.
         channels: C of the images.
-        num_halvings: How often each side is halved from image to grid, at least once.
+        strides: Of each step from image to grid, along every axis; at least one step. See `factors.py`.
         width: Channels at the grid.
         hidden: Channels inside a residual branch there; in proportion at finer resolutions.
         num_blocks: Residual blocks at the grid, in each of the two.
@@ -48,7 +49,7 @@ class Sizes:
 
     rank: int
     channels: int
-    num_halvings: int
+    strides: tuple[tuple[int, ...], ...]
     width: int
     hidden: int
     num_blocks: int
@@ -62,14 +63,39 @@ def conv(rank: int, channels_in: int, channels_out: int, kernel: int) -> nn.Modu
     return _CONV[rank](channels_in, channels_out, kernel, padding=kernel // 2)
 
 
-def halve(rank: int, channels_in: int, channels_out: int) -> nn.Module:
-    """Return a strided convolution that halves every (even) side."""
-    return _CONV[rank](channels_in, channels_out, 4, stride=2, padding=1)
+def kernel_of(stride: int) -> int:
+    """Return the kernel size along an axis of this stride: of an even stride twice as many, of an odd one one less.
+
+    So every place is read by two steps of the stride, and one padding on both sides fits both directions. An axis that
+    is not strided is read three places wide.
+    """
+    return 3 if stride == 1 else 2 * stride - stride % 2
 
 
-def double(rank: int, channels_in: int, channels_out: int) -> nn.Module:
-    """Return a transposed convolution that doubles every side."""
-    return _CONV_TRANSPOSE[rank](channels_in, channels_out, 4, stride=2, padding=1)
+def _geometry(strides: tuple[int, ...]) -> dict[str, Any]:
+    kernel = tuple(map(kernel_of, strides))
+    padding = tuple((size - stride + 1) // 2 for size, stride in zip(kernel, strides, strict=True))
+    return {"kernel_size": kernel, "stride": strides, "padding": padding}
+
+
+def reduce(channels_in: int, channels_out: int, strides: tuple[int, ...]) -> nn.Module:
+    """Return a convolution that divides every side, a multiple of its stride, by that."""
+    return _CONV[len(strides)](channels_in, channels_out, **_geometry(strides))
+
+
+def enlarge(channels_in: int, channels_out: int, strides: tuple[int, ...]) -> nn.Module:
+    """Return a transposed convolution that multiplies every side by its stride."""
+    return _CONV_TRANSPOSE[len(strides)](channels_in, channels_out, **_geometry(strides))
+
+
+def _down(stages: list[int], sizes: Sizes) -> nn.ModuleList:
+    pairs = zip(pairwise(stages), sizes.strides, strict=True)
+    return nn.ModuleList(reduce(*channels, strides) for channels, strides in pairs)
+
+
+def _up(stages: list[int], sizes: Sizes) -> nn.ModuleList:
+    pairs = zip(pairwise(stages), reversed(sizes.strides), strict=True)
+    return nn.ModuleList(enlarge(*channels, strides) for channels, strides in pairs)
 
 
 def norm(channels: int) -> nn.Module:
@@ -154,9 +180,9 @@ class _Side(nn.Module):
     last_norm = staticmethod(norm)
 
     def widths(self, sizes: Sizes) -> list[int]:
-        """Return the channels after each halving; at finer resolutions at least 32 (or the width)."""
-        width, least = sizes.width, min(32, sizes.width)
-        return [max(least, width // self.fewer ** (sizes.num_halvings - 1 - n)) for n in range(sizes.num_halvings)]
+        """Return the channels after each step; at finer resolutions at least 32 (or the width)."""
+        width, least, steps = sizes.width, min(32, sizes.width), len(sizes.strides)
+        return [max(least, width // self.fewer ** (steps - 1 - n)) for n in range(steps)]
 
     def grid_blocks(self, sizes: Sizes) -> nn.Sequential:
         """Return the blocks at the grid; attention stands in their middle, between what gathers and what uses it."""
@@ -172,13 +198,13 @@ class _Side(nn.Module):
 
 
 class Encoder(_Side):
-    """Images [B, C, *shape] -> latents [B, D, *grid]; every side of `shape` is a multiple of 2 ** num_halvings."""
+    """Images [B, C, *shape] -> latents [B, D, *grid]; every side of `shape` is a multiple of its strides."""
 
     def __init__(self, sizes: Sizes) -> None:
         super().__init__()
         rank = sizes.rank
         stages = [sizes.channels, *self.widths(sizes)]
-        self.down = nn.ModuleList(halve(rank, a, b) for a, b in pairwise(stages))
+        self.down = _down(stages, sizes)
         self.fine = nn.ModuleList(self.fine_blocks(sizes, channels) for channels in stages[1:-1])
         self.blocks = self.grid_blocks(sizes)
         self.norm = self.last_norm(sizes.width)
@@ -193,7 +219,7 @@ class Encoder(_Side):
 
 
 class Decoder(_Side):
-    """Vectors [B, D, *grid] -> images [B, C, *shape], each side 2 ** num_halvings times the grid's."""
+    """Vectors [B, D, *grid] -> images [B, C, *shape], each side as many times the grid's as its strides."""
 
     def __init__(self, sizes: Sizes) -> None:
         super().__init__()
@@ -202,7 +228,7 @@ class Decoder(_Side):
         self.stem = conv(rank, sizes.code_dim, sizes.width, 3)
         self.blocks = self.grid_blocks(sizes)
         self.norm = self.last_norm(sizes.width)
-        self.up = nn.ModuleList(double(rank, a, b) for a, b in pairwise(stages))
+        self.up = _up(stages, sizes)
         self.fine = nn.ModuleList(self.fine_blocks(sizes, channels) for channels in stages[1:-1])
 
     def forward(self, vectors: Tensor) -> Tensor:
@@ -265,8 +291,8 @@ class SonnetEncoder(nn.Module):
     def __init__(self, sizes: Sizes) -> None:
         super().__init__()
         rank, width = sizes.rank, sizes.width
-        stages = [sizes.channels, width // 2, *[width] * (sizes.num_halvings - 1)]
-        self.down = nn.ModuleList(halve(rank, a, b) for a, b in pairwise(stages))
+        stages = [sizes.channels, width // 2, *[width] * (len(sizes.strides) - 1)]
+        self.down = _down(stages, sizes)
         self.mix = conv(rank, stages[-1], width, 3)
         self.stack = SonnetStack(sizes)
         self.out = conv(rank, width, sizes.code_dim, 1)
@@ -288,10 +314,11 @@ class SonnetDecoder(nn.Module):
     def __init__(self, sizes: Sizes) -> None:
         super().__init__()
         rank, width = sizes.rank, sizes.width
-        finer = [*[width] * (sizes.num_halvings - 2), width // 2] if sizes.num_halvings > 1 else []
+        steps = len(sizes.strides)
+        finer = [*[width] * (steps - 2), width // 2] if steps > 1 else []
         self.stem = conv(rank, sizes.code_dim, width, 3)
         self.stack = SonnetStack(sizes)
-        self.up = nn.ModuleList(double(rank, a, b) for a, b in pairwise([width, *finer, sizes.channels]))
+        self.up = _up([width, *finer, sizes.channels], sizes)
         _draw_as_sonnet(self)
 
     def forward(self, vectors: Tensor) -> Tensor:

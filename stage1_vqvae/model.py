@@ -3,8 +3,8 @@
 Letters: B batch, C channels, D code dimension, K number of codes.
 """
 
+import math
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
-from stage1_vqvae.blocks import NETWORKS, SMALLEST_HEAD, Sizes, crop_to, pad_to
+from stage1_vqvae.blocks import NETWORKS, SMALLEST_HEAD, Sizes, crop_to, kernel_of, pad_to
+from stage1_vqvae.factors import ALLOWED, as_one, can_be_taken, factors_of, grid_of, strides_of
 from stage1_vqvae.modalities.pictures.pixels import Transform
 from stage1_vqvae.quantizer_settings import QuantizerSettings, check_quantizer
 from stage1_vqvae.quantizers import QUANTIZERS
-from stage1_vqvae.settings import grid_of
 from vq_prior.core.config import from_json, pretty_json, read_json, to_json
 from vq_prior.core.disk.artifacts import write_atomic
 from vq_prior.core.disk.components import (
@@ -47,7 +47,7 @@ class Architecture:
     Attributes:
         channels: C of the images.
         shape: Size of the images along each of 1 to 3 spatial axes.
-        downsampling: Pixels of one code along each axis, a power of two.
+        downsampling: Pixels of one code along every axis, or one number an axis; factors that are alike are one.
         width: Channels at the resolution of the grid, a multiple of 8, and of 32 with attention.
         residual_width: Channels inside a residual branch.
         num_residual_blocks: Residual blocks at the resolution of the grid, of the encoder, and of the decoder.
@@ -59,7 +59,7 @@ class Architecture:
 
     channels: int
     shape: tuple[int, ...]
-    downsampling: int
+    downsampling: int | tuple[int, ...]
     width: int
     residual_width: int
     num_residual_blocks: int
@@ -67,6 +67,9 @@ class Architecture:
     network: Literal["residual", "bottleneck", "sonnet"] = "residual"
     attention: bool = False
     blocks_per_resolution: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "downsampling", as_one(self.downsampling, len(self.shape)))
 
     def spec(self) -> CodeSpec:
         """Return the shapes of images and codes; raises `ArtifactError` if they are out of range."""
@@ -87,8 +90,10 @@ class Architecture:
             value = getattr(self, name)
             if not low <= value <= high or value % multiple:
                 raise ArtifactError(f"{where}.{name} must be a multiple of {multiple} in {low}..{high}, got {value}")
-        if not 2 <= self.downsampling <= 64 or self.downsampling & (self.downsampling - 1):
-            raise ArtifactError(f"{where}.downsampling must be a power of two in 2..64, got {self.downsampling}")
+        if not can_be_taken(self.downsampling):
+            raise ArtifactError(f"{where}.downsampling must be {ALLOWED}, got {self.downsampling}")
+        if not isinstance(self.downsampling, int) and len(self.downsampling) != len(self.shape):
+            raise ArtifactError(f"{where}.downsampling must be {len(self.shape)} numbers, got {self.downsampling}")
         if self.network == "sonnet" and (self.attention or self.blocks_per_resolution):
             raise ArtifactError(f"{where}.network sonnet has neither attention nor blocks_per_resolution")
         quantizer = self.quantizer
@@ -101,10 +106,14 @@ class Architecture:
             check_quantizer(quantizer, typed=False)
         except UsageError as error:
             raise ArtifactError(f"{where}.quantizer: {error}") from error
-        largest = max(quantizer.num_codes * quantizer.code_dim, self.width**2 * 4 ** max(1, len(self.shape)))
+        spec = self.spec()
+        factors = factors_of(self.downsampling, spec.rank)
+        kernel = max(math.prod(map(kernel_of, strides)) for strides in strides_of(factors))
+        padded = self.channels * math.prod(a * b for a, b in zip(factors, grid_of(self.shape, factors), strict=True))
+        codes = sum(level.num_codes for level in spec.levels) * quantizer.code_dim
+        largest = max(codes, self.width**2 * max(kernel, 3**spec.rank), padded)
         if largest > MAX_TENSOR_ELEMENTS:
             raise ArtifactError(f"{where} describes a tensor of {largest} numbers, beyond {MAX_TENSOR_ELEMENTS}")
-        self.spec()
 
 
 class VQVAEConfig(PretrainedConfig):
@@ -145,7 +154,7 @@ class VQVAEOutput:
 class VQVAE(Shareable, PreTrainedModel):  # type: ignore[misc]
     """Encoder, quantiser and decoder; implements `vq_prior.core.spec.Codec`.
 
-    Sides that are no multiple of the downsampling are padded inside by repeating the
+    Sides that are no multiple of their factor are padded inside by repeating the
     last pixel, and cropped after decoding.
 
     Attributes:
@@ -163,11 +172,12 @@ class VQVAE(Shareable, PreTrainedModel):  # type: ignore[misc]
         self.loaded_from: Path | None = None
         a = self.architecture = config.parsed()
         assert a.quantizer.code_dim is not None
-        self._padded = tuple(side * a.downsampling for side in grid_of(a.shape, a.downsampling))
+        factors = factors_of(a.downsampling, len(a.shape))
+        self._padded = tuple(side * factor for side, factor in zip(self.grid, factors, strict=True))
         sizes = Sizes(
             rank=len(a.shape),
             channels=a.channels,
-            num_halvings=a.downsampling.bit_length() - 1,
+            strides=strides_of(factors),
             width=a.width,
             hidden=a.residual_width,
             num_blocks=a.num_residual_blocks,
@@ -241,7 +251,7 @@ class VQVAE(Shareable, PreTrainedModel):  # type: ignore[misc]
 
     def _apart(self, function: Any, *inputs: Tensor) -> Any:
         """Return `function` of the rows, in eval mode, float32, and calls of one fixed row count."""
-        rows = rows_per_call(self.device, prod(self._padded))
+        rows = rows_per_call(self.device, math.prod(self._padded))
         return map_rows_frozen(self, function, rows, *(tensor.to(self.device) for tensor in inputs))
 
     def _latents_apart(self, rows: Tensor) -> Tensor:

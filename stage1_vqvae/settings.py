@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from stage1_vqvae.factors import ALLOWED, as_one, can_be_taken, grid_of
 from stage1_vqvae.quantizer_settings import QuantizerSettings, check_quantizer, fixed_code_dim
 from vq_prior.core.errors import UsageError
 from vq_prior.core.settings import Settings
@@ -29,9 +30,9 @@ class ModelSettings(Settings):
 
     channels: Literal[1, 3] | None = None
     """1 for grey, 3 for colour; left out: 1 if every image is grey, else 3."""
-    downsampling: int | None = None
-    """Pixels of one code along each axis, a power of two; left out: so that images up to 48 px get a grid of at most
-    8x8 and larger ones of at most 16x16."""
+    downsampling: int | tuple[int, ...] | None = None
+    """Pixels of one code along every axis, or one number an axis; each is taken in steps of its prime factors, of at
+    most 13. Left out: so that images up to 48 px get a grid of at most 8x8 and larger ones of at most 16x16."""
     width: int | None = None
     """Channels at the resolution of the code grid, a multiple of 8, and of 32 with attention."""
     residual_width: int | None = None
@@ -245,11 +246,6 @@ def parse_size(text: str) -> tuple[int, int]:
     return height, width
 
 
-def grid_of(size: tuple[int, ...], downsampling: int) -> tuple[int, ...]:
-    """Return the code grid of images of this size: each side divided by `downsampling`, rounded up."""
-    return tuple(-(-side // downsampling) for side in size)
-
-
 def _require(flag: str, holds: bool, allowed: str, given: object) -> None:
     if not holds:
         raise UsageError(f"{flag} must be {allowed}, got {given}")
@@ -307,9 +303,8 @@ def check(settings: TrainVQVAE | ExtractCodes | Reconstruct) -> None:
 
 
 def _check_model(model: ModelSettings) -> None:
-    factor = model.downsampling
-    power = factor is None or (2 <= factor <= 64 and factor & (factor - 1) == 0)
-    _require("--model.downsampling", power, "2, 4, 8, 16, 32 or 64", factor)
+    fits = model.downsampling is None or can_be_taken(model.downsampling)
+    _require("--model.downsampling", fits, ALLOWED, model.downsampling)
     for name in ("width", "residual_width"):
         value = getattr(model, name)
         fits = value is None or (8 <= value <= 4096 and value % 8 == 0)
@@ -336,7 +331,9 @@ def resolve(settings: TrainVQVAE, facts: DataFacts, device_type: str) -> TrainVQ
     small_machine = device_type == "cpu"
     largest = 64 if small_machine else 256
     size = parse_size(settings.image_size) if settings.image_size else _default_size(facts, largest)
-    downsampling = settings.model.downsampling or _default_downsampling(size)
+    downsampling = as_one(settings.model.downsampling or _default_downsampling(size), len(size))
+    if not isinstance(downsampling, int):
+        _require("--model.downsampling", len(downsampling) == len(size), f"{len(size)} numbers", downsampling)
     grid = grid_of(size, downsampling)
     tiny = max(size) <= TINY
     width = settings.model.width or (64 if tiny else 128 if small_machine else 256)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from stage1_vqvae.collapse import COLLAPSED, named_use, remedy, watch
 from stage1_vqvae.data.sources import ImageData, open_data_of
 from stage1_vqvae.evaluate import comparison_grid, evaluate_codec, reconstruct_pixels, summary
+from stage1_vqvae.factors import factors_of
 from stage1_vqvae.fast.graphs import trained_module
 from stage1_vqvae.losses import reconstruction_terms, weighted_sum
 from stage1_vqvae.modalities.pictures.pixels import PixelRows, Transform, load_pixels, shifted_and_mirrored
@@ -382,9 +383,8 @@ def _pixels(s: TrainVQVAE, runtime: Runtime, train: PixelRows, step: int) -> NDA
     share = runtime.share(s.batch_size)
     pixels = train.batch(batch_rows(len(train), s.batch_size, s.seed, step)[share])
     if s.augment:
-        assert s.model.downsampling is not None
-        rng = keyed_generator(s.seed, step, "augmentation")
-        pixels = shifted_and_mirrored(pixels, rng, most=s.model.downsampling // 2, rows=share)
+        rng, half = keyed_generator(s.seed, step, "augmentation"), min(factors_of(s.model.downsampling or 2, 2)) // 2
+        pixels = shifted_and_mirrored(pixels, rng, most=half, rows=share)
     return pixels
 
 

@@ -15,6 +15,10 @@ def test_a_spec_survives_json():
     assert from_json(CodeSpec, to_json(spec), "x") == spec
 
 
+def test_an_axis_may_be_an_hour_of_sound():
+    assert CodeSpec(1, (48_000 * 3600,), (LevelSpec((540_000,), 1024),)).num_tokens == 540_000
+
+
 @pytest.mark.parametrize(
     ("channels", "shape", "levels", "message"),
     [
@@ -24,6 +28,12 @@ def test_a_spec_survives_json():
         (3, (8, 8), (LevelSpec((1, 1), 2),) * 65, "1 to 64 levels, got 65"),
         (0, (8, 8), (LevelSpec((1, 1), 2),), "channels must be between .* got 0"),
         (3, (8, 10**9), (LevelSpec((1, 1), 2),), "shape must be between .* got 1000000000"),
+        (
+            3,
+            (2**14, 2**14),
+            (LevelSpec((1, 1), 2),),
+            r"shape \[16384, 16384\] times 3 channels are more than 268435456",
+        ),
         (3, (8, 8), (LevelSpec((8,), 2),), r"levels\[0\]\.grid must have 2 axes like the data, got \[8\]"),
         (3, (8, 8), (LevelSpec((4, 0), 2),), r"levels\[0\]\.grid must be between"),
         (3, (8, 8), (LevelSpec((4, 4), 2), LevelSpec((4, 4), 0)), r"levels\[1\]\.num_codes .* got 0"),

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -64,6 +65,47 @@ def test_codec_of_every_rank(shape: tuple[int, ...], name: str, downsampling: in
     assert output.images.shape == x.shape
     (output.images.square().mean() + sum(output.loss.values())).backward()
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("shape", "factors", "grid"),
+    [((700,), 320, (3,)), ((9, 20, 33), (4, 8, 8), (3, 3, 5)), ((14, 9), (7, 3), (2, 3)), ((7, 16), (1, 6), (7, 3))],
+)
+@NETWORKS
+def test_each_axis_has_its_factor(
+    shape: tuple[int, ...], factors: int | tuple[int, ...], grid: tuple[int, ...], network: Architecture, tmp_path: Path
+) -> None:
+    architecture = replace(network, shape=shape, channels=2, downsampling=factors)
+    model, x = codec(architecture), images(2, architecture)
+    loaded = load_codec(saved(tmp_path / "vqvae", model))
+    assert loaded.architecture.downsampling == factors
+    (codes,) = model.encode(x)
+    assert codes.shape == (2, *grid)
+    assert torch.equal(loaded.encode(x)[0], codes)
+    assert model.decode((codes,)).shape == x.shape
+    each = factors if isinstance(factors, tuple) else (factors,)
+    strides = torch.tensor([layer.stride for layer in model.encoder.down])
+    assert tuple(strides.prod(0).tolist()) == each
+    assert strides.tolist() == torch.tensor([layer.stride for layer in model.decoder.up]).flip(0).tolist()
+    # Every number is read: one that is no part of the padding changes the latents.
+    with torch.no_grad():
+        latents = model.latents(x)
+        for place in np.ndindex(*[min(3 * factor, side) for factor, side in zip(each, shape, strict=True)]):
+            if sum(place) % 7 == 0:
+                changed = x.clone()
+                changed[(0, 0, *place)] += 1
+                assert not torch.equal(model.latents(changed), latents), place
+
+
+def test_padding_beyond_reason_is_refused_before_anything_is_made() -> None:
+    with pytest.raises(ArtifactError, match=r"describes a tensor of 206158430208 numbers"):
+        replace(TINY, shape=(5, 5, 5), downsampling=4096).check("here")
+
+
+def test_factors_that_are_alike_are_the_one_number_that_they_are() -> None:
+    assert replace(TINY, downsampling=(4, 4)) == TINY
+    assert codec(replace(TINY, downsampling=(4, 4))).codec_id == codec().codec_id
+    assert codec(replace(TINY, downsampling=(4, 2))).codec_id != codec().codec_id
 
 
 def test_sonnet_has_the_parameters_of_the_notebook() -> None:
@@ -310,7 +352,8 @@ def test_every_flipped_byte_is_found(tmp_path: Path) -> None:
     [
         ("width", 12, "width"),
         ("width", True, "width"),
-        ("downsampling", 3, "downsampling"),
+        ("downsampling", 34, "downsampling"),
+        ("downsampling", [4], "downsampling must be 2 numbers"),
         ("num_residual_blocks", 10**5, "num_residual_blocks"),
         ("shape", [12, 10, 3, 3], "shape"),
         ("network", "plain", "network"),

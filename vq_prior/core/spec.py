@@ -12,7 +12,9 @@ from vq_prior.core.errors import ArtifactError, UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
-MAX_AXIS = 65_536
+MAX_CHANNELS = 65_536
+MAX_AXIS = 2**28  # an hour and a half of sound at 48 kHz
+MAX_NUMBERS = 2**28  # of one item, all channels together: a gigabyte as float32
 MAX_CODES = 2**31 - 1
 MAX_LEVELS = 64
 MAX_TOKENS = 2**24
@@ -53,11 +55,15 @@ class CodeSpec:
             raise ArtifactError(f"spec.shape must have 1 to 3 axes, got {list(self.shape)}")
         if not 1 <= len(self.levels) <= MAX_LEVELS:
             raise ArtifactError(f"spec.levels must hold 1 to {MAX_LEVELS} levels, got {len(self.levels)}")
-        if not 1 <= self.channels <= MAX_AXIS:
-            raise ArtifactError(f"spec.channels must be between 1 and {MAX_AXIS}, got {self.channels}")
+        if not 1 <= self.channels <= MAX_CHANNELS:
+            raise ArtifactError(f"spec.channels must be between 1 and {MAX_CHANNELS}, got {self.channels}")
         for size in self.shape:
             if not 1 <= size <= MAX_AXIS:
                 raise ArtifactError(f"spec.shape must be between 1 and {MAX_AXIS} along each axis, got {size}")
+        if self.channels * prod(self.shape) > MAX_NUMBERS:
+            raise ArtifactError(
+                f"spec.shape {list(self.shape)} times {self.channels} channels are more than {MAX_NUMBERS} numbers"
+            )
         for number, level in enumerate(self.levels):
             if len(level.grid) != self.rank:
                 raise ArtifactError(

@@ -125,7 +125,7 @@ def test_frozen_weights_get_no_gradient_and_the_input_does():
 
 
 def test_a_whole_encoder_in_pieces():
-    sizes = Sizes(rank=2, channels=3, num_halvings=2, width=32, hidden=16, num_blocks=1, code_dim=8)
+    sizes = Sizes(rank=2, channels=3, strides=((2, 2), (2, 2)), width=32, hidden=16, num_blocks=1, code_dim=8)
     torch.manual_seed(0)
     encoder = Encoder(sizes)
     nn.init.normal_(encoder.blocks[0].conv_out.weight)
