@@ -122,12 +122,14 @@ ROOMS = {
     "one settings": (
         "stage1_vqvae.settings",
         "stage1_vqvae.quantizer_settings",
+        "stage1_vqvae.factors",
         "stage1_vqvae.resize_settings",
     ),
     "one modalities": ("stage1_vqvae.modalities",),
     "one data": ("stage1_vqvae.data",),
     "one work": (
         "stage1_vqvae.train",
+        "stage1_vqvae.run",
         "stage1_vqvae.run",
         "stage1_vqvae.extract",
         "stage1_vqvae.evaluate",
