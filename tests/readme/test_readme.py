@@ -11,7 +11,7 @@ from vq_prior.cli import parse
 from vq_prior.core.errors import UsageError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
 BLOCK = re.compile(
     r"(?P<marks>(?:^<!--[^\n]*-->\n+)?)^```(?P<language>\w*)[^\n]*\n(?P<body>.*?)^```", re.MULTILINE | re.DOTALL
 )
@@ -81,10 +81,29 @@ def test_the_pages_show_python_that_is_run():
     assert RUNNABLE
 
 
-LINK = re.compile(r"\]\((?!https?://|#|mailto:)([^)#\s]+)")
+LINK = re.compile(r"\]\((?!https?://|mailto:)([^)\s]+)\)")
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def anchors(page: Path) -> set[str]:
+    """What a link to a heading of a page may end in, as a forge makes it of the heading."""
+    prose = BLOCK.sub("", page.read_text(encoding="utf-8"))
+    headings = re.findall(r"^#+ (.+)$", prose, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(REPOSITORY).as_posix())
 def test_links_and_pictures_lead_somewhere(page):
-    targets = LINK.findall(page.read_text(encoding="utf-8"))
-    assert [target for target in targets if not (page.parent / target).exists()] == []
+    wrong = []
+    for target in LINK.findall(BLOCK.sub("", page.read_text(encoding="utf-8"))):
+        path, _, fragment = target.partition("#")
+        there = page.parent / path if path else page
+        if not there.exists() or (fragment and there.suffix == ".md" and fragment not in anchors(there)):
+            wrong.append(target)
+    assert wrong == []
+
+
+def test_readme_and_design_stay_short():
+    design = (REPOSITORY / "docs" / "design.md").read_text(encoding="utf-8").splitlines()
+    assert len((REPOSITORY / "README.md").read_text(encoding="utf-8").splitlines()) <= 120
+    assert len(design) <= 150
+    assert max(map(len, design)) <= 120
