@@ -3,13 +3,12 @@
 Letters: D code dimension, K number of codes.
 """
 
-import math
 from dataclasses import dataclass, fields
 from functools import lru_cache
-from typing import Literal
+from typing import Annotated, Literal
 
 from vq_prior.core.errors import UsageError
-from vq_prior.core.settings import Settings
+from vq_prior.core.settings import Settings, Within, check_ranges
 
 
 @dataclass
@@ -19,29 +18,29 @@ class QuantizerSettings(Settings):
     name: str = "ema"
     """Which quantiser: ema (a codebook moved by averages), nearest (one moved by gradients), simvq (a frozen one behind
     a linear map), fsq (axes rounded to levels), lfq (signs) or gumbel (a stochastic choice)."""
-    num_codes: int | None = None
+    num_codes: Annotated[int | None, Within(2, 2**20)] = None
     """Size of the codebook; left out: 512, or 1024 above 48 px, and less for little data. fsq needs a product of
     numbers up to 8, lfq a power of two."""
-    code_dim: int | None = None
+    code_dim: Annotated[int | None, Within(1, 4096)] = None
     """Length of a code's vector; left out: 16. In fsq and lfq it follows from the number of codes."""
     distance: Literal["euclidean", "cosine"] = "euclidean"
     """How latents are compared with codes: as they are, or both brought to length 1. ema, nearest, simvq."""
     gradient: Literal["straight-through", "rotation"] = "straight-through"
     """How the gradient passes the choice of a code: unchanged, or turned as the latent is turned into its code (Fifty
     et al. 2024). ema, nearest, simvq."""
-    entropy_temperature: float | None = None
+    entropy_temperature: Annotated[float | None, Within(0, above=True)] = None
     """Temperature of the entropy term, which asks for sure choices and for all codes to be used; its weight is
     --loss.entropy-weight. Left out: no such term, and 1 in lfq, which lives by it. ema, nearest, simvq, lfq."""
-    decay: float = 0.99
+    decay: Annotated[float, Within(0, 1, below=True)] = 0.99
     """Share of the running averages of code use (and, in ema, of the codes' vectors) that one step keeps. ema,
     nearest."""
-    revive_below: float | None = 0.05
+    revive_below: Annotated[float | None, Within(0, 1)] = 0.05
     """A code used less often than this share of the mean use is dead and moves onto a latent vector of the batch;
     None leaves dead codes alone. ema, nearest."""
     start: Literal["kmeans", "data"] | None = "kmeans"
     """Where the codes begin: at the k-means centres of latent vectors, on latent vectors drawn at random, or, with
     None, anywhere. ema, nearest, simvq, gumbel."""
-    temperatures: tuple[float, float] = (1.0, 0.0625)
+    temperatures: Annotated[tuple[float, float], Within(1e-3, 100)] = (1.0, 0.0625)
     """Temperature of the soft choice at the first step and at the last. gumbel."""
 
 
@@ -110,13 +109,7 @@ def check_quantizer(quantizer: QuantizerSettings, *, typed: bool = True) -> None
     Raises:
         UsageError: Naming the first flag that is out of range or does not suit the quantiser.
     """
-    _within("num_codes", quantizer.num_codes, 2, 2**20, "between 2 and 1048576")
-    _within("code_dim", quantizer.code_dim, 1, 4096, "between 1 and 4096")
-    _within("decay", quantizer.decay, 0.0, 1 - 1e-9, "at least 0 and below 1")
-    _within("revive_below", quantizer.revive_below, 0.0, 1.0, "between 0 and 1")
-    _within("entropy_temperature", quantizer.entropy_temperature, 1e-6, 1e6, "a number above 0")
-    for temperature in quantizer.temperatures:
-        _within("temperatures", temperature, 1e-3, 100.0, "between 0.001 and 100")
+    check_ranges(quantizer, "--quantizer.")
     if quantizer.name not in SUITS:
         return  # the registry names what exists
     for field in fields(quantizer) if typed else ():
@@ -136,8 +129,3 @@ def check_quantizer(quantizer: QuantizerSettings, *, typed: bool = True) -> None
 
 def _flag(name: str) -> str:
     return f"--quantizer.{name.replace('_', '-')}"
-
-
-def _within(name: str, value: float | None, low: float, high: float, allowed: str) -> None:
-    if value is not None and not (math.isfinite(value) and low <= value <= high):
-        raise UsageError(f"{_flag(name)} must be {allowed}, got {value}")

@@ -6,7 +6,7 @@ machine"; `resolve` makes every such choice, as a pure function.
 
 import math
 import re
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -15,7 +15,21 @@ import tyro
 from stage1_vqvae.factors import ALLOWED, as_one, can_be_taken, grid_of
 from stage1_vqvae.quantizer_settings import QuantizerSettings, check_quantizer, fixed_code_dim
 from vq_prior.core.errors import UsageError
-from vq_prior.core.settings import Settings
+from vq_prior.core.settings import (
+    DryRun,
+    Free,
+    ImageColumn,
+    LabelColumn,
+    NumWorkers,
+    Overwrite,
+    Place,
+    Seed,
+    Settings,
+    Within,
+    check_ranges,
+    require_data,
+    require_folder_to_write,
+)
 from vq_prior.core.training.tracking import TrackerName, require_tracker
 
 MAX_SIDE = 4096
@@ -33,11 +47,11 @@ class ModelSettings(Settings):
     downsampling: int | tuple[int, ...] | None = None
     """Pixels of one code along every axis, or one number an axis; each is taken in steps of its prime factors, of at
     most 13. Left out: so that images up to 48 px get a grid of at most 8x8 and larger ones of at most 16x16."""
-    width: int | None = None
+    width: Annotated[int | None, Within(8, 4096, multiple=8)] = None
     """Channels at the resolution of the code grid, a multiple of 8, and of 32 with attention."""
-    residual_width: int | None = None
+    residual_width: Annotated[int | None, Within(8, 4096, multiple=8)] = None
     """Channels inside a residual branch, a multiple of 8; left out: a quarter of the width, with bottleneck half."""
-    num_residual_blocks: int | None = None
+    num_residual_blocks: Annotated[int | None, Within(0, 64)] = None
     """Residual blocks at the resolution of the code grid, of the encoder, and of the decoder; left out: 2, with
     bottleneck 3."""
     network: Literal["residual", "bottleneck", "sonnet"] = "residual"
@@ -47,7 +61,7 @@ class ModelSettings(Settings):
     blocks, width 128, residual width 32)."""
     attention: bool = False
     """One self-attention among the residual blocks of the encoder, and of the decoder; not with sonnet."""
-    blocks_per_resolution: int = 0
+    blocks_per_resolution: Annotated[int, Within(0, 64)] = 0
     """Residual blocks at each resolution between image and code grid, of the encoder, and of the decoder; not with
     sonnet."""
 
@@ -58,15 +72,15 @@ class LossSettings(Settings):
 
     reconstruction: Literal["mse", "l1"] = "mse"
     """Distance between image and reconstruction."""
-    reconstruction_weight: float = 1.0
+    reconstruction_weight: Annotated[float, Within(0, 10**6)] = 1.0
     """Weight of the reconstruction term."""
-    commitment_weight: float = 0.25
+    commitment_weight: Annotated[float, Within(0, 10**6)] = 0.25
     """Weight of the term that keeps latents near their code (beta of van den Oord et al. 2017)."""
-    codebook_weight: float = 1.0
+    codebook_weight: Annotated[float, Within(0, 10**6)] = 1.0
     """Weight of the term that moves a gradient codebook to its latents; ema has none."""
-    entropy_weight: float = 0.1
+    entropy_weight: Annotated[float, Within(0, 10**6)] = 0.1
     """Weight of the entropy term, where --quantizer.entropy-temperature asks for one."""
-    kl_weight: float = 0.0005
+    kl_weight: Annotated[float, Within(0, 10**6)] = 0.0005
     """Weight of the divergence of the gumbel quantiser's choice from the uniform one, in nats a code."""
 
 
@@ -74,24 +88,23 @@ class LossSettings(Settings):
 class TrainVQVAE(Settings):
     """Train a codec on images: RUN/vqvae turns an image into a grid of codes and back."""
 
-    data: str
+    data: Annotated[str, Place()]
     """Images: a folder, parquet or arrow files, a Hub id owner/name, or the word digits."""
-    out: Path
+    out: Annotated[Path, Place("RUN")]
     """RUN folder; the codec is written to RUN/vqvae. Rerunning the command continues the run."""
-    steps: int | None = None
+    steps: Annotated[int | None, Within(1)] = None
     """Optimiser steps."""
-    batch_size: int | None = None
+    batch_size: Annotated[int | None, Within(1, 10**6)] = None
     """Images of one optimiser step, over all processes."""
-    gradient_accumulation_steps: int = 1
+    gradient_accumulation_steps: Annotated[int, Within(1, 10**6)] = 1
     """Pieces in which a process works through its images of a step, to save memory; the codebook moves once a step."""
-    learning_rate: float | None = None
+    learning_rate: Annotated[float | None, Within(0, 10, above=True)] = None
     """Peak learning rate."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the initial weights and of the order of the images."""
     image_size: str | None = None
     """Side in pixels ("32"), or height x width ("48x40"); left out: the size of the images, or a square near it."""
-    num_workers: int | None = None
-    """Threads that read images; left out: as many as speed it up."""
+    num_workers: NumWorkers = None
     precision: Literal["fp32", "bf16"] | None = None
     """Precision of the forward passes of training; left out: bf16 on a GPU that computes in it and, above 16 px, on a
     CPU that does (AVX512-BF16 or AMX), else fp32. Weights, codes, images and measurements are float32 always."""
@@ -99,46 +112,44 @@ class TrainVQVAE(Settings):
     """Train the same bits on 1, 2, 4 or 8 processes: the batch is cut into eight shards, summed in a fixed order, and
     a process computes with one thread. Slower; without it, processes agree up to rounding, but to the bit in bf16 on a
     CPU with 16 images a process times a power of two (ema, fsq)."""
-    checkpoint_every: int = 500
+    checkpoint_every: Annotated[int, Within(1, 10**9), Free()] = 500
     """Optimiser steps between checkpoints."""
-    image_column: str | None = None
-    """Column of the images in tables; left out: found by type."""
-    label_column: str | None = None
-    """Column of the labels in tables and metadata files; left out: `label` if there is one."""
-    warmup_steps: int = 100
+    image_column: ImageColumn = None
+    label_column: LabelColumn = None
+    warmup_steps: Annotated[int, Within(0, 10**9)] = 100
     """Optimiser steps over which the learning rate rises."""
     schedule: Literal["trapezoid", "cosine"] = "trapezoid"
     """How the learning rate falls to 0 after the rise: over the last part of the run, or along half a cosine from the
     peak on."""
-    decay_fraction: float = 0.5
+    decay_fraction: Annotated[float, Within(0, 1)] = 0.5
     """Share of the run, at its end, over which the learning rate of a trapezoid falls."""
     optimizer: Literal["adamw", "muon"] | None = field(default=None, metadata={"before": "adamw"})
     """Optimiser of the convolutions between hidden layers; all else has AdamW. muon, at half of the learning rate,
     takes longer for a step and comes nearer to the pictures. Left out: muon in bf16 on a CPU that computes in it and
     above 16 px, else adamw."""
-    weight_decay: float = 0.0
+    weight_decay: Annotated[float, Within(0, 10)] = 0.0
     """Weight decay of the optimiser."""
-    adam_betas: tuple[float, float] = (0.9, 0.99)
+    adam_betas: Annotated[tuple[float, float], Within(0, 1, below=True)] = (0.9, 0.99)
     """Decay rates of AdamW's averages."""
-    max_gradient_norm: float = 1.0
+    max_gradient_norm: Annotated[float, Within(0, 1e12, above=True)] = 1.0
     """Gradients are scaled down to this norm."""
     augment: bool | None = None
     """Shift the training images by up to half a code and mirror every other one; left out: with fewer than 5,000 of
     more than 16 px, which a codec would learn by heart. Codes are always those of the images as they are."""
-    average_decay: float = 0.99
+    average_decay: Annotated[float, Within(0, 1, below=True)] = 0.99
     """Share of the averaged weights (those that are saved) that one step keeps."""
-    log_every: int = 50
+    log_every: Annotated[int, Within(1, 10**9)] = 50
     """Optimiser steps between log lines."""
     model: ModelSettings = field(default_factory=ModelSettings)
     quantizer: QuantizerSettings = field(default_factory=QuantizerSettings)
     loss: LossSettings = field(default_factory=LossSettings)
-    fail_on_collapse: bool = False
+    fail_on_collapse: Annotated[bool, Free(told=True)] = False
     """Stop with exit code 4 when, after the warm-up, fewer than 10% of the codes are used over a log interval."""
-    report_to: TrackerName = "none"
+    report_to: Annotated[TrackerName, Free()] = "none"
     """Tracker that gets the numbers and pictures that RUN keeps, too; its package has to be installed."""
-    overwrite: bool = False
+    overwrite: Overwrite = False
     """Start anew instead of continuing what is in RUN."""
-    dry_run: bool = False
+    dry_run: DryRun = False
     """Print what would be done and how long it would take; write nothing."""
 
 
@@ -158,17 +169,14 @@ class ExtractCodes:
     views: Literal["none", "flip", "ten-crop"] = "none"
     """Further code rows of each training image: its mirror image (flip), or beside that four overlapping crops of 10/11
     of each side and their mirror images (ten-crop)."""
-    batch_size: int | None = None
+    batch_size: Annotated[int | None, Within(1, 10**6)] = None
     """Images handed to the encoder at once by each process."""
-    num_workers: int | None = None
-    """Threads that read images; left out: as many as speed it up."""
-    image_column: str | None = None
-    """Column of the images in tables; left out: found by type."""
-    label_column: str | None = None
-    """Column of the labels in tables and metadata files; left out: `label` if there is one."""
-    overwrite: bool = False
+    num_workers: NumWorkers = None
+    image_column: ImageColumn = None
+    label_column: LabelColumn = None
+    overwrite: Overwrite = False
     """Replace the code store that is at OUT."""
-    dry_run: bool = False
+    dry_run: DryRun = False
     """Print what would be done; write nothing."""
 
 
@@ -182,12 +190,9 @@ class CheckData:
     """The list: a hash of each image; what differs when it is used is refused."""
     policy: Literal["error", "skip"] = "error"
     """What bad images do: end the command without a list, or be left out of what uses the list."""
-    num_workers: int | None = None
-    """Threads that read images; left out: one a core."""
-    image_column: str | None = None
-    """Column of the images in tables; left out: found by type."""
-    label_column: str | None = None
-    """Column of the labels in tables and metadata files; left out: `label` if there is one."""
+    num_workers: NumWorkers = None
+    image_column: ImageColumn = None
+    label_column: LabelColumn = None
 
 
 @dataclass
@@ -200,15 +205,12 @@ class Reconstruct:
     """Images: a folder, parquet or arrow files, a Hub id owner/name, or the word digits."""
     out: Path
     """Folder for 000000.png (original left, reconstruction right) ... and grid.png."""
-    num_images: int = 16
+    num_images: Annotated[int, Within(1, 100_000)] = 16
     """How many images, from the first of the held-out rows on."""
-    num_workers: int | None = None
-    """Threads that read images; left out: one a core."""
-    image_column: str | None = None
-    """Column of the images in tables; left out: found by type."""
-    label_column: str | None = None
-    """Column of the labels in tables and metadata files; left out: `label` if there is one."""
-    overwrite: bool = False
+    num_workers: NumWorkers = None
+    image_column: ImageColumn = None
+    label_column: LabelColumn = None
+    overwrite: Overwrite = False
     """Replace the pictures that are at OUT."""
 
 
@@ -251,66 +253,29 @@ def _require(flag: str, holds: bool, allowed: str, given: object) -> None:
         raise UsageError(f"{flag} must be {allowed}, got {given}")
 
 
-def _at_least(flag: str, value: int | None, least: int, most: int = 10**9) -> None:
-    _require(flag, value is None or least <= value <= most, f"between {least} and {most}", value)
-
-
-def _real(flag: str, value: float | None, low: float, high: float, allowed: str) -> None:
-    _require(flag, value is None or (math.isfinite(value) and low <= value <= high), allowed, value)
-
-
 def check(settings: TrainVQVAE | ExtractCodes | Reconstruct) -> None:
     """Check every value that can be checked without data.
 
     Raises:
         UsageError: Naming the first flag that is out of range, what is allowed and what was given.
     """
-    if not settings.data:
-        raise UsageError("--data must name a folder, a parquet file, a Hub id or the word digits, got nothing")
-    if settings.out.exists() and not settings.out.is_dir():
-        raise UsageError(f"--out must be a folder to write, got the existing file {settings.out}")
-    _at_least("--num-workers", settings.num_workers, 1, 1024)
+    require_data(settings.data)
+    require_folder_to_write(settings.out)
+    check_ranges(settings)
     if isinstance(settings, Reconstruct):
-        _at_least("--num-images", settings.num_images, 1, 100_000)
         return
-    _at_least("--batch-size", settings.batch_size, 1, 10**6)
     if settings.image_size is not None:
         parse_size(settings.image_size)
     if isinstance(settings, ExtractCodes):
         return
-    if settings.steps is not None and settings.steps < 1:
-        raise UsageError(f"--steps must be at least 1, got {settings.steps}; leave it out for a value that fits")
     require_tracker(settings.report_to)
-    _at_least("--steps", settings.steps, 1)
-    _at_least("--seed", settings.seed, 0, 2**63 - 1)
-    _at_least("--checkpoint-every", settings.checkpoint_every, 1)
-    _at_least("--warmup-steps", settings.warmup_steps, 0)
-    _at_least("--log-every", settings.log_every, 1)
-    _at_least("--gradient-accumulation-steps", settings.gradient_accumulation_steps, 1, 10**6)
-    _real("--learning-rate", settings.learning_rate, 1e-12, 10.0, "a number above 0, at most 10")
-    _real("--decay-fraction", settings.decay_fraction, 0.0, 1.0, "between 0 and 1")
-    _real("--weight-decay", settings.weight_decay, 0.0, 10.0, "between 0 and 10")
-    for beta in settings.adam_betas:
-        _real("--adam-betas", beta, 0.0, 1 - 1e-9, "at least 0 and below 1")
-    _real("--max-gradient-norm", settings.max_gradient_norm, 1e-12, 1e12, "a number above 0")
-    _real("--average-decay", settings.average_decay, 0.0, 1 - 1e-9, "at least 0 and below 1")
     _check_model(settings.model)
     check_quantizer(settings.quantizer)
-    for field_ in fields(settings.loss):
-        value = getattr(settings.loss, field_.name)
-        if isinstance(value, float | int):
-            _real(f"--loss.{field_.name.replace('_', '-')}", value, 0.0, 1e6, "between 0 and 1000000")
 
 
 def _check_model(model: ModelSettings) -> None:
     fits = model.downsampling is None or can_be_taken(model.downsampling)
     _require("--model.downsampling", fits, ALLOWED, model.downsampling)
-    for name in ("width", "residual_width"):
-        value = getattr(model, name)
-        fits = value is None or (8 <= value <= 4096 and value % 8 == 0)
-        _require(f"--model.{name.replace('_', '-')}", fits, "a multiple of 8 from 8 to 4096", value)
-    _at_least("--model.num-residual-blocks", model.num_residual_blocks, 0, 64)
-    _at_least("--model.blocks-per-resolution", model.blocks_per_resolution, 0, 64)
     whole_heads = model.width is None or not model.attention or model.width % 32 == 0
     _require("--model.width", whole_heads, "a multiple of 32 with --model.attention", model.width)
     if model.network == "sonnet" and (model.attention or model.blocks_per_resolution):

@@ -42,7 +42,6 @@ from vq_prior.core.processes.runtime import (
     require_same_everywhere,
     start_runtime,
 )
-from vq_prior.core.settings import absent_means
 from vq_prior.core.training.averaging import WeightAverage
 from vq_prior.core.training.optim import (
     adamw_and_muon,
@@ -106,10 +105,10 @@ def train_vqvae(settings: TrainVQVAE) -> Path:
         raise UsageError(f"{final} exists without its training run; choose another --out or pass --overwrite")
     weights_bytes = sum(tensor.nbytes for tensor in model.state_dict().values())
     require_free_space(folder, 12 * weights_bytes)
-    config, absent = run_config("train-vqvae", settings, {"data": data.data_id}), absent_means(typed)
+    config = run_config("train-vqvae", settings, {"data": data.data_id})
     checkpoint = None
     if (folder / "config.json").exists() and not settings.overwrite:
-        check_continues(read_run_config(folder / "config.json"), config, folder, absent=absent)
+        check_continues(read_run_config(folder / "config.json"), config, folder, settings=typed)
         checkpoint, passed_over = latest_checkpoint(folder / "checkpoints")
         for line in passed_over:
             say(line)
@@ -121,7 +120,7 @@ def train_vqvae(settings: TrainVQVAE) -> Path:
     train = load_pixels(data.train, transform, num_workers=settings.num_workers)
     validation = load_pixels(data.validation, transform, num_workers=settings.num_workers)
     runtime.barrier()
-    open_run(folder, config, overwrite=settings.overwrite, is_main=runtime.is_main, absent=absent)
+    open_run(folder, config, settings=typed, overwrite=settings.overwrite, is_main=runtime.is_main)
     if settings.overwrite and runtime.is_main:
         remove(final)
     runtime.barrier()

@@ -9,7 +9,20 @@ from typing import Annotated, Literal, TypeVar
 import tyro
 
 from vq_prior.core.errors import UsageError
-from vq_prior.core.settings import Settings
+from vq_prior.core.settings import (
+    DryRun,
+    Formerly,
+    Free,
+    ImageColumn,
+    LabelColumn,
+    Overwrite,
+    Place,
+    Seed,
+    Settings,
+    Within,
+    check_ranges,
+    require_data,
+)
 from vq_prior.core.training.tracking import TrackerName, require_tracker
 
 T = TypeVar("T")
@@ -23,7 +36,6 @@ SIZES = {  # layers, width, heads, key-value heads
     "large": (12, 768, 12, 4),
 }
 ON_GPU = (12, 512, 8, 8)
-MAX_LORA_RANK = 1024
 
 
 def given(value: T | None) -> T:
@@ -38,17 +50,17 @@ class PriorModel(Settings):
 
     kind: Literal["qwen3", "llama"] = "qwen3"
     """Architecture: qwen3 normalises queries and keys (QK-norm), llama does not."""
-    num_layers: int | None = None
+    num_layers: Annotated[int | None, Within(1)] = None
     """Transformer blocks; left out: chosen for the data and the machine."""
-    hidden_size: int | None = None
+    hidden_size: Annotated[int | None, Within(1)] = None
     """Width of the residual stream; left out: chosen for the data and the machine."""
-    num_heads: int | None = None
+    num_heads: Annotated[int | None, Within(1)] = None
     """Query heads; left out: one for every 32 or 64 channels."""
-    num_key_value_heads: int | None = None
+    num_key_value_heads: Annotated[int | None, Within(1)] = None
     """Key and value heads (a divisor of the query heads); left out: as many as query heads."""
-    intermediate_size: int | None = None
+    intermediate_size: Annotated[int | None, Within(1)] = None
     """Width of the gated feed-forward layer; left out: 8/3 of hidden-size, a multiple of 32."""
-    rope_theta: float | None = None
+    rope_theta: Annotated[float | None, Within(1, 1e9, above=True)] = None
     """Base of the rotary position frequencies; left out: chosen for the sequence length."""
 
 
@@ -56,35 +68,33 @@ class PriorModel(Settings):
 class TrainPrior(Settings):
     """Train the prior on a code store, or on images turned into one (RUN/prior)."""
 
-    codes: Path | None = None
+    codes: Annotated[Path | None, Place("CODES")] = None
     """Code store, as extract-codes wrote it; or give --data."""
-    out: Path = tyro.MISSING
+    out: Annotated[Path, Place("RUN")] = tyro.MISSING
     """RUN folder; the prior is written to RUN/prior."""
-    codec: str | None = None
+    codec: Annotated[str | None, Place("CODEC")] = None
     """Codec of the codes (folder, RUN or MODEL): sample grids while training, and RUN/model at the end. Left out: the
     one beside the prior of --from, if there is one."""
-    data: str | None = None
+    data: Annotated[str | None, Place()] = None
     """Images instead of --codes (folder, parquet or arrow files, Hub id owner/name, or the word digits): their codes
     are written to RUN/codes first."""
-    image_column: str | None = None
-    """Column of the images in tables of --data; left out: found by type."""
-    label_column: str | None = None
-    """Column of the labels in tables and metadata files of --data; left out: `label` if there is one."""
-    from_model: Annotated[str | None, tyro.conf.arg(name="from")] = None
+    image_column: ImageColumn = None
+    label_column: LabelColumn = None
+    from_model: Annotated[str | None, Place("MODEL"), tyro.conf.arg(name="from")] = None
     """MODEL, RUN or prior folder whose prior the training starts from: fine-tuning. Its codec stays as it is."""
     lora: bool = False
     """With --from: train low-rank adapters (LoRA) and the rows of the prompts alone; RUN/prior has them merged."""
-    lora_rank: int | None = None
+    lora_rank: Annotated[int | None, Within(1, 1024)] = None
     """With --lora: rank of the adapters; left out: 8."""
-    steps: int | None = None
+    steps: Annotated[int | None, Within(1)] = None
     """Optimiser steps; left out: chosen for the data and the machine."""
-    batch_size: int | None = None
+    batch_size: Annotated[int | None, Within(1)] = None
     """Sequences of one optimiser step, all processes together; left out: chosen for the data and the machine."""
-    gradient_accumulation_steps: int = 1
+    gradient_accumulation_steps: Annotated[int, Within(1)] = 1
     """Pieces in which a process works through its sequences of a step, to save memory."""
-    learning_rate: float | None = None
+    learning_rate: Annotated[float | None, Within(0, 1, above=True)] = None
     """Peak learning rate; left out: chosen for the width of the model and the optimiser."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the initial weights, the order of the data and every dropout."""
     precision: Literal["fp32", "bf16"] | None = None
     """Precision of the matrix products; left out: bf16 on a GPU that has it, and on a CPU that has it from 5,000 rows
@@ -92,52 +102,54 @@ class TrainPrior(Settings):
     reproducible: bool = False
     """Train the same bits on 1, 2, 4 or 8 processes: the batch is cut into eight shards, summed in a fixed order, and
     a process computes with one thread. Slower; without it, processes agree up to rounding."""
-    checkpoint_every: int = 500
+    checkpoint_every: Annotated[int, Within(1), Free()] = 500
     """Steps between two checkpoints."""
     size: Literal["tiny", "small", "base", "large"] | None = None
     """Size of the model, for what --model leaves open: 4 blocks of width 96, 5 of 128, 8 of 320, or 12 of 768 with
     grouped-query attention. Left out: tiny for few rows, small without a GPU, else 12 of 512."""
     model: PriorModel = field(default_factory=PriorModel)
     """Architecture."""
-    label_dropout: float | None = None
+    label_dropout: Annotated[float | None, Within(0, 1)] = None
     """Share of the rows trained without their class, which makes guidance possible; left out: 0.1, and 0.7 when
     fine-tuning."""
-    token_dropout: float | None = None
+    token_dropout: Annotated[float | None, Within(0, 1)] = None
     """Share of the input tokens replaced by the null token while training; left out: chosen for the data."""
     optimizer: Literal["adamw", "muon"] | None = field(default=None, metadata={"before": "adamw"})
     """Optimiser of the matrices in the blocks; embeddings, output layer and norms have AdamW. Left out: muon on a CPU
     from 20,000 rows on; else, when fine-tuning and with --fsdp, adamw."""
-    weight_decay: float = 0.1
+    weight_decay: Annotated[float, Within(0)] = 0.1
     """Decoupled weight decay of the matrices."""
-    average_decay: float | None = None
+    average_decay: Annotated[float | None, Within(0, 1)] = None
     """Decay of the weight average that is evaluated and saved; left out: chosen for the data."""
-    warmup_steps: int | None = None
+    warmup_steps: Annotated[int | None, Within(0)] = None
     """Steps over which the learning rate rises; left out: 100, and fewer when fine-tuning."""
-    decay_fraction: float = 0.5
+    decay_fraction: Annotated[float, Within(0, 1)] = 0.5
     """Share of all steps, at the end, over which the learning rate falls to 0."""
     gradient_checkpointing: bool = False
     """Compute each block again for its backward pass instead of keeping what it computed: less memory, a third more
     time."""
-    fsdp: bool = False
+    fsdp: Annotated[bool, Free(told=True)] = False
     """Cut weights, gradients and optimiser state over the processes (FSDP2), for a prior whose training does not fit
     into one; what is saved is the same. A launcher whose file says FSDP asks for it, too."""
-    max_grad_norm: float = 1.0
+    max_grad_norm: Annotated[
+        float, Within(0, above=True), tyro.conf.arg(name="max-gradient-norm"), Formerly("max-grad-norm")
+    ] = 1.0
     """Gradients with a larger norm are scaled down to it."""
-    log_every: int | None = None
+    log_every: Annotated[int | None, Within(1)] = None
     """Steps between two lines of progress; left out: eval-every."""
-    eval_every: int | None = None
+    eval_every: Annotated[int | None, Within(1)] = None
     """Steps between two measurements on the held-out rows; left out: chosen for the data."""
-    eval_rows: int | None = None
+    eval_rows: Annotated[int | None, Within(1)] = None
     """Held-out rows measured while training; left out: chosen for the machine."""
-    patience: int | None = 10
+    patience: Annotated[int | None, Within(1)] = 10
     """Stop after this many measurements without improvement; None trains to the end."""
-    sample_every: int | None = None
+    sample_every: Annotated[int | None, Within(1)] = None
     """Steps between two sample grids (with --codec); left out: at every fifth measurement."""
-    report_to: TrackerName = "none"
+    report_to: Annotated[TrackerName, Free()] = "none"
     """Tracker that gets the numbers and pictures that RUN keeps, too; its package has to be installed."""
-    overwrite: bool = False
+    overwrite: Overwrite = False
     """Start anew instead of continuing what is in RUN."""
-    dry_run: bool = False
+    dry_run: DryRun = False
     """Print the resolved settings, the size of the model and the estimated time, and write nothing."""
 
 
@@ -158,21 +170,6 @@ class CodeFacts:
     base: PriorModel | None = None
 
 
-def _integer(name: str, value: int | None, low: int, advice: str) -> None:
-    if value is not None and value < low:
-        raise UsageError(f"--{name} must be at least {low}, got {value}; {advice}")
-
-
-def _real(name: str, value: float | None, low: float, high: float, *, open_low: bool = False) -> None:
-    if value is None:
-        return
-    inside = math.isfinite(value) and (low < value if open_low else low <= value) and value <= high
-    if not inside:
-        left = f"above {low:g}" if open_low else f"at least {low:g}"
-        right = f" and at most {high:g}" if math.isfinite(high) else ""
-        raise UsageError(f"--{name} must be finite, {left}{right}, got {value:g}; change it or leave it out")
-
-
 def _check_sources(settings: TrainPrior) -> None:
     """Check what the training reads and starts from; raises `UsageError`."""
     s = settings
@@ -184,8 +181,8 @@ def _check_sources(settings: TrainPrior) -> None:
     for flag, column in (("image-column", s.image_column), ("label-column", s.label_column)):
         if column is not None and s.data is None:
             raise UsageError(f"--{flag} goes with --data, got {column} with --codes; leave it out")
-    if s.data == "":
-        raise UsageError("--data must name a folder, a parquet file, a Hub id or the word digits, got nothing")
+    if s.data is not None:
+        require_data(s.data)
     if s.from_model is None:
         if s.lora:
             raise UsageError("--lora needs a prior to start from; give --from MODEL, or leave out --lora")
@@ -210,47 +207,12 @@ def check(settings: TrainPrior) -> None:
     """
     _check_sources(settings)
     require_tracker(settings.report_to)
-    s, m = settings, settings.model
+    s = settings
     if s.fsdp:
         together = {"lora": s.lora, "optimizer muon": s.optimizer == "muon", "reproducible": s.reproducible}
         for other in [flag for flag, asked in together.items() if asked]:
             raise UsageError(f"--fsdp does not go with --{other}; leave out one of them")
-    leave_out = "change it or leave it out"
-    for name, value in (
-        ("steps", s.steps),
-        ("batch-size", s.batch_size),
-        ("checkpoint-every", s.checkpoint_every),
-        ("log-every", s.log_every),
-        ("eval-every", s.eval_every),
-        ("eval-rows", s.eval_rows),
-        ("patience", s.patience),
-        ("sample-every", s.sample_every),
-        ("lora-rank", s.lora_rank),
-        ("model.num-layers", m.num_layers),
-        ("model.hidden-size", m.hidden_size),
-        ("model.num-heads", m.num_heads),
-        ("model.num-key-value-heads", m.num_key_value_heads),
-        ("model.intermediate-size", m.intermediate_size),
-    ):
-        _integer(name, value, 1, leave_out)
-    _integer("gradient-accumulation-steps", s.gradient_accumulation_steps, 1, leave_out)
-    _integer("seed", s.seed, 0, "use a number from 0 to 2**63 - 1")
-    _integer("warmup-steps", s.warmup_steps, 0, leave_out)
-    if s.lora_rank is not None and s.lora_rank > MAX_LORA_RANK:
-        raise UsageError(f"--lora-rank must be at most {MAX_LORA_RANK}, got {s.lora_rank}; {leave_out}")
-    if s.seed >= 2**63:
-        raise UsageError(f"--seed must be below 2**63, got {s.seed}")
-    _real("learning-rate", s.learning_rate, 0.0, 1.0, open_low=True)
-    for name, share in (
-        ("label-dropout", s.label_dropout),
-        ("token-dropout", s.token_dropout),
-        ("average-decay", s.average_decay),
-        ("decay-fraction", s.decay_fraction),
-    ):
-        _real(name, share, 0.0, 1.0)
-    _real("weight-decay", s.weight_decay, 0.0, math.inf)
-    _real("max-grad-norm", s.max_grad_norm, 0.0, math.inf, open_low=True)
-    _real("model.rope-theta", m.rope_theta, 1.0, 1e9, open_low=True)
+    check_ranges(settings)
 
 
 def _check_heads(model: PriorModel) -> None:

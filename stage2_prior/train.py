@@ -44,7 +44,6 @@ from vq_prior.core.processes.runtime import (
     unwrap,
 )
 from vq_prior.core.processes.sharding import gathered, is_sharded, whole
-from vq_prior.core.settings import absent_means
 from vq_prior.core.spec import Codec
 from vq_prior.core.training.optim import lr_at, set_learning_rate
 from vq_prior.core.training.randomness import batch_rows
@@ -122,8 +121,7 @@ def train_prior(settings: TrainPrior, codec: Codec | None = None, base: CausalPr
     require_free_space(training.folder, need)
     if settings.overwrite and runtime.is_main:
         remove(training.final)
-    absent = absent_means(settings)
-    open_run(training.folder, config, overwrite=settings.overwrite, is_main=runtime.is_main, absent=absent)
+    open_run(training.folder, config, settings=settings, overwrite=settings.overwrite, is_main=runtime.is_main)
     runtime.barrier()
     resume(training)
     if training.done() and written_steps(training.final) == training.step:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import tyro
 
 from stage2_prior.sampling_settings import Sampling
+from vq_prior.core.settings import ImageColumn, LabelColumn, NumWorkers
 
 
 @dataclass
@@ -96,12 +97,9 @@ class Score:
     """Folder for scores.json, 000000.png ... (image left, map right) and maps.png (the least likely)."""
     unconditional: bool = False
     """Score every image without a class, whatever its label."""
-    num_workers: int | None = None
-    """Threads that read images; left out: one a core."""
-    image_column: str | None = None
-    """Column of the images in tables; left out: found by type."""
-    label_column: str | None = None
-    """Column of the labels in tables; left out: `label` if there is one."""
+    num_workers: NumWorkers = None
+    image_column: ImageColumn = None
+    label_column: LabelColumn = None
     overwrite: bool = False
     """Replace the scores that are at OUT."""
 
@@ -127,12 +125,9 @@ class Evaluate(SampleSettings):
     image model of transformers, a folder or Hub id."""
     lpips: Literal["none", "alex", "vgg", "squeeze"] = "none"
     """Network of the perceptual distance LPIPS; its weights come from torchvision."""
-    num_workers: int | None = None
-    """Threads that read images; left out: one a core."""
-    image_column: str | None = None
-    """Column of the images in tables; left out: found by type."""
-    label_column: str | None = None
-    """Column of the labels in tables; left out: `label` if there is one."""
+    num_workers: NumWorkers = None
+    image_column: ImageColumn = None
+    label_column: LabelColumn = None
 
 
 @dataclass(kw_only=True)
@@ -152,12 +147,9 @@ class Doctor:
     made from, if it is still there."""
     out: Path | None = None
     """JSON file for what was measured."""
-    num_workers: int | None = None
-    """Threads that read images; left out: one a core."""
-    image_column: str | None = None
-    """Column of the images in tables; left out: found by type."""
-    label_column: str | None = None
-    """Column of the labels in tables; left out: `label` if there is one."""
+    num_workers: NumWorkers = None
+    image_column: ImageColumn = None
+    label_column: LabelColumn = None
 
 
 @dataclass
@@ -242,12 +234,9 @@ class Verify:
     data: str | None = None
     """With --codec: the images that the codes were extracted from; left out: where they came from, if they are still
     there."""
-    image_column: str | None = None
-    """Column of the images in tables of --data; left out: found by type."""
-    label_column: str | None = None
-    """Column of the labels in tables and metadata files of --data; left out: `label` if there is one."""
-    num_workers: int | None = None
-    """Threads that read images; left out: one a core."""
+    image_column: ImageColumn = None
+    label_column: LabelColumn = None
+    num_workers: NumWorkers = None
 
 
 @dataclass

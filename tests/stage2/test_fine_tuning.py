@@ -225,8 +225,8 @@ def test_a_stranger_is_refused_with_both_ids(code_store: Path, tmp_path: Path) -
     [
         ({"from_model": None, "lora_rank": None}, "--lora needs a prior to start from"),
         ({"lora": False}, "--lora-rank goes with --lora, got 3"),
-        ({"lora_rank": 0}, "--lora-rank must be at least 1, got 0"),
-        ({"lora_rank": 5000}, "--lora-rank must be at most 1024, got 5000"),
+        ({"lora_rank": 0}, "--lora-rank must be between 1 and 1024, got 0"),
+        ({"lora_rank": 5000}, "--lora-rank must be between 1 and 1024, got 5000"),
         ({"model": PriorModel(hidden_size=48)}, "--model.hidden-size 48 cannot go with --from"),
         ({"model": PriorModel(kind="llama")}, "--model.kind llama cannot go with --from"),
         ({"codes": None}, "either --codes .* or --data .* got neither"),

@@ -1,11 +1,9 @@
 """From the words after `vq-prior` to a command and its settings, and what is wrong with them in one line."""
 
 import contextlib
-import dataclasses
 import io
 import os
 import re
-import typing
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from importlib import import_module
@@ -14,7 +12,7 @@ from typing import Any
 
 from vq_prior.cli.invocation import COMMANDS, Invocation
 from vq_prior.core.errors import UsageError
-from vq_prior.core.settings import changed_names, note_given
+from vq_prior.core.settings import Formerly, changed_names, note_given, settings_in
 
 
 def usage() -> str:
@@ -120,21 +118,27 @@ def flags_of(settings_class: type) -> Iterator[str]:
     return (flag for flag, _ in _settings_by_flag(settings_class))
 
 
-def _settings_by_flag(settings_class: type, prefix: str = "--", path: str = "") -> Iterator[tuple[str, str]]:
+def _settings_by_flag(settings_class: type) -> Iterator[tuple[str, str]]:
     """Yield every flag of a settings class and the dotted name of its setting."""
-    kinds, hints = (typing.get_type_hints(settings_class, include_extras=extras) for extras in (False, True))
-    for setting in dataclasses.fields(settings_class):
-        kind = kinds[setting.name]
-        # A flag whose name is a word of Python (--from) has another name than its setting: tyro.conf.arg(name=...).
-        marks = getattr(hints[setting.name], "__metadata__", ())
-        named = [mark.name for mark in marks if getattr(mark, "name", None)]
-        flag = (named or [setting.name])[0].replace("_", "-")
-        if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-            yield from _settings_by_flag(kind, f"{prefix}{flag}.", f"{path}{setting.name}.")
-        else:
-            yield prefix + flag, path + setting.name
-            if kind is bool:
-                yield f"{prefix}no-{flag}", path + setting.name
+    for setting in settings_in(settings_class):
+        yield setting.flag, setting.name
+        if setting.kind is bool:
+            start, dot, last = setting.flag.removeprefix("--").rpartition(".")
+            yield f"--{start}{dot}no-{last}", setting.name
+
+
+def _renamed(settings_class: type, words: Sequence[str]) -> list[str]:
+    """Return the words with the flags that had another name formerly by the name of today."""
+    today = {
+        f"--{former.flag}": setting.flag
+        for setting in settings_in(settings_class)
+        if (former := setting.mark(Formerly))
+    }
+    renamed = []
+    for word in words:
+        flag, equals, value = word.partition("=")
+        renamed.append(today.get(flag.replace("_", "-"), flag) + equals + value)
+    return renamed
 
 
 def _check_flags(name: str, settings_class: type, words: Sequence[str]) -> None:
@@ -150,6 +154,7 @@ def _check_flags(name: str, settings_class: type, words: Sequence[str]) -> None:
 def _parse_settings(name: str, settings_class: type, default: Any | None, words: list[str]) -> Any:
     import tyro
 
+    words = _renamed(settings_class, words)
     _check_flags(name, settings_class, words)
     errors = io.StringIO()
     os.environ["COLUMNS"] = os.environ.get("COLUMNS", "100")

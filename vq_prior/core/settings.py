@@ -1,14 +1,186 @@
 """What the settings of every command have in common. Imports neither torch nor transformers.
 
-A settings class is a dataclass; a field may carry `metadata={"before": value}`: what the program did before it had
-that setting, where that is not the field's default.
+A settings class is a dataclass. Marks on the type of a field say what there is to know of it, so that nobody else has
+to know it by name: `Annotated[int, Within(1, 1024), Free()]`. A field may also carry `metadata={"before": value}`: what
+the program did before it had that setting, where that is not the field's default.
 """
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping, Set
-from typing import Any, Self, TypeVar, get_type_hints
+from dataclasses import dataclass
+from functools import reduce
+from pathlib import Path
+from typing import Annotated, Any, Self, TypeVar, get_type_hints
+
+import tyro
+
+from vq_prior.core.errors import UsageError
 
 S = TypeVar("S")
+M = TypeVar("M")
+
+
+@dataclass(frozen=True)
+class Within:
+    """Mark of a number, or of a tuple of numbers: the range of each. None is always allowed.
+
+    >>> Within(1).allowed(), Within(1, 64).allowed(), Within(8, 4096, multiple=8).allowed()
+    ('at least 1', 'between 1 and 64', 'a multiple of 8 from 8 to 4096')
+    >>> Within(0, above=True).allowed(), Within(0, 10, above=True).allowed(), Within(0, 1, below=True).allowed()
+    ('a number above 0', 'a number above 0, at most 10', 'at least 0 and below 1')
+
+    Attributes:
+        low: The smallest.
+        high: The largest; infinity is never reached.
+        above: Whether `low` itself is too small.
+        below: Whether `high` itself is too large.
+        multiple: Of what the number has to be a multiple, if of anything.
+    """
+
+    low: float
+    high: float = math.inf
+    above: bool = False
+    below: bool = False
+    multiple: int | None = None
+
+    def holds(self, value: float) -> bool:
+        """Return whether a number is finite and in the range."""
+        inside = value > self.low if self.above else value >= self.low
+        inside = inside and (value < self.high if self.below else value <= self.high)
+        return inside and math.isfinite(value) and (self.multiple is None or value % self.multiple == 0)
+
+    def allowed(self) -> str:
+        """Return the range in words."""
+        low, high = _plain(self.low), _plain(self.high)
+        if self.multiple is not None:
+            return f"a multiple of {self.multiple} from {low} to {high}"
+        if self.above:
+            return f"a number above {low}" + ("" if math.isinf(self.high) else f", at most {high}")
+        if self.below:
+            return f"at least {low} and below {high}"
+        return f"at least {low}" if math.isinf(self.high) else f"between {low} and {high}"
+
+
+def _plain(number: float) -> str:
+    return str(int(number)) if math.isfinite(number) and number == int(number) else f"{number:g}"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Mark of a setting that says where something lies: it may change when a run goes on, where its content does not.
+
+    Attributes:
+        word: What a record of the training calls it; None: by its name, without the folders before it.
+    """
+
+    word: str | None = None
+
+
+@dataclass(frozen=True)
+class Free:
+    """Mark of a setting that no result depends on: it may change when a run goes on.
+
+    Attributes:
+        told: Whether a record of the training tells it.
+    """
+
+    told: bool = False
+
+
+@dataclass(frozen=True)
+class Once:
+    """Mark of a setting that belongs to one call and not to the run."""
+
+
+@dataclass(frozen=True)
+class Formerly:
+    """Mark of a setting whose flag had another name, which is still read and stays in records."""
+
+    flag: str
+
+
+NumWorkers = Annotated[
+    int | None,
+    Within(1, 1024),
+    Free(),
+    tyro.conf.arg(help="Threads that read images; left out: as many as speed it up."),
+]
+ImageColumn = Annotated[str | None, tyro.conf.arg(help="Column of the images in tables; left out: found by type.")]
+LabelColumn = Annotated[
+    str | None,
+    tyro.conf.arg(help="Column of the labels in tables and metadata files; left out: `label` if there is one."),
+]
+Overwrite = Annotated[bool, Once()]
+DryRun = Annotated[bool, Once()]
+Seed = Annotated[int, Within(0, 2**63 - 1)]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting of a settings class, or of a dataclass in it.
+
+    Attributes:
+        name: Dotted name.
+        flag: How it is typed, with the dashes.
+        kind: Its type, without marks.
+        marks: What its annotation says of it.
+    """
+
+    name: str
+    flag: str
+    kind: Any
+    marks: tuple[Any, ...]
+
+    def mark(self, kind: type[M]) -> M | None:
+        """Return the mark of this kind, None if it has none."""
+        return next((mark for mark in self.marks if isinstance(mark, kind)), None)
+
+
+def settings_in(settings_class: type, prefix: str = "--", path: str = "") -> Iterator[Setting]:
+    """Yield every setting of a settings class, those of nested dataclasses too, in the order of `--help`."""
+    kinds, hints = (get_type_hints(settings_class, include_extras=extras) for extras in (False, True))
+    for field in dataclasses.fields(settings_class):
+        kind, marks = kinds[field.name], tuple(getattr(hints[field.name], "__metadata__", ()))
+        # A flag whose name is a word of Python (--from) has another name than its setting: tyro.conf.arg(name=...).
+        named = [mark.name for mark in marks if getattr(mark, "name", None)]
+        flag = (named or [field.name])[0].replace("_", "-")
+        if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+            yield from settings_in(kind, f"{prefix}{flag}.", f"{path}{field.name}.")
+        else:
+            yield Setting(path + field.name, prefix + flag, kind, marks)
+
+
+def names_marked(settings_class: type, *marks: type) -> frozenset[str]:
+    """Return the dotted names of the settings that carry one of these marks."""
+    return frozenset(each.name for each in settings_in(settings_class) if any(map(each.mark, marks)))
+
+
+def value_of(settings: Any, name: str) -> Any:
+    """Return the value of a setting by its dotted name."""
+    return reduce(getattr, name.split("."), settings)
+
+
+def check_ranges(settings: Any, prefix: str = "--") -> None:
+    """Raise `UsageError` that names the first flag whose number is out of its range, what is allowed and was given."""
+    for setting in settings_in(type(settings), prefix):
+        within = setting.mark(Within)
+        value = value_of(settings, setting.name)
+        for number in value if isinstance(value, tuple) else (value,):
+            if within is not None and number is not None and not within.holds(number):
+                raise UsageError(f"{setting.flag} must be {within.allowed()}, got {number}; change it or leave it out")
+
+
+def require_data(data: str) -> None:
+    """Raise `UsageError` if DATA is empty, which would be the current folder."""
+    if not data:
+        raise UsageError("--data must name a folder, a parquet file, a Hub id or the word digits, got nothing")
+
+
+def require_folder_to_write(out: Path) -> None:
+    """Raise `UsageError` if --out is a file."""
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"--out must be a folder to write, got the existing file {out}")
 
 
 class Settings:

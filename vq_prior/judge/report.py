@@ -17,13 +17,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from stage1_vqvae.settings import TrainVQVAE
+from stage2_prior.settings import TrainPrior
 from vq_prior import __version__
 from vq_prior.core.config import read_json
 from vq_prior.core.disk.artifacts import write_atomic
 from vq_prior.core.disk.code_store import INDEX, CodeStore, shard_ranges
-from vq_prior.core.disk.records import PLACES, TrainingRecord, public_name, read_record
+from vq_prior.core.disk.records import TrainingRecord, public_name, read_record
 from vq_prior.core.errors import ArtifactError, UsageError
 from vq_prior.core.media import picture_grid, png_bytes, to_pixels
+from vq_prior.core.settings import Place, names_marked
 from vq_prior.core.training.runs import by_number, flatten, read_run_config
 from vq_prior.judge.chart import Chart, line_chart
 
@@ -345,15 +348,17 @@ def _evaluation(run: Path) -> list[Section]:
 
 def _configuration(codec_run: _Training | None, prior_run: _Training | None) -> Section:
     section = Section("Configuration", text="Every setting, as it was chosen for this data and this machine.")
-    for command, training in (("train-vqvae", codec_run), ("train-prior", prior_run)):
+    runs = (("train-vqvae", TrainVQVAE, codec_run), ("train-prior", TrainPrior, prior_run))
+    for command, settings_class, training in runs:
         if training is not None:
+            # Where something lies on this machine is nobody else's business.
+            places = names_marked(settings_class, Place)
             rows = tuple(
-                (f"--{name.replace('_', '-')}", _shown(name, value)) for name, value in training.settings.items()
+                (
+                    f"--{name.replace('_', '-')}",
+                    public_name(value) if value is not None and name in places else str(value),
+                )
+                for name, value in training.settings.items()
             )
             section.tables.append(Table(rows, title=command))
     return section
-
-
-def _shown(name: str, value: Any) -> str:
-    """Return a setting as the page shows it: where something lies on this machine is nobody else's business."""
-    return public_name(value) if value is not None and name in (*PLACES, "data") else str(value)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import pytest
 
@@ -15,6 +16,7 @@ from vq_prior.core.disk.records import (
     write_record,
 )
 from vq_prior.core.errors import ArtifactError
+from vq_prior.core.settings import Formerly, Free, Once, Place
 
 GIVEN = TrainingRecord(1, "vq-prior train-vqvae --data digits --out RUN", "digits", "0" * 64, 9, 1, {"psnr": 20.5})
 
@@ -27,12 +29,14 @@ class Inner:
 @dataclass
 class Settings:
     data: str
-    out: Path
-    codec: str | None = None
+    out: Annotated[Path, Place("RUN")]
+    codec: Annotated[str | None, Place("CODEC")] = None
     steps: int | None = None
     betas: tuple[float, float] = (0.9, 0.99)
     flip: bool = False
-    overwrite: bool = False
+    overwrite: Annotated[bool, Once()] = False
+    num_workers: Annotated[int | None, Free()] = None
+    max_norm: Annotated[float, Formerly("max-grad-norm")] = 1.0
     model: Inner = field(default_factory=Inner)
 
 
@@ -40,9 +44,11 @@ def test_the_command_holds_what_was_set_and_no_place() -> None:
     settings = Settings(
         "/data/of/somebody/cats", Path("/x/run"), codec="/x/run", steps=5, betas=(0.5, 0.9), flip=True, overwrite=True
     )
+    settings.num_workers, settings.max_norm = 3, 2.0
     settings.model.width = 8
     assert command_line("train", settings) == (
-        "vq-prior train --data cats --out RUN --codec CODEC --steps 5 --betas 0.5 0.9 --flip --model.width 8"
+        "vq-prior train --data cats --out RUN --codec CODEC --steps 5 --betas 0.5 0.9 --flip --max-grad-norm 2.0 "
+        "--model.width 8"
     )
 
 

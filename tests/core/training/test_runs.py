@@ -1,9 +1,11 @@
 import dataclasses
 import json
+from typing import Annotated
 
 import pytest
 
 from vq_prior.core.errors import ArtifactError, EnvironmentFault, UsageError
+from vq_prior.core.settings import Free, Once, Place
 from vq_prior.core.training.runs import (
     RunLog,
     check_continues,
@@ -26,12 +28,12 @@ class Training:
     steps: int = 100
     batch_size: int = 32
     learning_rate: float = 3e-4
-    num_workers: int | None = None
-    checkpoint_every: int = 50
-    data: str = "digits"
+    num_workers: Annotated[int | None, Free()] = None
+    checkpoint_every: Annotated[int, Free()] = 50
+    data: Annotated[str, Place()] = "digits"
     model: Model = dataclasses.field(default_factory=Model)
-    overwrite: bool = False
-    dry_run: bool = False
+    overwrite: Annotated[bool, Once()] = False
+    dry_run: Annotated[bool, Once()] = False
 
 
 def config_of(data_id="d1", **changes):
@@ -40,7 +42,7 @@ def config_of(data_id="d1", **changes):
 
 def refusal(old, new, folder):
     with pytest.raises(UsageError) as caught:
-        check_continues(old, new, folder)
+        check_continues(old, new, folder, settings=Training())
     return str(caught.value)
 
 
@@ -56,38 +58,38 @@ def test_other_data_is_refused_by_its_content(tmp_path):
 
 
 def test_steps_may_grow_but_not_shrink(tmp_path):
-    check_continues(config_of(), config_of(steps=200), tmp_path)
-    check_continues(config_of(), config_of(), tmp_path)
+    check_continues(config_of(), config_of(steps=200), tmp_path, settings=Training())
+    check_continues(config_of(), config_of(), tmp_path, settings=Training())
     assert "steps 100 -> 99" in refusal(config_of(), config_of(steps=99), tmp_path)
 
 
 def test_what_the_result_does_not_depend_on_may_change(tmp_path):
     changed = config_of(num_workers=7, checkpoint_every=3, data="elsewhere", overwrite=True, dry_run=True)
-    check_continues(config_of(), changed, tmp_path)
+    check_continues(config_of(), changed, tmp_path, settings=Training())
 
 
 def test_a_run_continues_from_its_own_file(tmp_path):
-    open_run(tmp_path / "run", config_of(), overwrite=False, is_main=True)
+    open_run(tmp_path / "run", config_of(), settings=Training(), overwrite=False, is_main=True)
     saved = read_run_config(tmp_path / "run" / "config.json")
-    check_continues(saved, config_of(), tmp_path)  # tuples, None and floats survive the file
+    check_continues(saved, config_of(), tmp_path, settings=Training())  # tuples, None and floats survive the file
     assert flatten(saved.settings)["model.grid"] == [8, 8]
     assert not {"overwrite", "dry_run"} & saved.settings.keys()
 
 
 def test_opening_creates_continues_refuses_and_overwrites(tmp_path):
     folder = tmp_path / "run"
-    open_run(folder, config_of(), overwrite=False, is_main=False)
+    open_run(folder, config_of(), settings=Training(), overwrite=False, is_main=False)
     assert not folder.exists()
-    open_run(folder, config_of(), overwrite=False, is_main=True)
+    open_run(folder, config_of(), settings=Training(), overwrite=False, is_main=True)
     (folder / "checkpoints").mkdir()
-    open_run(folder, config_of(steps=300), overwrite=False, is_main=True)
+    open_run(folder, config_of(steps=300), settings=Training(), overwrite=False, is_main=True)
     assert read_run_config(folder / "config.json").settings["steps"] == 300
     assert (folder / "checkpoints").is_dir()
     before = (folder / "config.json").read_bytes()
     with pytest.raises(UsageError):
-        open_run(folder, config_of(batch_size=1), overwrite=False, is_main=True)
+        open_run(folder, config_of(batch_size=1), settings=Training(), overwrite=False, is_main=True)
     assert (folder / "config.json").read_bytes() == before
-    open_run(folder, config_of(batch_size=1), overwrite=True, is_main=True)
+    open_run(folder, config_of(batch_size=1), settings=Training(), overwrite=True, is_main=True)
     assert [path.name for path in folder.iterdir()] == ["config.json"]
 
 

@@ -11,6 +11,7 @@ from vq_prior.core.config import from_json, pretty_json, read_json
 from vq_prior.core.errors import ArtifactError
 from vq_prior.core.hub.client import is_hub_id
 from vq_prior.core.identity import file_sha256
+from vq_prior.core.settings import Formerly, Free, Once, Place, settings_in
 
 RECORD, WEIGHTS = "training.json", "model.safetensors"
 
@@ -50,11 +51,6 @@ def public_name(text: str | Path) -> str:
     return (PurePosixPath(typed.replace("\\", "/")).name or "data") if outside or ".." in parts else typed
 
 
-# Settings that say where something lies and not what it is: the record must not depend on it.
-UNTOLD = ("overwrite", "dry_run", "num_workers", "checkpoint_every", "report_to")  # they change nothing that is saved
-PLACES = {"out": "RUN", "codes": "CODES", "codec": "CODEC", "from_model": "MODEL"}
-
-
 def command_line(command: str, settings: Any) -> str:
     """Return the command that these settings (a dataclass) were typed as; defaults and one-off flags are left out.
 
@@ -66,17 +62,20 @@ def command_line(command: str, settings: Any) -> str:
 
 def _flags(settings: Any, prefix: str) -> list[str]:
     words: list[str] = []
+    known = {setting.name: setting for setting in settings_in(type(settings))}
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
-        flag = prefix + field.name.removesuffix("_model").replace("_", "-")
         if dataclasses.is_dataclass(value):
-            words += _flags(value, f"{flag}.")
+            words += _flags(value, f"{prefix}{field.name.replace('_', '-')}.")
             continue
+        setting = known[field.name]
+        free, place, former = setting.mark(Free), setting.mark(Place), setting.mark(Formerly)
         default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-        if value == default or field.name in UNTOLD:
+        if value == default or setting.mark(Once) or (free and not free.told):
             continue
-        if field.name in PLACES:
-            words += [flag, str(value) if is_hub_id(value) else PLACES[field.name]]
+        flag = prefix + (former.flag if former else setting.flag.removeprefix("--"))
+        if place is not None and place.word is not None:
+            words += [flag, str(value) if is_hub_id(value) else place.word]
             continue
         if isinstance(value, bool):
             words.append(flag if value else f"{prefix}no-{flag.removeprefix(prefix)}")

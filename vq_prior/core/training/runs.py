@@ -26,15 +26,20 @@ from vq_prior.core.disk.artifacts import remove, write_atomic
 from vq_prior.core.disk.locks import claim
 from vq_prior.core.errors import ArtifactError, NumericError, UsageError
 from vq_prior.core.media import save_png
-from vq_prior.core.settings import given_names, overlaid, with_absent
+from vq_prior.core.settings import (
+    Free,
+    Once,
+    Place,
+    absent_means,
+    given_names,
+    names_marked,
+    overlaid,
+    settings_in,
+    with_absent,
+)
 from vq_prior.core.training.tracking import Tracker, TrackerName
 
 S = TypeVar("S")
-
-# What may differ between a run and its continuation, because the result does not depend on it.
-PLACES = frozenset({"data", "codes", "codec", "from_model", "out"})
-FREE_SETTINGS = PLACES | {"num_workers", "checkpoint_every", "fail_on_collapse", "report_to", "fsdp"}
-ONCE = frozenset({"overwrite", "dry_run"})  # belong to one call, not to the run
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,8 @@ class RunConfig:
 
 def run_config(command: str, settings: Any, inputs: dict[str, str]) -> RunConfig:
     """Return the config of a run with these resolved settings (a dataclass); one-off flags are left out."""
-    kept = {name: value for name, value in to_json(settings).items() if name not in ONCE}
+    once = names_marked(type(settings), Once)
+    kept = {name: value for name, value in to_json(settings).items() if name not in once}
     return RunConfig(1, command, kept, inputs)
 
 
@@ -94,7 +100,7 @@ def continued(settings: S, folder: Path) -> S:
     """Return the settings of a rerun: what the person gave, and for all else what the run in `folder` has.
 
     So a default may change, and a setting may be added, without a change to the runs that are there. Where something
-    lies is not taken from the run, but for the prior that it started from.
+    lies is not taken from the run, but for what it started from (`Place("MODEL")`).
 
     Raises:
         ArtifactError: If the run's `config.json` is malformed.
@@ -103,7 +109,8 @@ def continued(settings: S, folder: Path) -> S:
     if not path.exists():
         return settings
     saved = from_json(type(settings), with_absent(type(settings), read_run_config(path).settings), f"{path}: settings")
-    kept = given_names(settings) | (PLACES - {"from_model"}) | ONCE
+    places = {each.name for each in settings_in(type(settings)) if each.mark(Place) not in (None, Place("MODEL"))}
+    kept = given_names(settings) | places | names_marked(type(settings), Once)
     return overlaid(settings, saved, leave=kept)
 
 
@@ -115,37 +122,43 @@ def explained(typed: S, settings: S, resolve: Callable[[S], S]) -> S:
         settings: Resolved, partly from a run that was there.
         resolve: Makes every choice that is left open.
     """
-    known: set[str] = set()
+    known: set[str] = set(free_names(type(typed)))
     while True:
         try:
             chosen = flatten(to_json(resolve(typed)))
         except UsageError:  # what was typed does not fit the run's other settings alone
             return settings
         wanted = flatten(to_json(settings))
-        wrong = {name for name in wanted if wanted[name] != chosen.get(name)} - FREE_SETTINGS - ONCE - known
+        wrong = {name for name in wanted if wanted[name] != chosen.get(name)} - known
         if not wrong:
             return typed
         known |= wrong
         typed = overlaid(typed, settings, leave=set(wanted) - wrong)
 
 
-def check_continues(old: RunConfig, new: RunConfig, folder: Path, *, absent: Mapping[str, Any] | None = None) -> None:
+def free_names(settings_class: type) -> frozenset[str]:
+    """Return the settings that may differ between a run and its continuation: the result does not depend on them."""
+    return names_marked(settings_class, Free, Place, Once)
+
+
+def check_continues(old: RunConfig, new: RunConfig, folder: Path, *, settings: Any) -> None:
     """Raise `UsageError` that lists old -> new unless `new` continues the run `old`.
 
-    `steps` may grow, the names in `FREE_SETTINGS` may change, nothing else.
+    `steps` may grow, what `free_names` lists may change, nothing else.
 
     Args:
         old: The run that is there.
         new: What is asked for.
         folder: Of the run.
-        absent: By dotted name, what a setting that `old` does not name means; see `absent_means`.
+        settings: As typed; their class tells what is free, and what a setting means that `old` does not name.
     """
-    before, after = {**(absent or {}), **flatten(old.settings)}, flatten(to_json(new.settings))
+    free = free_names(type(settings))
+    before, after = {**absent_means(settings), **flatten(old.settings)}, flatten(to_json(new.settings))
     changes = []
     for name in sorted(before.keys() | after.keys()):
         was, now = before.get(name), after.get(name)
         grows = name == "steps" and isinstance(was, int) and isinstance(now, int) and now >= was
-        if was != now and name not in FREE_SETTINGS | ONCE and not grows:
+        if was != now and name not in free and not grows:
             changes.append(f"{name.replace('_', '-')} {was} -> {now}")
     for name in sorted(old.inputs.keys() | new.inputs.keys()):
         if old.inputs.get(name) != new.inputs.get(name):
@@ -157,12 +170,10 @@ def check_continues(old: RunConfig, new: RunConfig, folder: Path, *, absent: Map
         )
 
 
-def open_run(
-    folder: Path, config: RunConfig, *, overwrite: bool, is_main: bool, absent: Mapping[str, Any] | None = None
-) -> None:
+def open_run(folder: Path, config: RunConfig, *, settings: Any, overwrite: bool, is_main: bool) -> None:
     """Create the folder of a run, or check that `config` continues the one that is there.
 
-    Call it on every process after all other checks, and wait for the main one afterwards. `absent` is that of
+    Call it on every process after all other checks, and wait for the main one afterwards. `settings` are those of
     `check_continues`.
 
     Raises:
@@ -171,7 +182,7 @@ def open_run(
     """
     path = folder / "config.json"
     if path.exists() and not overwrite:
-        check_continues(read_run_config(path), config, folder, absent=absent)
+        check_continues(read_run_config(path), config, folder, settings=settings)
     if is_main:
         claim(folder)
         if overwrite and folder.exists():
