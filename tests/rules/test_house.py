@@ -15,7 +15,7 @@ PACKAGES = ("vq_prior", "stage1_vqvae", "stage2_prior")
 
 TOP_LEVEL = {
     *PACKAGES,
-    *("scripts", "tests", "docs", ".ci"),
+    *("scripts", "tests", "docs", "findings", ".ci"),
     *("pyproject.toml", "constraints.txt", ".gitignore", ".gitattributes"),
     *("README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "CITATION.cff", "SECURITY.md"),
 }
