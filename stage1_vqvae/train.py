@@ -32,14 +32,13 @@ from vq_prior.core.disk.records import TrainingRecord, command_line, public_name
 from vq_prior.core.disk.tensors import read_tensors
 from vq_prior.core.errors import ArtifactError, Stopped, UsageError
 from vq_prior.core.media import to_unit_range
+from vq_prior.core.processes.collectives import gather_rows, require_same_everywhere
 from vq_prior.core.processes.control import signal_control
 from vq_prior.core.processes.gradients import StepSums
 from vq_prior.core.processes.runtime import (
     Runtime,
     full_state,
-    gather_rows,
     has_native_bf16,
-    require_same_everywhere,
     start_runtime,
 )
 from vq_prior.core.training.averaging import WeightAverage
@@ -400,7 +399,7 @@ def _passes(
     pieces = runtime.pieces(s.batch_size, s.gradient_accumulation_steps)
     for piece in pieces:
         noise = partial(_row_noise, s.seed, step, piece.start)
-        model.quantizer.begin_step(progress=step / (s.steps or 1), noise=noise)
+        model.quantizer.begin_step(progress=step / (s.steps or 1), noise=noise, sums=runtime.sum_over_piece)
         part = (piece.stop - piece.start) / s.batch_size
         with sums.piece(last=piece is pieces[-1]):
             terms, codes = _forward(wrapped, images[piece.start - first : piece.stop - first], s, runtime)

@@ -31,6 +31,7 @@ from vq_prior.core.disk.records import TrainingRecord, command_line, write_recor
 from vq_prior.core.errors import ArtifactError, NumericError, Stopped, UsageError
 from vq_prior.core.identity import require_same_codec
 from vq_prior.core.media import picture_grid, to_pixels
+from vq_prior.core.processes.collectives import sum_over_processes
 from vq_prior.core.processes.control import signal_control
 from vq_prior.core.processes.gradients import StepSums
 from vq_prior.core.processes.ordered_sums import TreeSum
@@ -40,7 +41,6 @@ from vq_prior.core.processes.runtime import (
     has_native_bf16,
     sharding_asked,
     start_runtime,
-    sum_over_processes,
     unwrap,
 )
 from vq_prior.core.processes.sharding import gathered, is_sharded, whole

@@ -16,8 +16,8 @@ from stage1_vqvae.quantizers.contract import Quantized, Quantizer
 from stage1_vqvae.quantizers.entropy import codebook_entropy
 from stage1_vqvae.quantizers.gradients import ESTIMATORS
 from stage1_vqvae.quantizers.lookup import drawn, kmeans, nearest_codes, sums_by_code
+from vq_prior.core.processes.collectives import sum_over_processes, take_rows
 from vq_prior.core.processes.ordered_sums import TreeSum
-from vq_prior.core.processes.runtime import sum_over_processes, take_rows
 
 
 class CodebookQuantizer(Quantizer):
@@ -68,7 +68,7 @@ class CodebookQuantizer(Quantizer):
             if table.requires_grad:
                 loss["codebook"] = mean_square(z.detach(), chosen)
             if training and self.settings.entropy_temperature is not None:
-                loss["entropy"] = codebook_entropy(flat, table, self.settings.entropy_temperature)
+                loss["entropy"] = codebook_entropy(flat, table, self.settings.entropy_temperature, self.sums)
             vectors = self._estimate(z, chosen)
         return Quantized(vectors, (codes.view(z.shape[:-1]),), loss)
 

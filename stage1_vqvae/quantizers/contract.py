@@ -20,6 +20,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from stage1_vqvae.quantizer_settings import QuantizerSettings
+from vq_prior.core.processes.collectives import sum_over_processes
 
 
 @dataclass
@@ -53,6 +54,7 @@ class Quantizer(nn.Module):
         num_codes: K, the number of codes that was asked for.
         code_dim: D.
         level_sizes: K of each level.
+        progress, noise, sums: What `begin_step` was told last.
     """
 
     loss_terms: ClassVar[dict[str, float | None]] = {}
@@ -72,14 +74,25 @@ class Quantizer(nn.Module):
         self.num_codes: int = settings.num_codes
         self.code_dim: int = settings.code_dim
         self.level_sizes = self.sizes_of(settings)
+        self.progress = 0.0
+        self.noise: Callable[[int], np.random.Generator] | None = None
+        self.sums: Callable[[Tensor], Tensor] = sum_over_processes
 
-    def begin_step(self, *, progress: float, noise: Callable[[int], np.random.Generator]) -> None:
-        """Prepare for a forward pass in training; most quantisers have nothing to prepare.
+    def begin_step(
+        self,
+        *,
+        progress: float,
+        noise: Callable[[int], np.random.Generator],
+        sums: Callable[[Tensor], Tensor],
+    ) -> None:
+        """Prepare for a forward pass in training; one of several quantisers inside another has to be told too.
 
         Args:
             progress: How much of the training is behind, in [0, 1).
             noise: Generator of row i of the next batch, a function of seed, step and place in the global batch.
+            sums: Gives the sum of a tensor over the processes that share the next batch.
         """
+        self.progress, self.noise, self.sums = progress, noise, sums
 
     @abstractmethod
     def forward(self, z: Tensor) -> Quantized:

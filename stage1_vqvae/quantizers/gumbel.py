@@ -6,7 +6,6 @@ quantisation. Jang et al. 2016 and Maddison et al. 2016 (Gumbel-softmax); Takida
 et al. 2021 (temperature schedule). Letters: D code dimension, K number of codes, N vectors.
 """
 
-from collections.abc import Callable
 from typing import ClassVar
 
 import numpy as np
@@ -38,12 +37,6 @@ class GumbelQuantizer(NearestQuantizer):
         super().__init__(settings)
         self.near_latents = False
         self.log_precision = nn.Parameter(torch.zeros(()))
-        self._progress = 0.0
-        self._noise: Callable[[int], np.random.Generator] | None = None
-
-    def begin_step(self, *, progress: float, noise: Callable[[int], np.random.Generator]) -> None:
-        """Take over how far training is and where the noise of each row comes from."""
-        self._progress, self._noise = progress, noise
 
     @torch.no_grad()
     def start(self, vectors: Tensor, rng: np.random.Generator) -> None:
@@ -77,16 +70,16 @@ class GumbelQuantizer(NearestQuantizer):
     def temperature(self) -> float:
         """Temperature of the soft draw at this point of the training."""
         first, last = self.settings.temperatures
-        return last + (first - last) * 0.5 * (1 + float(np.cos(np.pi * min(1.0, self._progress))))
+        return last + (first - last) * 0.5 * (1 + float(np.cos(np.pi * min(1.0, self.progress))))
 
     def _gumbel(self, z: Tensor) -> Tensor:
         """Return Gumbel noise [N, K]; that of a row of z comes from the row's own generator."""
         shape = (z[..., 0].numel(), self.num_codes)
-        if self._noise is None or z.ndim == 1 or 0 in shape:
+        if self.noise is None or z.ndim == 1 or 0 in shape:
             uniform = torch.rand(shape, device=z.device)
         else:
             each = (shape[0] // z.shape[0], self.num_codes)
-            rows = [self._noise(row).random(each, dtype=np.float32) for row in range(z.shape[0])]
+            rows = [self.noise(row).random(each, dtype=np.float32) for row in range(z.shape[0])]
             uniform = torch.from_numpy(np.concatenate(rows)).to(z.device)
         return -(-uniform.clamp(1e-7, 1 - 1e-7).log()).log()
 

@@ -34,7 +34,7 @@ class LFQQuantizer(Quantizer):
             chosen = self.embed((codes,))
             loss = {"commitment": mean_square(z, chosen)}
             if self.training and torch.is_grad_enabled() and temperature is not None:
-                loss["entropy"] = sign_entropy(z.reshape(-1, self.code_dim), temperature)
+                loss["entropy"] = sign_entropy(z.reshape(-1, self.code_dim), temperature, self.sums)
         return Quantized(straight_through(z, chosen), (codes,), loss)
 
     def embed(self, codes: tuple[Tensor, ...]) -> Tensor:

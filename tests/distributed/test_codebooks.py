@@ -84,7 +84,8 @@ import sys
 from pathlib import Path
 import torch
 from vq_prior.core.errors import NumericError
-from vq_prior.core.processes.runtime import leave_runtime, require_same_everywhere, start_runtime
+from vq_prior.core.processes.collectives import require_same_everywhere
+from vq_prior.core.processes.runtime import leave_runtime, start_runtime
 runtime = start_runtime()
 codebook = torch.linspace(0, 1, 64).reshape(16, 4)
 require_same_everywhere({"codebook": codebook}, "the codebook")

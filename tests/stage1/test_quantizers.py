@@ -284,7 +284,7 @@ def test_the_entropy_term_in_pieces_is_that_of_the_whole_table_gradient_included
     monkeypatch.setattr("stage1_vqvae.quantizers.entropy.ROWS_AT_ONCE", 40)
     ours = [latents(23, 3).requires_grad_(), latents(8, 3, seed=1).requires_grad_()]
     theirs = [tensor.detach().double().requires_grad_() for tensor in ours]
-    term = codebook_entropy(*ours, temperature=0.5)
+    term = codebook_entropy(*ours, temperature=0.5, sums=lambda tensor: tensor)
     expected = brute_entropy_term(torch.softmax(-torch.cdist(*theirs).square() / 0.5, dim=1))
     torch.testing.assert_close(term.double(), expected, rtol=1e-5, atol=1e-6)  # float32 sums
     term.backward()
@@ -299,7 +299,7 @@ def test_the_entropy_term_of_signs_is_that_of_all_their_combinations(D: int) -> 
     theirs = ours.detach().double().requires_grad_()
     table = quantizer("lfq", num_codes=2**D).embed((torch.arange(2**D),)).double()
     expected = brute_entropy_term(torch.softmax(-torch.cdist(theirs, table).square() / 0.7, dim=1))
-    term = sign_entropy(ours, 0.7)
+    term = sign_entropy(ours, 0.7, lambda tensor: tensor)
     torch.testing.assert_close(term.double(), expected, rtol=1e-5, atol=1e-6)  # float32 sums
     term.backward()
     expected.backward()
@@ -398,7 +398,9 @@ def test_lfq_takes_the_nearest_of_all_sign_vectors() -> None:
 
 def gumbel_at(progress: float, first: int = 0) -> Quantizer:
     module = quantizer("gumbel", num_codes=6, temperatures=(2.0, 0.01)).train()
-    module.begin_step(progress=progress, noise=lambda row: np.random.default_rng(first + row))
+    module.begin_step(
+        progress=progress, noise=lambda row: np.random.default_rng(first + row), sums=lambda tensor: tensor
+    )
     return module
 
 

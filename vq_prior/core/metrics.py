@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vq_prior.core.processes.runtime import sum_over_processes
+from vq_prior.core.processes.collectives import sum_over_processes
 
 
 def mse(first: Tensor, second: Tensor) -> Tensor:

@@ -14,14 +14,13 @@ import pytest
 import torch
 from torch import nn
 
+from vq_prior.core.processes.collectives import gather_rows, sum_over_processes
 from vq_prior.core.processes.control import signal_control
 from vq_prior.core.processes.interruption import Interrupted, Interruption
 from vq_prior.core.processes.runtime import (
     Runtime,
     full_state,
-    gather_rows,
     has_native_bf16,
-    sum_over_processes,
     unwrap,
 )
 
@@ -32,8 +31,8 @@ from torch import nn
 from vq_prior.core.metrics import CodeCounts
 from vq_prior.core.processes.control import signal_control
 from vq_prior.core.processes.gradients import StepSums
-from vq_prior.core.processes.runtime import full_state, gather_rows, leave_runtime, start_runtime
-from vq_prior.core.processes.runtime import sum_over_processes, take_rows, unwrap
+from vq_prior.core.processes.collectives import gather_rows, sum_over_processes, take_rows
+from vq_prior.core.processes.runtime import full_state, leave_runtime, start_runtime, unwrap
 runtime = start_runtime()
 rank = runtime.process_index
 mine = torch.tensor([1.0 + rank, 10.0])
@@ -144,7 +143,7 @@ def test_a_process_that_waits_long_for_another_sleeps(two):
 
 
 def test_processes_that_share_cores_leave_them_to_each_other(child_environment):
-    code = "from vq_prior.core.processes.runtime import _has_core_each; print(_has_core_each())"
+    code = "from vq_prior.core.processes.collectives import _has_core_each; print(_has_core_each())"
     for processes, expected in (("1", "True"), ("100000", "False")):
         environment = child_environment(LOCAL_WORLD_SIZE=processes)
         done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 
+from vq_prior.core.processes.collectives import sum_over_processes
 from vq_prior.core.processes.interruption import Interruption
-from vq_prior.core.processes.runtime import sum_over_processes
 
 
 class Asked(NamedTuple):

@@ -6,8 +6,9 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch import Tensor, nn
 
+from vq_prior.core.processes.collectives import sum_over_processes
 from vq_prior.core.processes.ordered_sums import TreeSum
-from vq_prior.core.processes.runtime import Runtime, accumulating, alone, averages_gradients, sum_over_processes
+from vq_prior.core.processes.runtime import Runtime, accumulating, averages_gradients
 
 
 class StepSums:
@@ -33,12 +34,8 @@ class StepSums:
     @contextmanager
     def piece(self, *, last: bool) -> Iterator[None]:
         """Yield for the forward and backward pass of one piece; `last` of this process in this step."""
-        if self._runtime.reproducible:
-            with alone():
-                yield
-        else:
-            with nullcontext() if last else accumulating(self._wrapped):
-                yield
+        with nullcontext() if last or self._runtime.reproducible else accumulating(self._wrapped):
+            yield
         only = last and not self._gradients and not self._runtime.reproducible
         if only or not self._ordered:
             return
