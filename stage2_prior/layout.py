@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vq_prior.core.config import from_json, to_json
 from vq_prior.core.errors import ArtifactError, UsageError
-from vq_prior.core.spec import MAX_CODES, CodeSpec, LevelSpec
+from vq_prior.core.spec import MAX_CODES, CodeSpec, LevelSpec, by
 
 Order = Literal["raster", "interleaved"] | tuple[int, ...]
 MAX_SPECIAL = 1 << 20
@@ -116,7 +116,7 @@ class SequenceLayout:
             return
         if self.order == "interleaved":
             if len(self.levels) < 2 or len({level.grid for level in self.levels}) > 1:
-                grids = ", ".join(_by(level.grid) for level in self.levels)
+                grids = ", ".join(by(level.grid) for level in self.levels)
                 raise ArtifactError(f"layout.order interleaved needs several levels of one grid, got {grids}")
             return
         if isinstance(self.order, str):
@@ -272,7 +272,7 @@ class SequenceLayout:
         """Return the tokens of one level's codes, [B, cells]; raises `ArtifactError` unless each has one."""
         level = self.levels[number]
         if tuple(grid.shape[1:]) != level.grid:
-            raise ArtifactError(f"codes.{number} must be [B, {_by(level.grid)}], got {list(grid.shape)}")
+            raise ArtifactError(f"codes.{number} must be [B, {by(level.grid)}], got {list(grid.shape)}")
         tokens = self.level_tokens(number, grid)
         if tokens.numel() and int(tokens.min()) < 0:
             stranger = int(grid.flatten(1)[tokens < 0][0])
@@ -373,17 +373,13 @@ class SequenceLayout:
         for number, (spec, level) in enumerate(zip(self.levels, self.levels_at(), strict=True)):
             grid, given = spec.grid, ", given" if number in self.given_levels else ""
             where, ids = _told(level.positions), f"ids {level.low} to {level.high - 1}"
-            lines.append(f"codes.{number}: {_by(grid)}, {where}, {ids}{given}")
+            lines.append(f"codes.{number}: {by(grid)}, {where}, {ids}{given}")
             if len(grid) <= 2 and grid[-1] <= 16 and spec.num_tokens <= 256:
                 positions = torch.arange(self.num_tokens)[level.positions].tolist()
                 width = len(str(max(positions)))
                 for row in range(0, len(positions), grid[-1]):
                     lines.append("  " + " ".join(f"{p:>{width}}" for p in positions[row : row + grid[-1]]))
         return "\n".join(lines)
-
-
-def _by(grid: tuple[int, ...]) -> str:
-    return " x ".join(map(str, grid))
 
 
 def _told(positions: slice | Tensor) -> str:

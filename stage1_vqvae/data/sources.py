@@ -4,7 +4,6 @@ An existing path wins (a folder, a parquet or arrow file), then the word `digits
 then a Hub id `owner/name[@revision]`; anything else is a missing path.
 """
 
-import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,9 +21,9 @@ from stage1_vqvae.data.tables import TABLE_SUFFIXES, open_hub, open_table_files
 from stage1_vqvae.settings import CheckData, DataFacts
 from vq_prior.core.disk.code_store import held_out_rows
 from vq_prior.core.errors import ArtifactError, EnvironmentFault, UsageError
+from vq_prior.core.hub.client import HUB_ID
 
 DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from vq_prior.core.config import pretty_json, read_json, to_json
 from vq_prior.core.disk.artifacts import write_atomic
 from vq_prior.core.disk.components import MAX_DIMENSION, WEIGHTS, check_sealed
 from vq_prior.core.disk.tensors import write_tensors
-from vq_prior.core.errors import ArtifactError, EnvironmentFault, UsageError
+from vq_prior.core.errors import ArtifactError, EnvironmentFault, UsageError, in_one_line
 from vq_prior.core.identity import content_id
 from vq_prior.core.processes.fixed_calls import map_rows_frozen, rows_per_call
 from vq_prior.core.processes.runtime import full_state
@@ -215,7 +215,7 @@ def load_foreign(folder: Path, config: dict[str, Any], *, image_size: tuple[int,
     except EnvironmentFault:
         raise
     except Exception as error:  # libraries and their validators raise many kinds
-        raise ArtifactError(f"{where} describes no {kind.name}: {_first_line(error)}") from error
+        raise ArtifactError(f"{where} describes no {kind.name}: {in_one_line(error)}") from error
     resolved: Any = module.config
     entries = {
         key: to_json(resolved[key] if kind.config_name is None else getattr(resolved, key)) for key in given_keys(kind)
@@ -358,11 +358,7 @@ def _check_computes(codec: ForeignCodec, where: str) -> None:
             if back.shape != images.shape:
                 raise ValueError(f"it decodes to {list(back.shape)} instead of {list(images.shape)}")
     except Exception as error:  # whatever a library raises on parts that do not fit
-        raise ArtifactError(f"{where} describes no working {kind.name}: {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:160] or type(error).__name__
+        raise ArtifactError(f"{where} describes no working {kind.name}: {in_one_line(error)}") from error
 
 
 def save_foreign(codec: ForeignCodec, folder: Path) -> None:

@@ -23,6 +23,11 @@ def tell(line: str, exit_code: int, *, aloud: bool = True) -> None:
         print(line, file=sys.stderr, flush=True)
 
 
+def in_one_line(error: BaseException) -> str:
+    """Return what an error of another library says, shortened to a line of ours; its kind if it says nothing."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
 class VQPriorError(Exception):
     """A failure that is explained in one line; what a file or server smuggled into it cannot steer a terminal."""
 

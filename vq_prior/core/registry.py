@@ -10,14 +10,13 @@ So what can be chosen was installed by whoever runs the program; data names it a
 never brings it, nor says where it lies.
 """
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, TypeVar
 
-from vq_prior.core.errors import EnvironmentFault, UsageError
+from vq_prior.core.errors import EnvironmentFault, UsageError, in_one_line
 
 T = TypeVar("T")
 
@@ -153,10 +152,9 @@ def _load(offers: list[EntryPoint], kind: str) -> Any:
     try:
         return offers[0].load()
     except Exception as error:
-        text = re.sub(r"\s+", " ", str(error)).strip()[:200]
         raise EnvironmentFault(
             f"the {kind} {name!r} of the installed package {packages[0]} cannot be loaded "
-            f"({type(error).__name__}: {text}); repair or uninstall the package"
+            f"({type(error).__name__}: {in_one_line(error)}); repair or uninstall the package"
         ) from error
 
 

@@ -121,6 +121,15 @@ def check_images(spec: CodeSpec, images: "Tensor") -> None:
         raise UsageError(f"images must have shape [B, {wanted}], got {list(images.shape)}")
 
 
+def by(sizes: tuple[int, ...], times: str = " x ") -> str:
+    """Return sizes as people write them.
+
+    >>> by((48, 40)), by((48, 40), "x")
+    ('48 x 40', '48x40')
+    """
+    return times.join(map(str, sizes))
+
+
 def check_codes(spec: CodeSpec, codes: "tuple[Tensor, ...]") -> None:
     """Raise `UsageError` unless there is one tensor `[B, *grid]` a level, B at least 1, of codes in range."""
     if len(codes) != len(spec.levels):

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vq_prior.core.errors import ArtifactError, NumericError, UsageError
+from vq_prior.core.errors import ArtifactError, NumericError, UsageError, in_one_line
 from vq_prior.core.processes.fixed_calls import map_rows
-from vq_prior.model.networks import CONFIG, PROCESSOR, check_network, files_id, first_line, network_inputs
+from vq_prior.model.networks import CONFIG, PROCESSOR, check_network, files_id, network_inputs
 
 ROWS = 16
 MAX_CANDIDATES = 1000
@@ -120,7 +120,7 @@ class Classifier:
             if (files.folder / PROCESSOR).is_file():
                 self.processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True, backend="pil")
         except Exception as error:  # transformers raises many kinds
-            raise ArtifactError(f"{folder} cannot be loaded: {first_line(error)}") from error
+            raise ArtifactError(f"{folder} cannot be loaded: {in_one_line(error)}") from error
         lost = [str(name) for key in ("missing_keys", "mismatched_keys") for name in found[key]]
         if lost:
             raise ArtifactError(f"{folder}: the weights lack {sorted(lost)[0]}, or have it in another shape")
@@ -130,7 +130,7 @@ class Classifier:
         except NumericError:
             raise
         except Exception as error:  # whatever an architecture makes of a size that is not its own
-            raise ArtifactError(f"{folder} does not take this model's images: {first_line(error)}") from error
+            raise ArtifactError(f"{folder} does not take this model's images: {in_one_line(error)}") from error
 
     @torch.inference_mode()
     def probabilities(self, images: Tensor, classes: Sequence[int]) -> Tensor:

@@ -17,10 +17,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from vq_prior.core.errors import ArtifactError, NumericError
+from vq_prior.core.errors import ArtifactError, NumericError, in_one_line
 from vq_prior.core.media import to_unit_range
 from vq_prior.core.training.randomness import keyed_generator
-from vq_prior.model.networks import PROCESSOR, check_network, files_id, first_line, network_inputs
+from vq_prior.model.networks import PROCESSOR, check_network, files_id, network_inputs
 
 MAX_SIDE, MAX_FITTED = 48, 50_000
 WIDTHS = (32, 64, 128)
@@ -237,7 +237,7 @@ class TransformersFeatures:
             if PROCESSOR in files:
                 self._processor = AutoImageProcessor.from_pretrained(str(folder), local_files_only=True, backend="pil")
         except Exception as error:  # transformers raises many kinds
-            raise ArtifactError(f"{folder} cannot be loaded: {first_line(error)}") from error
+            raise ArtifactError(f"{folder} cannot be loaded: {in_one_line(error)}") from error
         if model.main_input_name != "pixel_values":
             raise ArtifactError(f"{folder} is a {config['model_type']}, which takes no images; name an image model")
         lost = [str(name) for key in ("missing_keys", "mismatched_keys") for name in found[key] if "pooler" not in name]
@@ -267,7 +267,7 @@ class TransformersFeatures:
             inputs = network_inputs(images, self._processor, getattr(self._model, "config", None))
             return torch.cat([self._features(part.to(self._device)).float().cpu() for part in inputs.split(ROWS // 8)])
         except (RuntimeError, ValueError) as error:
-            raise ArtifactError(f"{self._source} does not take these images: {first_line(error)}") from error
+            raise ArtifactError(f"{self._source} does not take these images: {in_one_line(error)}") from error
 
     def _features(self, inputs: Tensor) -> Tensor:
         output = self._model(pixel_values=inputs)

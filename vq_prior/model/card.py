@@ -8,7 +8,6 @@ from vq_prior.core.disk.records import TrainingRecord, read_record
 from vq_prior.core.hub.cards import (
     MARK,
     Row,
-    by,
     front_matter,
     measured_table,
     numbers,
@@ -17,7 +16,7 @@ from vq_prior.core.hub.cards import (
     table,
     yaml_head,
 )
-from vq_prior.core.spec import CodeSpec
+from vq_prior.core.spec import CodeSpec, by
 
 if TYPE_CHECKING:
     from stage2_prior.folder import SamplingDefaults

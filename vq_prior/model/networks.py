@@ -76,8 +76,3 @@ def network_inputs(images: Tensor, processor: Any, config: Any) -> Tensor:
     if size is None:
         return images.contiguous()
     return F.interpolate(images, size=size, mode="bilinear", antialias=True)
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of what another library says, for a message of ours."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -164,8 +164,3 @@ def plain_text(text: str) -> str:
     for mark in "\\`*_[]<>|#":
         cleaned = cleaned.replace(mark, f"\\{mark}")
     return cleaned
-
-
-def by(sizes: tuple[int, ...]) -> str:
-    """Return sizes as "28 x 28"."""
-    return " x ".join(map(str, sizes))
