@@ -11,6 +11,7 @@ from stage2_prior.baselines import Baselines, measure_baselines
 from stage2_prior.fine_tuning import add_adapters, with_classes
 from stage2_prior.folder import PRIOR_CONFIG, read_prior_config
 from stage2_prior.forward import SequenceModel
+from stage2_prior.orders import layout_of
 from stage2_prior.prior import CausalPrior, build_prior
 from stage2_prior.sequences import Sequences, used_codes
 from stage2_prior.settings import TrainPrior, given
@@ -143,12 +144,15 @@ def _starting_prior(
 ) -> CausalPrior:
     names = store.index.label_names if store.labelled else ()
     if base is None:
+        layout = layout_of(settings, store.spec, len(names))
         prior = build_prior(
             settings.model,
             store.spec,
             codec_id=store.index.codec.id,
             label_names=names,
             kept=used_codes((store, validation)),
+            order=layout.order,
+            given_levels=layout.given_levels,
             seed=settings.seed,
         )
     else:

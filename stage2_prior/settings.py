@@ -114,6 +114,14 @@ class TrainPrior(Settings):
     fine-tuning."""
     token_dropout: Annotated[float | None, Within(0, 1)] = None
     """Share of the input tokens replaced by the null token while training; left out: chosen for the data."""
+    order: str = "raster"
+    """Order of the cells: raster (row by row, level after level), or the raster places in the order they are drawn, as
+    a JSON list or a file that holds one."""
+    level_order: Literal["flat", "interleaved"] = "flat"
+    """Order of the levels of a codec that has several: flat (one after the other), or interleaved (cell by cell, each
+    with all its levels; they need one grid)."""
+    given_levels: tuple[int, ...] = ()
+    """Levels that are not drawn but given (generate --given): the prior learns the others in their light."""
     optimizer: Literal["adamw", "muon"] | None = field(default=None, metadata={"before": "adamw"})
     """Optimiser of the matrices in the blocks; embeddings, output layer and norms have AdamW. Left out: muon on a CPU
     from 20,000 rows on; else, when fine-tuning and with --fsdp, adamw."""
@@ -190,8 +198,16 @@ def _check_sources(settings: TrainPrior) -> None:
             raise UsageError("--data needs the codec that turns images into codes; give --codec, or --from MODEL")
     if s.lora_rank is not None and not s.lora:
         raise UsageError(f"--lora-rank goes with --lora, got {s.lora_rank} without it; add --lora or leave it out")
+    if s.level_order != "flat" and s.order != "raster":
+        raise UsageError("--level-order interleaved cannot go with --order, which names all places; leave out one")
     if s.from_model is not None:
-        given_sizes = {"size": s.size} if s.size is not None else {}
+        given_sizes: dict[str, object] = {"size": s.size} if s.size is not None else {}
+        if s.order != "raster":
+            given_sizes["order"] = s.order
+        if s.level_order != "flat":
+            given_sizes["level-order"] = s.level_order
+        if s.given_levels:
+            given_sizes["given-levels"] = " ".join(map(str, s.given_levels))
         for setting in dataclasses.fields(PriorModel):
             if getattr(s.model, setting.name) != setting.default:
                 given_sizes[f"model.{setting.name.replace('_', '-')}"] = getattr(s.model, setting.name)

@@ -10,6 +10,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -17,7 +18,7 @@ from stage2_prior.architecture import model_of
 from stage2_prior.baselines import bits_per_dimension
 from stage2_prior.calibrate import calibrate
 from stage2_prior.fine_tuning import architecture_of, merged, open_base, prior_id
-from stage2_prior.layout import SequenceLayout
+from stage2_prior.orders import layout_of, read_order
 from stage2_prior.plan import plan_lines, size_lines
 from stage2_prior.prior import CausalPrior, save_prior, shifted, token_nats
 from stage2_prior.run import Progress, Training, prepare, resume, save, written_steps
@@ -44,6 +45,7 @@ from vq_prior.core.processes.runtime import (
     unwrap,
 )
 from vq_prior.core.processes.sharding import gathered, is_sharded, whole
+from vq_prior.core.settings import changed
 from vq_prior.core.spec import Codec
 from vq_prior.core.training.optim import lr_at, set_learning_rate
 from vq_prior.core.training.randomness import batch_rows
@@ -94,7 +96,9 @@ def train_prior(settings: TrainPrior, codec: Codec | None = None, base: CausalPr
         require_same_codec(str(settings.codes), store.index.codec.id, "--codec", codec.codec_id)
     if base is not None:
         _require_same_codes(base, (store, validation), settings.codes)
-    layout = SequenceLayout.from_spec(store.spec, len(store.index.label_names) if store.labelled else 0)
+    num_classes = len(store.index.label_names) if store.labelled else 0
+    settings = changed(settings, order=read_order(settings.order))
+    layout = layout_of(settings, store.spec, num_classes)
     facts = CodeFacts(layout.num_tokens, layout.num_codes, len(store), None if base is None else architecture_of(base))
     if sharding_asked() and not settings.fsdp:
         settings = dataclasses.replace(settings, fsdp=True)
@@ -103,6 +107,7 @@ def train_prior(settings: TrainPrior, codec: Codec | None = None, base: CausalPr
 
     def chosen(some: TrainPrior) -> TrainPrior:
         precision = at_default_precision(here, some, len(store)).precision
+        some = dataclasses.replace(some, order=read_order(some.order))
         return dataclasses.replace(resolve(some, facts, here.device.type), precision=precision)
 
     runtime = at_default_precision(runtime, settings, len(store))
@@ -299,12 +304,16 @@ def save_samples(t: Training, codec: Codec, log: RunLog) -> None:
     """Write a grid of samples of the averaged weights to `images/`; images only, other ranks are left out."""
     if len(t.prior.spec.shape) != 2 or t.prior.spec.channels not in (1, 3):
         return
-    layout = t.prior.layout
+    layout, given = t.prior.layout, None
     several = layout.num_classes > 1
     columns = min(layout.num_classes, 10) if several else 8
     labels = torch.arange(NUM_PICTURES) % columns if several else torch.zeros(NUM_PICTURES, dtype=torch.int64)
+    if layout.given_levels:  # those of held-out rows, with their classes
+        tokens, labels = t.held_out.batch(np.arange(NUM_PICTURES) % len(t.held_out))
+        given = tokens.clone()
+        given[:, layout.drawn_positions] = -1
     with t.average.swapped_into(t.prior.model):
-        tokens = sample_tokens(t.prior, labels, seed=t.settings.seed, indices=range(NUM_PICTURES))
+        tokens = sample_tokens(t.prior, labels, seed=t.settings.seed, indices=range(NUM_PICTURES), given=given)
     images = codec.decode(layout.to_codes(tokens))
     log.show(t.step, "samples", picture_grid(to_pixels(images), columns=columns))
 

@@ -71,6 +71,9 @@ class Generate(Drawing):
     reject_with: str | None = None
     """Image classifier of transformers, a folder or Hub id: of 1/KEEP candidates for each image, the one it gives the
     highest probability of its class is kept."""
+    given: Path | None = None
+    """Code store, for a prior that does not draw every level: sample i gets the given levels of held-out row i mod n of
+    it, and that row's class unless --labels or --unconditional says otherwise."""
     keep: float | None = None
     """With --reject-with: the share of candidates that is kept, 1/m for a whole number m (0.5, 0.25, ...)."""
 

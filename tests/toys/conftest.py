@@ -69,3 +69,13 @@ def toy_cli(toy_warm: Warm) -> RunCli:
         return done
 
     return run
+
+
+@pytest.fixture
+def toys_in_process(toys_installed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the command line finds in an environment with the toys, in this process."""
+    from stage1_vqvae.quantizers import QUANTIZERS
+
+    monkeypatch.syspath_prepend(toys_installed)
+    monkeypatch.setattr(QUANTIZERS, "_installed", None)
+    monkeypatch.setattr(QUANTIZERS, "_entries", dict(QUANTIZERS._entries))

@@ -28,6 +28,7 @@ from vq_prior.core.hub.repository import local
 from vq_prior.core.identity import file_sha256
 from vq_prior.core.media import picture_grid, save_png, to_picture, to_pixels
 from vq_prior.core.processes.runtime import Runtime, start_runtime
+from vq_prior.draw.given_codes import GivenCodes, open_given
 from vq_prior.draw.rejection import Classifier, ClassifierFiles, Kept, best_of, candidates_of, find_classifier
 from vq_prior.draw.sample_folder import (
     already_done,
@@ -99,14 +100,20 @@ def _find_classifier(settings: Generate, index: ModelIndex) -> ClassifierFiles |
     return find_classifier(Path(settings.reject_with), index.label_names)
 
 
-def _draw_set(settings: Drawing, index: ModelIndex, given: dict[str, Any], classifier: ClassifierFiles | None) -> Path:
+def _draw_set(settings: Drawing, index: ModelIndex, more: dict[str, Any], classifier: ClassifierFiles | None) -> Path:
     prior_folder = find_component(settings.model, "prior")
+    config = read_prior_config(prior_folder)
+    given = open_given(settings.given if isinstance(settings, Generate) else None, index, config.given_levels)
     sampling = resolve_sampling(index, Sampling.of(settings), unconditional=settings.unconditional)
     check_request(index, sampling, num_images=settings.num_images, seed=settings.seed, batch_size=settings.batch_size)
     labels = None if settings.labels is None else [part.strip() for part in settings.labels.split(",")]
     cycle = class_of_each(labels, len(index.label_names), index.label_names, unconditional=settings.unconditional)
+    if given is not None:
+        if labels is None and not settings.unconditional:
+            cycle = given.classes(index) or cycle
+        more = {**more, "given": given.store.store_id}
     if settings.unconditional:
-        require_null_prompt(read_prior_config(settings.model / "prior").unconditional)
+        require_null_prompt(config.unconditional)
     named = [index.label_names[c] for c in cycle] if index.label_names and not settings.unconditional else None
     request = {
         "format_version": 1,
@@ -117,7 +124,7 @@ def _draw_set(settings: Drawing, index: ModelIndex, given: dict[str, Any], class
         "labels": named,
         "unconditional": settings.unconditional,
         "sampling": sampling.words(),
-        **given,
+        **more,
     }
     done = already_done(settings.out, REQUEST, request, kind="samples", overwrite=settings.overwrite)
     if done and holds_pictures(settings.out, settings.num_images):
@@ -127,7 +134,7 @@ def _draw_set(settings: Drawing, index: ModelIndex, given: dict[str, Any], class
     runtime = start_runtime()
     runtime.say(runtime.describe())
     pipeline.to(runtime.device)
-    draw = _drawing(pipeline, runtime, settings, cycle, sampling, classifier)
+    draw = _drawing(pipeline, runtime, settings, cycle, sampling, classifier, given)
     staging = open_staging(settings.out, REQUEST, request, runtime)
     _draw_missing(draw, runtime, staging, settings)
     runtime.barrier()
@@ -145,12 +152,15 @@ def _drawing(
     cycle: list[int],
     sampling: Sampling,
     files: ClassifierFiles | None,
+    codes: GivenCodes | None,
 ) -> DrawImages:
     """Return what draws the images of some indices: as they come, as completions, or the best of candidates."""
     known = pipeline.given_of(settings.image, settings.keep) if isinstance(settings, Complete) else None
 
     def samples(indices: list[int], classes: list[int]) -> Tensor:
         given = None if known is None else known.expand(len(indices), -1)
+        if codes is not None:
+            given = codes.tokens(pipeline.prior.layout, indices)
         return pipeline.draw(classes, seed=settings.seed, indices=indices, given=given, **sampling.words())[0]
 
     def of_class(indices: list[int]) -> list[int]:

@@ -208,7 +208,7 @@ def _measure(
     result["held_out"] = {"num_images": len(floor), **floor.against(reference)}
     if pipeline is not None:
         classes = None if data.train.labels is None else data.train.labels[rows]
-        samples = _samples(settings, pipeline, classes, len(real), sampling, reference, data, held_out)
+        samples = _samples(settings, pipeline, classes, real, sampling, reference, data, held_out)
         result["samples"] = samples
         result["error_budget"] = _budget(result)
     return result
@@ -254,14 +254,14 @@ def _samples(
     settings: Evaluate,
     pipeline: "VQPriorPipeline",
     classes: NDArray[np.int64] | None,
-    count: int,
+    real: "PixelRows",
     sampling: Sampling,
     reference: _Seen,
     data: "ImageData",
     held_out: "PixelRows",
 ) -> dict[str, Any]:
-    """Return how the samples compare with the reference; sample i is of the class of its image i."""
-    conditional = pipeline.prior.layout.num_classes > 1 and classes is not None
+    """Return how the samples compare with the reference; sample i has the class and the given levels of its image i."""
+    count, conditional = len(real), pipeline.prior.layout.num_classes > 1 and classes is not None
     labels = classes.tolist() if conditional and classes is not None else None
     batches = pipeline.stream(
         count,
@@ -269,6 +269,7 @@ def _samples(
         seed=settings.seed,
         batch_size=settings.batch_size or AT_ONCE,
         output_type="np",
+        given=_given(pipeline, real),
         **sampling.words(),
     )
 
@@ -298,6 +299,18 @@ def _samples(
         scores = {"fitted_to_samples": student.accuracy(unseen, data.validation.labels)}
         result["classification_accuracy"] = scores | {"fitted_to_images": network.scores["accuracy"]}
     return result
+
+
+def _given(pipeline: "VQPriorPipeline", real: "PixelRows") -> torch.Tensor | None:
+    """Return the given levels of images, [n, T], -1 where a token is drawn; None if the prior draws every level."""
+    layout = pipeline.prior.layout
+    if not layout.given_levels:
+        return None
+    parts = []
+    for pixels in _batches(real):
+        codes = pipeline.codec.encode(to_unit_range(torch.from_numpy(pixels)).to(pipeline.device))
+        parts.append(layout.given_of({number: codes[number] for number in layout.given_levels}))
+    return torch.cat(parts)
 
 
 def _budget(result: dict[str, Any]) -> dict[str, Any]:

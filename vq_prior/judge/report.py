@@ -284,6 +284,7 @@ def _drawn(run: Path) -> list[Section]:
     """Return samples of every class, and completions of held-out rows, of RUN/model."""
     if not (run / "model" / "config.json").is_file():
         return []
+    from vq_prior.draw.given_codes import open_given
     from vq_prior.model.pipeline import VQPriorPipeline
 
     pipeline = VQPriorPipeline.from_pretrained(run / "model")
@@ -292,10 +293,18 @@ def _drawn(run: Path) -> list[Section]:
     names = pipeline.index.label_names
     classes = range(min(len(names), MOST_CLASSES)) if names else range(MOST_CLASSES)
     labels = [number for number in classes for _ in range(OF_A_CLASS)] if names else None
-    drawn = pipeline(OF_A_CLASS * len(classes), labels=labels, output_type="np").images
+    given, count = None, OF_A_CLASS * len(classes)
+    if pipeline.prior.layout.given_levels:
+        if not (run / "codes" / INDEX).is_file():
+            return []
+        known = open_given(run / "codes", pipeline.index, pipeline.prior.layout.given_levels)
+        assert known is not None
+        given = known.tokens(pipeline.prior.layout, range(count))
+        labels = known.classes(pipeline.index) or labels
+    drawn = pipeline(count, labels=labels, given=given, output_type="np").images
     sampling = pipeline.index.sampling
     text = f"Seed 0, temperature {sampling.temperature:g}, guidance {sampling.guidance_scale:g}; nothing was picked."
-    rows = f"; a row a class: {', '.join(names[:MOST_CLASSES])}" if names else ""
+    rows = f"; a row a class: {', '.join(names[:MOST_CLASSES])}" if names and given is None else ""
     picture = _picture(picture_grid(drawn, columns=OF_A_CLASS), f"Samples{rows}")
     sections = [Section("Samples", text=text, pictures=[picture])]
     return sections + _completions(run / "codes", pipeline)

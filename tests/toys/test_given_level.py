@@ -1,0 +1,138 @@
+"""A prior in a shuffled order whose coarse level is given, by the real commands; and what it must be told."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import numpy as np
+import pytest
+import torch
+
+from vq_prior.core.disk.code_store import CodeStore
+from vq_prior.core.identity import file_sha256
+
+RunCli = Callable[..., "CompletedProcess[str]"]
+ORDER = [*range(16), *np.random.default_rng(0).permutation(np.arange(16, 32)).tolist()]
+PRIOR = ["--steps", 12, "--batch-size", 8, "--eval-every", 6, "--checkpoint-every", 4]
+SMALL = ["--model.num-layers", 2, "--model.hidden-size", 16, "--model.num-heads", 2, "--warmup-steps", 2]
+
+
+@pytest.fixture(scope="module")
+def road(tmp_path_factory: pytest.TempPathFactory, toy_cli: RunCli) -> Path:
+    """A RUN of two levels, of which the prior is given the first."""
+    run = tmp_path_factory.mktemp("given") / "run"
+    steps = ["--steps", 6, "--batch-size", 16, "--log-every", 3, "--warmup-steps", 2, "--precision", "fp32"]
+    network = ["--model.width", 16, "--model.num-residual-blocks", 1, "--quantizer.name", "two-levels"]
+    sizes = ["--quantizer.num-codes", 16, "--quantizer.code-dim", 4]
+    toy_cli("train-vqvae", "--data", "digits", "--out", run, *steps, *network, *sizes)
+    toy_cli("extract-codes", "--codec", run, "--data", "digits", "--out", run / "codes")
+    (run / "order.json").write_text(json.dumps(ORDER))
+    toy_cli(*train(run), "--order", run / "order.json", "--given-levels", 0)
+    return run
+
+
+def train(run: Path, out: Path | None = None) -> list[object]:
+    codes = ["--codes", run / "codes", "--codec", run, "--out", out or run]
+    return ["train-prior", *codes, *PRIOR, *SMALL]
+
+
+def pictures(folder: Path) -> list[str]:
+    return [file_sha256(path) for path in sorted(folder.glob("0*.png"))]
+
+
+def test_the_folder_says_what_it_is(road: Path) -> None:
+    config = json.loads((road / "prior/prior_config.json").read_text())
+    assert config["order"] == ORDER
+    assert config["given_levels"] == [0]
+    assert "num_special" not in config
+    saved = json.loads((road / "prior-training/config.json").read_text())["settings"]
+    assert json.loads(saved["order"]) == ORDER
+
+
+def test_a_rerun_needs_neither_the_file_nor_the_flags(road: Path, tmp_path: Path, toy_cli: RunCli) -> None:
+    (road / "order.json").rename(tmp_path / "order.json")
+    assert "is finished" in toy_cli(*train(road)).stdout
+    refused = toy_cli(*train(road), "--order", "raster", code=2)
+    assert "order [0,1," in refused.stderr
+    (tmp_path / "order.json").rename(road / "order.json")
+
+
+def test_a_killed_training_and_two_processes_end_in_the_same_weights(
+    road: Path, tmp_path: Path, toy_cli: RunCli
+) -> None:
+    more = ["--order", json.dumps(ORDER), "--given-levels", 0]
+    toy_cli(*train(road, tmp_path / "cut"), *more, "--steps", 4)  # as a kill after the checkpoint of step 4 leaves it
+    toy_cli(*train(road, tmp_path / "cut"), *more)
+    whole = (tmp_path / "cut/prior/model.safetensors").stat().st_size
+    assert whole == (road / "prior/model.safetensors").stat().st_size
+    toy_cli(*train(road, tmp_path / "two"), *more, "--num-processes", 2)
+    log = [(tmp_path / name / "prior-training/metrics.jsonl").read_text().splitlines()[-1] for name in ("cut", "two")]
+    one, two = (json.loads(line)["held_out_nats"] for line in log)
+    assert abs(one - two) < 1e-4
+
+
+def test_samples_have_the_given_level_and_do_not_depend_on_the_batch(
+    road: Path, tmp_path: Path, toy_cli: RunCli
+) -> None:
+    call = ["generate", "--model", road / "model", "--num-images", 7, "--given", road / "codes"]
+    toy_cli(*call, "--out", tmp_path / "one", "--batch-size", 1)
+    toy_cli(*call, "--out", tmp_path / "two", "--batch-size", 3, "--num-processes", 2)
+    assert pictures(tmp_path / "one") == pictures(tmp_path / "two")
+    request = json.loads((tmp_path / "one/samples.json").read_text())
+    store = CodeStore.open(road / "codes", "validation")
+    assert request["given"] == store.store_id
+    rows = store.rows(np.arange(7))
+    assert request["labels"][:7] == [store.index.label_names[label] for label in rows["label"]]
+
+
+def test_the_pipeline_keeps_what_is_given(road: Path, toys_in_process: None) -> None:
+    from vq_prior import VQPriorPipeline
+    from vq_prior.core.errors import UsageError
+
+    pipe = VQPriorPipeline.from_pretrained(road / "model")
+    rows = CodeStore.open(road / "codes", "validation").rows(np.arange(5))
+    coarse = torch.from_numpy(rows["codes.0"].astype(np.int64))
+    drawn = pipe(5, labels=0, given=pipe.prior.layout.given_of({0: coarse})).codes
+    assert torch.equal(drawn[0], coarse)
+    assert len(drawn[1].unique()) > 1
+    with pytest.raises(UsageError, match="does not draw level 0; give all of its codes"):
+        pipe(5)
+
+
+def test_what_judges_it_leaves_the_given_level_out(road: Path, tmp_path: Path, toy_cli: RunCli) -> None:
+    log = [json.loads(line) for line in (road / "prior-training/metrics.jsonl").read_text().splitlines()]
+    kept = json.loads((road / "prior/prior_config.json").read_text()).get("kept")
+    sizes = [len(each) if each else size for each, size in zip(kept or (None, None), (16, 8), strict=True)]
+    assert abs(log[-1]["uniform"] - np.log(sizes[1])) < 1e-9
+    call = ["evaluate", "--model", road / "model", "--data", "digits", "--num-images", 20]
+    toy_cli(*call, "--out", tmp_path / "evaluation.json")
+    result = json.loads((tmp_path / "evaluation.json").read_text())
+    bits = result["prior"]["nats_per_token"] * 16 / np.log(2) / 64
+    assert abs(result["prior"]["bits_per_dimension"] - bits) < 1e-9
+    assert "Samples" in Path(toy_cli("report", road).stdout.split()[1].rstrip(":")).read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--order", "[0, 1]"], "--order must list 32 places, got 2"),
+        (["--order", "interleaved"], "--order is of cells, got interleaved"),
+        (["--order", "nowhere.json"], "nowhere.json is missing"),
+        (["--given-levels", 0, 1], "--given-levels must be ascending numbers of the 2 level"),
+        (["--order", json.dumps(ORDER), "--level-order", "interleaved"], "leave out one"),
+    ],
+)
+def test_an_order_that_does_not_fit_is_one_line(
+    road: Path, tmp_path: Path, toy_cli: RunCli, words: list[object], message: str
+) -> None:
+    code = 3 if "nowhere.json" in words else 2
+    refused = toy_cli(*train(road, tmp_path / "none"), *words, code=code)
+    assert message in refused.stderr
+    assert not (tmp_path / "none").exists()
+
+
+def test_codes_must_be_given_and_be_of_the_codec(road: Path, tmp_path: Path, toy_cli: RunCli) -> None:
+    call = ["generate", "--model", road / "model", "--num-images", 2, "--out", tmp_path / "none"]
+    assert "give codes that hold it by --given" in toy_cli(*call, code=2).stderr
+    assert "does not exist" in toy_cli(*call, "--given", tmp_path / "nowhere", code=3).stderr
