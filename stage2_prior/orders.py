@@ -11,11 +11,12 @@ from vq_prior.core.spec import CodeSpec
 MAX_ORDER_BYTES = 64 << 20
 
 
-def read_order(text: str) -> str:
+def read_order(text: str, num_tokens: int) -> str:
     """Return an order of cells as a run keeps it: "raster", or the JSON list of places itself.
 
     Args:
         text: "raster", a JSON list of places, or the name of a file that holds one.
+        num_tokens: Places of a sequence; a list of all of them, ascending, is "raster".
 
     Raises:
         UsageError: If it is none of these.
@@ -29,7 +30,7 @@ def read_order(text: str) -> str:
     value = parse_json(text.encode(), "--order") if inline else read_json(Path(text), max_bytes=MAX_ORDER_BYTES)
     if not isinstance(value, list) or not all(type(place) is int for place in value):
         raise UsageError(f"--order must be raster or a JSON list of places, got {'a list' if inline else text}")
-    return "raster" if value == list(range(len(value))) else canonical_json(value).decode()
+    return "raster" if value == list(range(num_tokens)) else canonical_json(value).decode()
 
 
 def layout_of(settings: TrainPrior, spec: CodeSpec, num_classes: int) -> SequenceLayout:

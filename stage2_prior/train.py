@@ -97,7 +97,7 @@ def train_prior(settings: TrainPrior, codec: Codec | None = None, base: CausalPr
     if base is not None:
         _require_same_codes(base, (store, validation), settings.codes)
     num_classes = len(store.index.label_names) if store.labelled else 0
-    settings = changed(settings, order=read_order(settings.order))
+    settings = changed(settings, order=read_order(settings.order, store.spec.num_tokens))
     layout = layout_of(settings, store.spec, num_classes)
     facts = CodeFacts(layout.num_tokens, layout.num_codes, len(store), None if base is None else architecture_of(base))
     if sharding_asked() and not settings.fsdp:
@@ -107,7 +107,7 @@ def train_prior(settings: TrainPrior, codec: Codec | None = None, base: CausalPr
 
     def chosen(some: TrainPrior) -> TrainPrior:
         precision = at_default_precision(here, some, len(store)).precision
-        some = dataclasses.replace(some, order=read_order(some.order))
+        some = dataclasses.replace(some, order=read_order(some.order, store.spec.num_tokens))
         return dataclasses.replace(resolve(some, facts, here.device.type), precision=precision)
 
     runtime = at_default_precision(runtime, settings, len(store))

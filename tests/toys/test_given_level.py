@@ -9,8 +9,15 @@ import numpy as np
 import pytest
 import torch
 
+from stage2_prior import train as training
+from stage2_prior.run import Training
+from stage2_prior.settings import PriorModel, TrainPrior
+from vq_prior import VQPriorPipeline
 from vq_prior.core.disk.code_store import CodeStore
+from vq_prior.core.errors import UsageError
 from vq_prior.core.identity import file_sha256
+from vq_prior.judge import evaluate, evaluator
+from vq_prior.settings import Evaluate
 
 RunCli = Callable[..., "CompletedProcess[str]"]
 ORDER = [*range(16), *np.random.default_rng(0).permutation(np.arange(16, 32)).tolist()]
@@ -58,18 +65,39 @@ def test_a_rerun_needs_neither_the_file_nor_the_flags(road: Path, tmp_path: Path
     (tmp_path / "order.json").rename(road / "order.json")
 
 
-def test_a_killed_training_and_two_processes_end_in_the_same_weights(
-    road: Path, tmp_path: Path, toy_cli: RunCli
+def test_a_training_cut_short_goes_on_to_the_same_bits(
+    road: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    more = ["--order", json.dumps(ORDER), "--given-levels", 0]
-    toy_cli(*train(road, tmp_path / "cut"), *more, "--steps", 4)  # as a kill after the checkpoint of step 4 leaves it
-    toy_cli(*train(road, tmp_path / "cut"), *more)
-    whole = (tmp_path / "cut/prior/model.safetensors").stat().st_size
-    assert whole == (road / "prior/model.safetensors").stat().st_size
-    toy_cli(*train(road, tmp_path / "two"), *more, "--num-processes", 2)
-    log = [(tmp_path / name / "prior-training/metrics.jsonl").read_text().splitlines()[-1] for name in ("cut", "two")]
-    one, two = (json.loads(line)["held_out_nats"] for line in log)
-    assert abs(one - two) < 1e-4
+    sizes = PriorModel(num_layers=2, hidden_size=16, num_heads=2)
+    options = {"steps": 12, "batch_size": 8, "eval_every": 6, "checkpoint_every": 4, "warmup_steps": 2}
+
+    def settings(name: str) -> TrainPrior:
+        order = json.dumps(ORDER)
+        return TrainPrior(road / "codes", tmp_path / name, model=sizes, order=order, given_levels=(0,), **options)
+
+    whole, update, left = training.train_prior(settings("whole")), training.update, list(range(6))
+
+    def cut(t: Training) -> dict[str, torch.Tensor]:
+        if not left:
+            raise KeyboardInterrupt  # nothing after this moment is written, as if the process were gone
+        left.pop()
+        return update(t)
+
+    monkeypatch.setattr(training, "update", cut)
+    with pytest.raises(KeyboardInterrupt):
+        training.train_prior(settings("cut"))
+    monkeypatch.setattr(training, "update", update)
+    again = training.train_prior(settings("cut"))
+    assert file_sha256(again / "model.safetensors") == file_sha256(whole / "model.safetensors")
+    assert (again / "prior_config.json").read_bytes() == (whole / "prior_config.json").read_bytes()
+
+
+def test_two_processes_train_as_one(road: Path, tmp_path: Path, toy_cli: RunCli) -> None:
+    more = ["--order", json.dumps(ORDER), "--given-levels", 0, "--num-processes", 2]
+    toy_cli(*train(road, tmp_path / "two"), *more)
+    logs = [run / "prior-training/metrics.jsonl" for run in (road, tmp_path / "two")]
+    one, two = (json.loads(log.read_text().splitlines()[-1])["held_out_nats"] for log in logs)
+    assert abs(one - two) < 1e-4  # sums of float32 in another order, over 12 steps
 
 
 def test_samples_have_the_given_level_and_do_not_depend_on_the_batch(
@@ -86,10 +114,8 @@ def test_samples_have_the_given_level_and_do_not_depend_on_the_batch(
     assert request["labels"][:7] == [store.index.label_names[label] for label in rows["label"]]
 
 
-def test_the_pipeline_keeps_what_is_given(road: Path, toys_in_process: None) -> None:
-    from vq_prior import VQPriorPipeline
-    from vq_prior.core.errors import UsageError
-
+@pytest.mark.usefixtures("toys_in_process")
+def test_the_pipeline_keeps_what_is_given(road: Path) -> None:
     pipe = VQPriorPipeline.from_pretrained(road / "model")
     rows = CodeStore.open(road / "codes", "validation").rows(np.arange(5))
     coarse = torch.from_numpy(rows["codes.0"].astype(np.int64))
@@ -100,17 +126,25 @@ def test_the_pipeline_keeps_what_is_given(road: Path, toys_in_process: None) -> 
         pipe(5)
 
 
-def test_what_judges_it_leaves_the_given_level_out(road: Path, tmp_path: Path, toy_cli: RunCli) -> None:
+def test_what_is_measured_leaves_the_given_level_out(road: Path, toy_cli: RunCli) -> None:
     log = [json.loads(line) for line in (road / "prior-training/metrics.jsonl").read_text().splitlines()]
     kept = json.loads((road / "prior/prior_config.json").read_text()).get("kept")
     sizes = [len(each) if each else size for each, size in zip(kept or (None, None), (16, 8), strict=True)]
     assert abs(log[-1]["uniform"] - np.log(sizes[1])) < 1e-9
-    call = ["evaluate", "--model", road / "model", "--data", "digits", "--num-images", 20]
-    toy_cli(*call, "--out", tmp_path / "evaluation.json")
-    result = json.loads((tmp_path / "evaluation.json").read_text())
-    bits = result["prior"]["nats_per_token"] * 16 / np.log(2) / 64
-    assert abs(result["prior"]["bits_per_dimension"] - bits) < 1e-9
     assert "Samples" in Path(toy_cli("report", road).stdout.split()[1].rstrip(":")).read_text()
+
+
+@pytest.mark.usefixtures("toys_in_process")
+def test_evaluate_gives_samples_the_level_of_their_images(
+    road: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (evaluate, evaluator):
+        monkeypatch.setattr(module, "STEPS", 2)  # the network that compares pictures is not what is looked at here
+    asked = Evaluate(data="digits", out=tmp_path / "evaluation.json", model=road / "model", num_images=20)
+    result = evaluate.evaluate(asked)
+    bits = result["prior"]["nats_per_token"] * 16 / np.log(2) / 64  # 16 cells drawn, 8 x 8 pixels
+    assert abs(result["prior"]["bits_per_dimension"] - bits) < 1e-9
+    assert result["samples"]["num_images"] == 20
 
 
 @pytest.mark.parametrize(
