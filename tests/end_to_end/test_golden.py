@@ -1,5 +1,6 @@
 """What released versions wrote, kept in tests/golden by scripts/golden: this version reads it, and goes on with it."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -16,6 +17,7 @@ from stage1_vqvae.train import train_vqvae
 from stage2_prior.settings import TrainPrior
 from stage2_prior.train import train_prior
 from vq_prior import CodeStore
+from vq_prior.core.config import to_json
 from vq_prior.judge.fingerprint import fingerprint
 
 GOLDEN = sorted(path for path in (Path(__file__).parents[1] / "golden").iterdir() if path.is_dir())
@@ -117,11 +119,14 @@ def test_a_training_goes_on_after_a_setting_was_added_and_a_default_was_changed(
     assert f"step {before['steps']}" in capsys.readouterr().out
     after = json.loads((folder / "config.json").read_text())["settings"]
     places = {"data", "codes", "codec", "out"}
-    missing = before.keys() ^ after.keys()
+    came_since = after.keys() - before.keys()
     assert {name: after[name] for name in before if name not in places | {"steps"}} == {
         name: before[name] for name in before if name not in places | {"steps"}
     }
-    assert missing <= {"optimizer", "new_setting"}
+    assert before.keys() <= after.keys()
+    grown = GrownVQVAE if stage == "vqvae" else GrownPrior
+    usual = {each.name: to_json(each.default) for each in dataclasses.fields(grown)} | {"optimizer": "adamw"}
+    assert {name: after[name] for name in came_since} == {name: usual[name] for name in came_since}
     assert after["new_setting"] == 0.5
     assert after["optimizer"] == "adamw"
     assert (folder / "checkpoints" / f"step-{steps:08d}").is_dir()
