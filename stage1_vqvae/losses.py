@@ -1,27 +1,58 @@
-"""Loss terms of the codec: functions that return named terms, and their weighted sum."""
+"""Loss terms of the codec by name, the weight of each, and their weighted sum."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import fields
 
 from torch import Tensor
 
 from stage1_vqvae.settings import LossSettings
+from vq_prior.core.errors import UsageError
+from vq_prior.core.registry import Registry
+
+# Distances between images and their reconstructions, [B, C, *shape] float32 each -> scalar.
+RECONSTRUCTIONS: Registry[Callable[[Tensor, Tensor], Tensor]] = Registry("reconstruction loss")
+RECONSTRUCTIONS.add("mse", lambda images, copies: (copies - images).square().mean())
+RECONSTRUCTIONS.add("l1", lambda images, copies: (copies - images).abs().mean())
 
 
 def reconstruction_terms(images: Tensor, reconstruction: Tensor, *, kind: str) -> dict[str, Tensor]:
-    """Return {"reconstruction": scalar}: mean squared ("mse") or absolute ("l1") error over all pixels, float32."""
-    difference = reconstruction.float() - images.float()
-    return {"reconstruction": difference.square().mean() if kind == "mse" else difference.abs().mean()}
+    """Return {"reconstruction": scalar}: mean squared ("mse") or absolute ("l1") error over all numbers, float32."""
+    return {"reconstruction": RECONSTRUCTIONS[kind](images.float(), reconstruction.float())}
 
 
-def weighted_sum(terms: dict[str, Tensor], settings: LossSettings) -> Tensor:
-    """Return the training loss: each term times the weight its name has in the settings.
+def weights_of(settings: LossSettings) -> dict[str, float]:
+    """Return the weight of each term that the settings name: that of `commitment` is `commitment_weight`."""
+    ending = "_weight"
+    named = [field.name for field in fields(settings) if field.name.endswith(ending)]
+    return {name.removesuffix(ending): getattr(settings, name) for name in named}
+
+
+def weights_for(settings: LossSettings, **declared: Mapping[str, float | None]) -> dict[str, float]:
+    """Return the weight of every term of the training loss.
+
+    Args:
+        settings: Weights of the terms that have a flag.
+        declared: The terms of each part, a quantiser say: name -> weight, or None where the settings have it.
 
     Raises:
-        KeyError: If a term has no weight in the settings.
+        UsageError: If a term has no weight.
     """
-    weights = {
-        "reconstruction": settings.reconstruction_weight,
-        "commitment": settings.commitment_weight,
-        "codebook": settings.codebook_weight,
-        "entropy": settings.entropy_weight,
-        "kl": settings.kl_weight,
-    }
+    weights = weights_of(settings)
+    for part, terms in declared.items():
+        for name, own in terms.items():
+            if own is not None:
+                weights[name] = own
+            elif name not in weights:
+                known = ", ".join(weights_of(settings))
+                raise UsageError(
+                    f"the loss term {name!r} of the {part} has no weight; those with a flag --loss.NAME-weight are "
+                    f"{known}, any other needs a number in the {part}'s loss_terms"
+                )
+    return weights
+
+
+def weighted_sum(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
+    """Return the training loss: the sum of all terms, each times the weight of its name."""
+    unknown = terms.keys() - weights.keys()
+    assert not unknown, f"terms that no part declared in its loss_terms: {sorted(unknown)}"
     return sum((weights[name] * term for name, term in terms.items()), next(iter(terms.values())).new_zeros(()))

@@ -1,7 +1,17 @@
 """What a training of the codec will be, in words, before it begins."""
 
+import json
+import time
+
+import torch
+
+from stage1_vqvae.fast.graphs import trained_module
+from stage1_vqvae.losses import reconstruction_terms, weighted_sum, weights_for
 from stage1_vqvae.model import VQVAE
 from stage1_vqvae.settings import TrainVQVAE
+from vq_prior.core.config import to_json
+from vq_prior.core.processes.runtime import Runtime
+from vq_prior.core.training.randomness import keyed_generator
 
 
 def describe(settings: TrainVQVAE, model: VQVAE) -> str:
@@ -13,4 +23,34 @@ def describe(settings: TrainVQVAE, model: VQVAE) -> str:
         f"codec: images {size}x{spec.channels} -> {grids} "
         f"({settings.quantizer.name}, {spec.num_tokens} tokens), {model.num_parameters():,} parameters; "
         f"{settings.steps} steps of {settings.batch_size} images"
+    )
+
+
+def dry_run_text(settings: TrainVQVAE, model: VQVAE, runtime: Runtime) -> str:
+    """Return the resolved settings, memory and estimated time, from three real steps on random images."""
+    from resource import RUSAGE_SELF, getrusage
+
+    assert settings.batch_size is not None
+    assert settings.steps is not None
+    module = trained_module(settings, runtime, model)
+    weights = weights_for(settings.loss, quantizer=model.quantizer.loss_terms)
+    share = runtime.share(settings.batch_size)
+    images = torch.rand(share.stop - share.start, model.spec.channels, *model.spec.shape) * 2 - 1
+    images = images.to(runtime.device)
+    seconds = []
+    for _ in range(3):
+        started = time.monotonic()
+        with runtime.autocast():
+            output = module(images)
+        terms = reconstruction_terms(images, output.images, kind=settings.loss.reconstruction) | output.loss
+        weighted_sum(terms, weights).backward()
+        model.quantizer.update(keyed_generator(0, 0, "dry run"))
+        seconds.append(time.monotonic() - started)
+    memory = (
+        torch.cuda.max_memory_allocated() if runtime.device.type == "cuda" else getrusage(RUSAGE_SELF).ru_maxrss * 1024
+    )
+    resolved = json.dumps(to_json(settings), indent=2)
+    return (
+        f"{resolved}\nmemory about {memory / 2**20:.0f} MiB a process, {min(seconds):.3f} s a step, "
+        f"estimated time {min(seconds) * settings.steps / 60:.1f} minutes; nothing was written (--dry-run)"
     )

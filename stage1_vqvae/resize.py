@@ -20,7 +20,7 @@ from tqdm import tqdm
 from stage1_vqvae.codecs import AnyCodec, open_codec
 from stage1_vqvae.data.sources import ImageData, open_data_of
 from stage1_vqvae.evaluate import ROWS_AT_ONCE, evaluate_codec, transform_of
-from stage1_vqvae.losses import reconstruction_terms, weighted_sum
+from stage1_vqvae.losses import reconstruction_terms, weighted_sum, weights_for
 from stage1_vqvae.modalities.pictures.pixels import PixelRows, load_pixels
 from stage1_vqvae.model import VQVAE, VQVAEConfig, save_codec
 from stage1_vqvae.quantizers import QUANTIZERS
@@ -206,6 +206,7 @@ def _fine_tune(settings: ResizeCodebook, codec: VQVAE, train: PixelRows) -> None
     codec.train()
     codec.encoder.requires_grad_(False).eval()
     optimizer = adamw(codec.parameters(), learning_rate=settings.learning_rate, weight_decay=0.0, betas=(0.9, 0.99))
+    weights = weights_for(LossSettings(), quantizer=codec.quantizer.loss_terms)
     for step in tqdm(range(settings.steps), unit="step", disable=None, leave=False):
         pixels = train.batch(batch_rows(len(train), settings.batch_size, settings.seed, step))
         images = to_unit_range(torch.from_numpy(pixels)).to(codec.device)
@@ -218,7 +219,7 @@ def _fine_tune(settings: ResizeCodebook, codec: VQVAE, train: PixelRows) -> None
         )
         set_learning_rate(optimizer, learning_rate)
         output = codec(images)
-        loss = weighted_sum(reconstruction_terms(images, output.images, kind="mse") | output.loss, LossSettings())
+        loss = weighted_sum(reconstruction_terms(images, output.images, kind="mse") | output.loss, weights)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(codec.parameters(), 1.0)

@@ -70,23 +70,17 @@ class OurTraining:
     def __init__(self, settings: Any, precision: Any, pixels: "Noise") -> None:
         import torch
 
-        from stage1_vqvae.fast.graphs import trained_module
-        from stage1_vqvae.train import _optimizers, _pixels, _start_codebook, new_codec
+        from stage1_vqvae.run import prepare
+        from stage1_vqvae.train import _pixels, new_codec, start_codebook
         from vq_prior.core.processes.runtime import start_runtime
-        from vq_prior.core.training.averaging import WeightAverage
-        from vq_prior.core.training.windows import Window
 
         s = self.settings = replace(settings, precision=precision)
         if torch.cuda.is_initialized():
             torch.cuda.reset_peak_memory_stats()
-        self.runtime, self.number, self.pixels = start_runtime(precision), 0, pixels
-        self.model = new_codec(s).train()
-        self.wrapped = trained_module(s, self.runtime, self.model)
-        self.optimizers = _optimizers(s, self.model)
-        _start_codebook(self.model, pixels, s, self.runtime)
-        self.average = WeightAverage(self.model, decay=s.average_decay, copied=("quantizer.",))
-        self.window = Window(self.runtime, (s.quantizer.num_codes,))
-        self.next_pixels = _pixels(s, self.runtime, pixels, 0)
+        self.runtime = start_runtime(precision)
+        self.run = prepare(s, self.runtime, new_codec(s), pixels, pixels)
+        start_codebook(self.run)
+        self.next_pixels = _pixels(self.run, 0)
         # Making graphs of the networks runs them once, forward and backward; what a replay uses is not told.
         self.peak_mb = torch.cuda.max_memory_allocated() / 1e6 if self.runtime.device.type == "cuda" else None
 
@@ -94,34 +88,17 @@ class OurTraining:
         """Take one step."""
         import torch
 
-        from stage1_vqvae.train import _passes, _pixels
+        from stage1_vqvae.train import _pixels, passes, set_rates, update
         from vq_prior.core.media import to_unit_range
-        from vq_prior.core.training.optim import lr_at, set_learning_rate
-        from vq_prior.core.training.randomness import keyed_generator
 
-        s = self.settings
+        run = self.run
         images = to_unit_range(torch.from_numpy(self.next_pixels).to(self.runtime.device))
-        rate = lr_at(
-            self.number,
-            steps=s.steps,
-            peak=s.learning_rate,
-            warmup_steps=s.warmup_steps,
-            decay_fraction=s.decay_fraction,
-            schedule=s.schedule,
-        )
-        for optimizer in self.optimizers.values():
-            set_learning_rate(optimizer, rate)
-            optimizer.zero_grad(set_to_none=True)
-        numbers = _passes(s, self.runtime, self.model, self.wrapped, images, self.number, self.window)
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), s.max_gradient_norm)
-        self.next_pixels = _pixels(s, self.runtime, self.pixels, self.number + 1)
-        assert torch.isfinite(numbers.pop("loss")) & torch.isfinite(norm)
-        self.window.add(numbers)
-        for optimizer in self.optimizers.values():
-            optimizer.step()
-        self.model.quantizer.update(keyed_generator(s.seed, self.number, "quantizer"))
-        self.number += 1
-        self.average.update(self.model, self.number)
+        rate = set_rates(run)
+        numbers, total, norm = passes(run, images)
+        self.next_pixels = _pixels(run, run.step + 1)
+        assert torch.isfinite(total) & torch.isfinite(norm)
+        run.window.add(numbers)
+        update(run, rate)
 
     def flops(self, num_images: int = 8) -> float:
         """Return the floating-point operations of products and convolutions, forward and backward, for an image."""
@@ -129,12 +106,13 @@ class OurTraining:
         from torch.utils.flop_counter import FlopCounterMode
 
         from stage1_vqvae.losses import weighted_sum
-        from stage1_vqvae.train import _forward, new_codec
+        from stage1_vqvae.train import losses, new_codec
 
         model = new_codec(self.settings).to(self.runtime.device).train()  # what is replayed cannot be counted
         images = torch.zeros(num_images, model.spec.channels, *model.spec.shape, device=self.runtime.device)
+        plain = replace(self.run, model=model, module=model)
         with FlopCounterMode(display=False) as counter:
-            weighted_sum(_forward(model, images, self.settings, self.runtime)[0], self.settings.loss).backward()
+            weighted_sum(losses(plain, images)[0], plain.weights).backward()
         return counter.get_total_flops() / num_images
 
 

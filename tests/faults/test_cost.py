@@ -23,7 +23,7 @@ def test_a_training_finds_its_place_in_an_epoch_of_a_million_images_at_once():
 
 
 SAFEGUARDS = {
-    "stage1_vqvae.train": ("save_checkpoint", "require_same_everywhere"),
+    "stage1_vqvae.run": ("save_checkpoint", "require_same_everywhere"),
     "stage2_prior.train": ("save",),
 }
 

@@ -31,7 +31,7 @@ sys.path.insert(0, sys.argv[5])
 from trainings import train
 from vq_prior.cli import main
 from vq_prior.core.disk import checkpoints
-import stage1_vqvae.train, stage2_prior.run
+import stage1_vqvae.run, stage2_prior.run
 stage, out, codes, gate = sys.argv[1], *map(Path, sys.argv[2:5])
 save = checkpoints.save_checkpoint
 
@@ -42,7 +42,7 @@ def waiting(folder, checkpoint, **how):
             time.sleep(0.005)
     return save(folder, checkpoint, **how)
 
-stage1_vqvae.train.save_checkpoint = stage2_prior.run.save_checkpoint = waiting
+stage1_vqvae.run.save_checkpoint = stage2_prior.run.save_checkpoint = waiting
 import vq_prior.cli.commands
 vq_prior.cli.commands.verify = lambda _: train(stage, out, codes, steps=4, checkpoint_every=2)
 sys.exit(main(["verify", str(out)]))

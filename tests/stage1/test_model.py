@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stage1_vqvae.blocks import BottleneckBlock, ResidualBlock, SelfAttention, crop_to, pad_to
-from stage1_vqvae.losses import reconstruction_terms, weighted_sum
+from stage1_vqvae.losses import reconstruction_terms, weighted_sum, weights_of
 from stage1_vqvae.model import VQVAE, Architecture, VQVAEConfig, load_codec, save_codec
 from stage1_vqvae.quantizer_settings import QuantizerSettings
 from stage1_vqvae.settings import LossSettings
@@ -391,4 +391,4 @@ def test_loss_terms_are_weighted_by_name() -> None:
     assert float(reconstruction_terms(x, y, kind="l1")["reconstruction"]) == 0.5
     terms = {name: torch.tensor(1.0) for name in ("reconstruction", "commitment", "codebook")}
     weights = LossSettings(reconstruction_weight=1.0, commitment_weight=10.0, codebook_weight=100.0)
-    assert float(weighted_sum(terms, weights)) == 111.0
+    assert float(weighted_sum(terms, weights_of(weights))) == 111.0

@@ -1,0 +1,134 @@
+"""A second network in the training of a codec: what it is, and what the training keeps of it.
+
+A discriminator is one (Goodfellow et al. 2014; Esser et al. 2021, "Taming transformers", section 3.1): it learns to
+tell reconstructions from the data, and the codec learns to mislead it. It has its own optimiser, its own sums over
+pieces and processes, its own gradient norm, and its own names in checkpoints; it is no part of the codec.
+Letters: B batch, C channels.
+"""
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from vq_prior.core.disk.checkpoints import Checkpoint
+from vq_prior.core.processes.gradients import StepSums
+from vq_prior.core.processes.runtime import Runtime, full_state
+from vq_prior.core.spec import CodeSpec
+from vq_prior.core.training.optim import adamw, load_optimizer_tensors, optimizer_tensors, set_learning_rate
+from vq_prior.core.training.randomness import keyed_generator
+
+
+class Adversary(nn.Module):
+    """The contract of a second network.
+
+    Both passes are means over the rows that they are given, so that pieces of a batch add up to it.
+
+    Attributes:
+        name: Of its weights in checkpoints, and the beginning of its optimiser's name and of its numbers in the log.
+        loss_terms: Names of the terms of `judged` -> their weights in the codec's loss.
+        share: Of the codec's learning rate.
+    """
+
+    name: ClassVar[str] = "adversary"
+    loss_terms: ClassVar[dict[str, float | None]]
+    share: float = 1.0
+
+    @abstractmethod
+    def judged(self, images: Tensor, copies: Tensor) -> dict[str, Tensor]:
+        """Return the terms that it adds to the codec's loss, of data and reconstructions [B, C, *shape] each."""
+
+    @abstractmethod
+    def forward(self, images: Tensor, copies: Tensor) -> dict[str, Tensor]:
+        """Return the terms of its own loss, which is their sum; no gradient flows back into the `copies`."""
+
+
+MakeAdversary = Callable[[CodeSpec], Adversary]
+
+
+class AdversaryTraining:
+    """An adversary with its optimiser, in training.
+
+    Args:
+        make: Returns it, untrained; its weights are a function of the seed.
+        spec: Of the codec.
+        runtime: This process.
+        seed: Of the run.
+        learning_rate: Peak of the codec's.
+        betas: Of AdamW.
+    """
+
+    def __init__(
+        self,
+        make: MakeAdversary,
+        spec: CodeSpec,
+        runtime: Runtime,
+        *,
+        seed: int,
+        learning_rate: float,
+        betas: tuple[float, float],
+    ) -> None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(keyed_generator(seed, 0, "adversary weights").integers(2**63)))
+            self.network = make(spec)
+        self._runtime = runtime
+        self._wrapped = runtime.wrap(self.network).train()
+        self.optimizer = adamw(self.network.parameters(), learning_rate=learning_rate, weight_decay=0.0, betas=betas)
+
+    @property
+    def name(self) -> str:
+        """What its weights are called in checkpoints; its optimiser is NAME-adamw there."""
+        return self.network.name
+
+    @contextmanager
+    def frozen(self) -> Iterator[Adversary]:
+        """Yield it for the codec's passes, in which its weights get no gradient."""
+        self.network.requires_grad_(False)
+        try:
+            yield self.network
+        finally:
+            self.network.requires_grad_(True)
+
+    def passes(self, pieces: list[tuple[Tensor, Tensor, float]], max_norm: float) -> tuple[dict[str, Tensor], Tensor]:
+        """Do the passes of its own loss; every weight's gradient is that of the batch, at most `max_norm` long.
+
+        Args:
+            pieces: Data, reconstructions without gradient, and the piece's share of the batch.
+            max_norm: What the gradient is scaled down to.
+
+        Returns:
+            Its terms under names that begin with its own and `NAME_gradient_norm`, and the loss; on every process the
+            same.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        sums = StepSums(self._runtime, self._wrapped)
+        for number, (images, copies, share) in enumerate(pieces, 1):
+            with sums.piece(last=number == len(pieces)):
+                with self._runtime.autocast():
+                    terms = self._wrapped(images, copies)
+                parts = {name: term.float() * share for name, term in terms.items()}
+                sums.backward(torch.stack(list(parts.values())).sum(), parts)
+        numbers = sums.finish()
+        loss = torch.stack(list(numbers.values())).sum()
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), max_norm)
+        named = {f"{self.name}_{name}": value for name, value in numbers.items()}
+        return named | {f"{self.name}_gradient_norm": norm}, loss
+
+    def step(self, learning_rate: float) -> None:
+        """Take the optimiser step at a share of the codec's learning rate."""
+        set_learning_rate(self.optimizer, self.network.share * learning_rate)
+        self.optimizer.step()
+
+    def add_to(self, checkpoint: Checkpoint) -> None:
+        """Put its weights and its optimiser's state into a checkpoint, under its own names."""
+        checkpoint.modules[self.name] = full_state(self.network)
+        checkpoint.optimizers[f"{self.name}-adamw"] = optimizer_tensors(self.optimizer, self.network)
+
+    def restore(self, checkpoint: Checkpoint, where: str) -> None:
+        """Take its weights and its optimiser's state from a checkpoint; raises `KeyError` if they are not in it."""
+        self.network.load_state_dict(checkpoint.modules[self.name], strict=True)
+        state = checkpoint.optimizers[f"{self.name}-adamw"]
+        load_optimizer_tensors(self.optimizer, self.network, state, where)

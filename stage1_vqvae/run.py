@@ -1,0 +1,189 @@
+"""One run of the training of a codec: what it works with, and its checkpoints."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from stage1_vqvae.adversary import AdversaryTraining, MakeAdversary
+from stage1_vqvae.fast.graphs import trained_module
+from stage1_vqvae.losses import weights_for
+from stage1_vqvae.model import VQVAE
+from stage1_vqvae.settings import TrainVQVAE
+from vq_prior.core.disk.artifacts import verify_manifest
+from vq_prior.core.disk.checkpoints import Checkpoint, save_checkpoint
+from vq_prior.core.disk.components import WEIGHTS
+from vq_prior.core.disk.tensors import read_tensors
+from vq_prior.core.errors import ArtifactError
+from vq_prior.core.processes.collectives import require_same_everywhere
+from vq_prior.core.processes.runtime import Runtime, full_state
+from vq_prior.core.training.averaging import WeightAverage
+from vq_prior.core.training.optim import adamw_and_muon, load_optimizer_tensors, optimizer_tensors
+from vq_prior.core.training.windows import Window
+
+MUON_SHARE = 0.5  # of the learning rate: nearer to the pictures of CIFAR-10 than the whole of it
+
+
+@dataclass
+class Training:
+    """Everything that one run works with.
+
+    Attributes:
+        settings: Resolved settings.
+        runtime: This process.
+        folder: RUN/vqvae-training.
+        model: The codec in training, unwrapped.
+        module: The codec as forward and backward passes use it; wrapped where there are several processes.
+        optimizers: By name; AdamW, and Muon for the kernels between hidden layers if it was chosen.
+        weights: Weight of each loss term, by name.
+        average: Averaged weights.
+        train: Training rows.
+        held_out: Held-out rows.
+        window: What the next log line tells.
+        adversary: The second network, or None.
+        counted: Counts of the quantiser's updates since the last log line.
+        step: Optimiser steps done.
+    """
+
+    settings: TrainVQVAE
+    runtime: Runtime
+    folder: Path
+    model: VQVAE
+    module: nn.Module
+    optimizers: dict[str, torch.optim.Optimizer]
+    weights: dict[str, float]
+    average: WeightAverage
+    train: Any
+    held_out: Any
+    window: Window
+    adversary: AdversaryTraining | None = None
+    counted: dict[str, float] = field(default_factory=lambda: {"num_revived": 0.0})
+    step: int = 0
+
+    @property
+    def batch_size(self) -> int:
+        """Rows of one optimiser step, over all processes."""
+        assert self.settings.batch_size is not None
+        return self.settings.batch_size
+
+    def done(self) -> bool:
+        """Return whether no optimiser step is left."""
+        assert self.settings.steps is not None
+        return self.step >= self.settings.steps
+
+
+def prepare(
+    settings: TrainVQVAE,
+    runtime: Runtime,
+    model: VQVAE,
+    train: Any,
+    held_out: Any,
+    make_adversary: MakeAdversary | None = None,
+) -> Training:
+    """Return a run at step 0 from resolved settings; its codebook is not started yet, and nothing is written.
+
+    Raises:
+        UsageError: If a loss term has no weight.
+    """
+    adversary = None
+    if make_adversary is not None:
+        rate = settings.learning_rate
+        assert rate is not None
+        betas = settings.adam_betas
+        adversary = AdversaryTraining(
+            make_adversary, model.spec, runtime, seed=settings.seed, learning_rate=rate, betas=betas
+        )
+    declared: dict[str, Mapping[str, float | None]] = {"quantizer": model.quantizer.loss_terms}
+    if adversary is not None:
+        declared["adversary"] = adversary.network.loss_terms
+    weights = weights_for(settings.loss, **declared)
+    module = trained_module(settings, runtime, model)
+    return Training(
+        settings=settings,
+        runtime=runtime,
+        folder=settings.out / "vqvae-training",
+        model=model,
+        module=module,
+        optimizers=_optimizers(settings, model),
+        weights=weights,
+        average=WeightAverage(model, decay=settings.average_decay, copied=("quantizer.",)),
+        train=train,
+        held_out=held_out,
+        window=Window(runtime, model.quantizer.level_sizes),
+        adversary=adversary,
+    )
+
+
+def _optimizers(settings: TrainVQVAE, model: VQVAE) -> dict[str, torch.optim.Optimizer]:
+    """Return the optimisers by name; Muon has the kernels between hidden layers, at half of the learning rate."""
+    rate = settings.learning_rate
+    assert rate is not None
+    inner = [p for p in model.parameters() if p.ndim > 2 and model.spec.channels not in p.shape[:2]]
+    kernels = inner if settings.optimizer == "muon" else []
+    decay, betas = settings.weight_decay, settings.adam_betas
+    return adamw_and_muon(
+        model.parameters(), kernels, learning_rate=rate, weight_decay=decay, betas=betas, share=MUON_SHARE
+    )
+
+
+def save(t: Training) -> None:
+    """Write a checkpoint of the present step (main process; every process must call it)."""
+    require_same_everywhere(t.model.quantizer.state_dict(), "the codebook")
+    counted = dict(t.counted)
+    state = {"window": t.window.state(), "num_revived": counted.pop("num_revived")}
+    if counted:
+        state["counted"] = counted
+    if t.runtime.is_main:
+        checkpoint = Checkpoint(
+            t.step,
+            state=state,
+            modules={"vqvae": full_state(t.model)},
+            optimizers={name: optimizer_tensors(each, t.model) for name, each in t.optimizers.items()},
+            averages={"vqvae": t.average.tensors},
+        )
+        if t.adversary is not None:
+            t.adversary.add_to(checkpoint)
+        save_checkpoint(t.folder / "checkpoints", checkpoint)
+
+
+def resume(t: Training, checkpoint: Checkpoint) -> None:
+    """Give the run the state of a checkpoint.
+
+    Raises:
+        ArtifactError: If it is not of this run.
+    """
+    where = f"checkpoint step {checkpoint.step}"
+    try:
+        names = {"vqvae"} if t.adversary is None else {"vqvae", t.adversary.name}
+        if checkpoint.modules.keys() != names:
+            raise KeyError(f"it holds {', '.join(sorted(checkpoint.modules))}, not {', '.join(sorted(names))}")
+        t.model.load_state_dict(checkpoint.modules["vqvae"], strict=True)
+        for name, optimizer in t.optimizers.items():
+            load_optimizer_tensors(optimizer, t.model, checkpoint.optimizers[name], where)
+        t.average.load(checkpoint.averages["vqvae"])
+        if t.adversary is not None:
+            t.adversary.restore(checkpoint, where)
+        state = checkpoint.state
+        counted = {"num_revived": state.get("num_revived", 0.0), **state.get("counted", {})}
+        t.counted = {name: float(count) for name, count in counted.items()}
+    except (KeyError, RuntimeError, AssertionError, TypeError, ValueError) as error:
+        raise ArtifactError(
+            f"{where} does not fit this run ({str(error)[:80]}); pass --overwrite to start anew"
+        ) from error
+    t.window.load(checkpoint.state.get("window"))
+    t.step = checkpoint.step
+
+
+def is_result_of(final: Path, checkpoint: Checkpoint) -> bool:
+    """Return whether RUN/vqvae holds the averaged weights of this checkpoint."""
+    try:
+        if not verify_manifest(final):
+            return False
+        saved = read_tensors(final / WEIGHTS)
+    except ArtifactError:
+        return False
+    expected = checkpoint.averages.get("vqvae", {})
+    return saved.keys() == expected.keys() and all(torch.equal(saved[name], expected[name]) for name in saved)
