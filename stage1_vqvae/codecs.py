@@ -8,6 +8,7 @@ from typing import Any
 from stage1_vqvae.foreign import (
     CONFIG,
     MAX_CONFIG_BYTES,
+    PREPROCESSOR,
     ForeignCodec,
     kind_of_config,
     load_foreign,
@@ -16,12 +17,15 @@ from stage1_vqvae.foreign import (
 )
 from stage1_vqvae.foreign.kinds import KINDS
 from stage1_vqvae.foreign.weights import INDICES, MAX_INDEX_BYTES, PICKLES, foreign_files, has_weights
+from stage1_vqvae.modalities import read_preprocessing
+from stage1_vqvae.modalities.pictures import PICTURES
 from stage1_vqvae.model import VQVAE, VQVAEConfig, load_codec, save_codec
 from vq_prior.core.config import read_json
 from vq_prior.core.disk.components import check_sealed, find_component
 from vq_prior.core.errors import ArtifactError, UsageError
 from vq_prior.core.hub.client import HubId, fetch, is_hub_id
 from vq_prior.core.hub.repository import local
+from vq_prior.core.modality import Modality
 
 AnyCodec = VQVAE | ForeignCodec
 
@@ -44,9 +48,22 @@ def find_codec(path: Path) -> Path:
     return find_component(path, "vqvae")
 
 
-def takes_image_size(path: str | Path) -> bool:
+def takes_shape(path: str | Path) -> bool:
     """Return whether the size of a codec's images is chosen when it is opened; that of our own is fixed."""
     return kind_of_config(_config(find_codec(Path(path)))) is not None
+
+
+def modality_of(path: str | Path) -> Modality:
+    """Return what the values of the codec in a folder, a RUN or a MODEL are; its weights are not read.
+
+    Raises:
+        ArtifactError: If it is missing, or of a kind that cannot be read here.
+    """
+    folder = find_codec(Path(path))
+    described = read_json(folder / PREPROCESSOR) if (folder / PREPROCESSOR).is_file() else {}
+    if not isinstance(described, dict) or "modality" not in described:
+        return PICTURES
+    return read_preprocessing(described, str(folder / PREPROCESSOR))[0]
 
 
 def _config(folder: Path) -> dict[str, Any]:
@@ -60,12 +77,12 @@ def _config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def open_codec(path: str | Path, *, image_size: Sequence[int] | None = None, to_decode: bool = True) -> AnyCodec:
+def open_codec(path: str | Path, *, shape: Sequence[int] | None = None, to_decode: bool = True) -> AnyCodec:
     """Return the codec in a folder, a RUN or a MODEL, in eval mode on the host.
 
     Args:
         path: Where it is.
-        image_size: Height and width of the images of a codec of another library; None takes what the folder names.
+        shape: Height and width of the images of a codec of another library; None takes what the folder names.
         to_decode: Whether codes are to become images, which not every kind can do.
 
     Raises:
@@ -75,7 +92,7 @@ def open_codec(path: str | Path, *, image_size: Sequence[int] | None = None, to_
     """
     with local(path, say=print) as found:
         complete_codec(path, found)
-        return _open_folder(find_codec(found), image_size, to_decode)
+        return _open_folder(find_codec(found), shape, to_decode)
 
 
 def complete_codec(path: str | Path, folder: Path) -> None:
@@ -87,7 +104,7 @@ def complete_codec(path: str | Path, folder: Path) -> None:
         fetch(HubId(HubId.parse(str(path)).name, folder.name), wanted=wanted)
 
 
-def _open_folder(folder: Path, image_size: Sequence[int] | None, to_decode: bool) -> AnyCodec:
+def _open_folder(folder: Path, shape: Sequence[int] | None, to_decode: bool) -> AnyCodec:
     try:
         config = _config(folder)
     except ArtifactError:
@@ -95,7 +112,7 @@ def _open_folder(folder: Path, image_size: Sequence[int] | None, to_decode: bool
         raise
     if config.get("model_type") == VQVAEConfig.model_type:
         codec = load_codec(folder)
-        if image_size is not None:
+        if shape is not None:
             own = "x".join(map(str, codec.spec.shape))
             raise UsageError(f"{folder} is for images of {own}, which is fixed; leave --image-size out")
         return codec
@@ -108,9 +125,9 @@ def _open_folder(folder: Path, image_size: Sequence[int] | None, to_decode: bool
         )
     if to_decode:
         require_decoder(kind)
-    if image_size is not None and len(image_size) != 2:
-        raise UsageError(f"{folder} is a codec of pictures, not of data of shape {list(image_size)}")
-    return load_foreign(folder, config, image_size=None if image_size is None else (image_size[0], image_size[1]))
+    if shape is not None and len(shape) != 2:
+        raise UsageError(f"{folder} is a codec of pictures, not of data of shape {list(shape)}")
+    return load_foreign(folder, config, shape=None if shape is None else (shape[0], shape[1]))
 
 
 def write_codec(codec: AnyCodec, folder: Path) -> None:

@@ -8,6 +8,7 @@ beside OUT: `request.json` says what is being written, `store/` holds finished s
 import json
 from collections.abc import Generator, Sequence
 from contextlib import closing
+from math import prod
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -18,13 +19,14 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from stage1_vqvae.codecs import AnyCodec, open_codec
-from stage1_vqvae.data.rows import ImageRows
-from stage1_vqvae.data.sources import ImageData, open_data_of
-from stage1_vqvae.evaluate import transform_of
+from stage1_vqvae.data.loading import ahead, batched, stored_ahead, stored_views
+from stage1_vqvae.data.rows import DataRows
+from stage1_vqvae.data.sources import Data, open_data_of, rows_called
 from stage1_vqvae.fast.joined import joined_layers
 from stage1_vqvae.foreign import ForeignCodec
-from stage1_vqvae.modalities.pictures.pixels import VIEWS, Transform, ahead, batched, decoded_ahead, views_of
-from stage1_vqvae.settings import ExtractCodes, check, parse_size
+from stage1_vqvae.modalities import preprocessing
+from stage1_vqvae.modalities.pictures.settings import asked_size
+from stage1_vqvae.settings import ExtractCodes, check
 from vq_prior.core.config import pretty_json, read_json
 from vq_prior.core.disk.artifacts import publish, remove, require_replaceable, staging_path, write_atomic
 from vq_prior.core.disk.code_store import (
@@ -45,14 +47,14 @@ from vq_prior.core.disk.locks import claim, releasing
 from vq_prior.core.disk.records import public_name
 from vq_prior.core.errors import ArtifactError, UsageError
 from vq_prior.core.identity import file_sha256
-from vq_prior.core.media import to_unit_range
-from vq_prior.core.metrics import perplexity, usage
+from vq_prior.core.modality import Modality, Stored
 from vq_prior.core.processes.fixed_calls import rows_per_call
 from vq_prior.core.processes.runtime import Runtime, start_runtime
+from vq_prior.core.training.code_use import perplexity, usage
 from vq_prior.core.training.runs import require_free_space
 
 Codes = NDArray[np.int64]
-SMALL = 1 << 12  # pixels of a picture up to which calls of the encoder run side by side
+SMALL = 1 << 12  # places of a row (pixels) up to which calls of the encoder run side by side
 
 
 @releasing
@@ -66,16 +68,15 @@ def extract_codes(settings: ExtractCodes) -> Path:
     """
     check(settings)
     require_replaceable(settings.out, INDEX, "code store")
-    size = None if settings.image_size is None else parse_size(settings.image_size)
-    codec = open_codec(settings.codec, image_size=size, to_decode=False)
-    transform = transform_of(codec)
+    codec = open_codec(settings.codec, shape=asked_size(settings), to_decode=False)
+    _check_views(codec.modality, settings.views)
     runtime = start_runtime("fp32")
     say = runtime.say
     say(runtime.describe())
     for note in codec.notes:
         say(note)
-    data = open_data_of(settings, say=say)
-    request = _request(codec, data, transform, settings.views)
+    data = open_data_of(settings, say=say, modality=codec.modality)
+    request = _request(codec, data, settings.views)
     if (settings.out / INDEX).exists() and not settings.overwrite:
         if _answers(settings.out, request):
             say(f"{settings.out} is finished ({' + '.join(map(str, request['num_rows']))} rows); nothing to do")
@@ -96,27 +97,33 @@ def extract_codes(settings: ExtractCodes) -> Path:
         claim(settings.out)
         _open_partial(partial_folder, request)
     runtime.barrier()
-    _write_shards(settings, runtime, codec, data, transform, partial_folder / "store")
+    _write_shards(settings, runtime, codec, data, partial_folder / "store")
     runtime.barrier()
     if runtime.is_main:
-        _publish(settings, codec, data, transform, partial_folder)
+        _publish(settings, codec, data, partial_folder)
     runtime.barrier()
     return settings.out
 
 
-def _request(codec: AnyCodec, data: ImageData, transform: Transform, views: str) -> dict[str, Any]:
+def _check_views(modality: Modality, views: str) -> None:
+    if views not in modality.values.views:
+        known = ", ".join(modality.values.views)
+        raise UsageError(f"--views must be one of {known} for {modality.name}, got {views}")
+
+
+def _request(codec: AnyCodec, data: Data, views: str) -> dict[str, Any]:
     """Return what the store is a function of."""
     return {
         "format_version": 1,
         "codec_id": codec.codec_id,
         "data_id": data.data_id,
-        "transform": _described(transform, views),
-        "num_rows": [VIEWS[views] * len(data.train), len(data.validation)],
+        "transform": _described(codec, views),
+        "num_rows": [codec.modality.values.views[views] * len(data.train), len(data.validation)],
     }
 
 
-def _described(transform: Transform, views: str) -> dict[str, Any]:
-    return transform.describe() | ({} if views == "none" else {"views": views})
+def _described(codec: AnyCodec, views: str) -> dict[str, Any]:
+    return preprocessing(codec.modality, codec.transform) | ({} if views == "none" else {"views": views})
 
 
 def _answers(out: Path, request: dict[str, Any]) -> bool:
@@ -144,24 +151,23 @@ def _open_partial(folder: Path, request: dict[str, Any]) -> None:
     write_atomic(folder / "request.json", pretty_json(request))
 
 
-def _rows_per_shard(views: str) -> int:
-    """Return the code rows of a shard, so that the views of an image stand in one."""
-    return ROWS_PER_SHARD // VIEWS[views] * VIEWS[views]
+def _rows_per_shard(views: int) -> int:
+    """Return the code rows of a shard, so that the views of a row stand in one."""
+    return ROWS_PER_SHARD // views * views
 
 
-def _shards(data: ImageData, views: str) -> list[tuple[str, ImageRows, int, range]]:
-    """Return every shard of both splits: split, its images, number, range of code rows; only training has views."""
-    splits = (("train", data.train, VIEWS[views]), ("validation", data.validation, 1))
+def _shards(data: Data, views: str) -> list[tuple[str, DataRows, int, range]]:
+    """Return every shard of both splits: split, its rows, number, range of code rows; only training has views."""
+    num_views = data.modality.values.views[views]
+    splits = (("train", data.train, num_views), ("validation", data.validation, 1))
     return [
         (split, images.subset(range(rows.start // each, rows.stop // each)), number, rows)
         for split, images, each in splits
-        for number, rows in enumerate(shard_ranges(each * len(images), _rows_per_shard(views)))
+        for number, rows in enumerate(shard_ranges(each * len(images), _rows_per_shard(num_views)))
     ]
 
 
-def _write_shards(
-    settings: ExtractCodes, runtime: Runtime, codec: AnyCodec, data: ImageData, transform: Transform, store: Path
-) -> None:
+def _write_shards(settings: ExtractCodes, runtime: Runtime, codec: AnyCodec, data: Data, store: Path) -> None:
     """Write this process's shards that are not there yet: r, r + W, ..."""
     codec.to(runtime.device)  # type: ignore[arg-type]
     columns = store_columns(codec.spec, labelled=data.train.labels is not None)
@@ -173,12 +179,12 @@ def _write_shards(
     bar = tqdm(
         total=num_rows,
         initial=num_rows - num_todo,
-        unit="image",
+        unit=rows_called(data.modality)[:-1],
         disable=None if runtime.is_main else True,
         leave=False,
     )
     shards = [(images, settings.views if split == "train" else "none") for split, images, *_ in todo]
-    batches = _encoded(codec, shards, transform, runtime.device, settings)
+    batches = _encoded(codec, shards, runtime.device, settings)
     with joined_layers(codec), closing(batches):
         for split, images, number, rows in todo:
             codes: list[list[Any]] = [[] for _ in codec.spec.levels]
@@ -198,56 +204,56 @@ def _write_shards(
             write_atomic(store / shard_file(split, number), shard_bytes(columns, values))
     bar.close()
     if runtime.is_main and num_todo:
-        print(f"encoded {num_todo / (monotonic() - started):.0f} images/s in this process", flush=True)
+        speed = f"{num_todo / (monotonic() - started):.0f} {rows_called(data.modality)}/s"
+        print(f"encoded {speed} in this process", flush=True)
 
 
 def _encoded(
     codec: AnyCodec,
-    shards: Sequence[tuple[ImageRows, str]],
-    transform: Transform,
+    shards: Sequence[tuple[DataRows, str]],
     device: torch.device,
     settings: ExtractCodes,
 ) -> Generator[tuple[Codes, ...], None, None]:
-    """Yield the codes of batches of rows, shard after shard, each with its views; pictures are decoded ahead.
+    """Yield the codes of batches of rows, shard after shard, each with its views; rows are read ahead.
 
-    On the host, small pictures are decoded and encoded by threads side by side, each with its share of the cores: calls
+    On the host, small rows are read and encoded by threads side by side, each with its share of the cores: calls
     as short as theirs, and the Python between them, leave cores idle when all work on one call. A batch holds rows of
     one shard.
     """
     threads = torch.get_num_threads()
-    area = transform.height * transform.width
+    modality, transform = codec.modality, codec.transform
+    area, to_values, num_views = prod(transform.shape), modality.values.to_values, modality.values.views
     lanes = min(threads, settings.num_workers or threads) if device.type == "cpu" and area <= SMALL else 1
     size = -(-settings.batch_size // lanes) if settings.batch_size else rows_per_call(device, area)
 
-    def encode(pixels: NDArray[np.uint8]) -> tuple[Codes, ...]:
-        images = to_unit_range(torch.from_numpy(pixels).to(device))
+    def encode(stored: Stored) -> tuple[Codes, ...]:
+        images = to_values(torch.from_numpy(stored).to(device))
         return tuple(level.cpu().numpy() for level in codec.encode(images))
 
     def images_a_batch(views: str) -> int:
-        return max(1, size // VIEWS[views])
+        return max(1, size // num_views[views])
 
-    def decode_and_encode(batch: tuple[ImageRows, str, Sequence[int]]) -> tuple[Codes, ...]:
+    def read_and_encode(batch: tuple[DataRows, str, Sequence[int]]) -> tuple[Codes, ...]:
         images, views, rows = batch
-        return encode(np.concatenate([views_of(images, row, transform, views) for row in rows]))
+        return encode(np.concatenate([stored_views(images, row, modality, transform, views) for row in rows]))
 
     if lanes == 1:
         for images, views in shards:
             of_shard = images_a_batch(views)
-            for pixels in decoded_ahead(images, transform, of_shard, num_workers=settings.num_workers, views=views):
-                yield encode(pixels)
+            workers = settings.num_workers
+            for stored in stored_ahead(images, modality, transform, of_shard, num_workers=workers, views=views):
+                yield encode(stored)
         return
     batches = (
         (images, views, rows) for images, views in shards for rows in batched(range(len(images)), images_a_batch(views))
     )
     try:
-        yield from ahead(decode_and_encode, batches, lanes, prepare=lambda: torch.set_num_threads(threads // lanes))
+        yield from ahead(read_and_encode, batches, lanes, prepare=lambda: torch.set_num_threads(threads // lanes))
     finally:
         torch.set_num_threads(threads)  # the count is the thread's own, but some libraries know one for all
 
 
-def _publish(
-    settings: ExtractCodes, codec: AnyCodec, data: ImageData, transform: Transform, partial_folder: Path
-) -> None:
+def _publish(settings: ExtractCodes, codec: AnyCodec, data: Data, partial_folder: Path) -> None:
     """Write the index, make the store visible, and say what was written (main process)."""
     store = partial_folder / "store"
     shards = []
@@ -259,10 +265,10 @@ def _publish(
         codec=Source(public_name(settings.codec), codec.codec_id),
         spec=codec.spec,
         data=Source(public_name(settings.data), data.data_id),
-        transform=_described(transform, settings.views),
+        transform=_described(codec, settings.views),
         label_names=data.label_names,
         columns=store_columns(codec.spec, labelled=data.train.labels is not None),
-        rows_per_shard=_rows_per_shard(settings.views),
+        rows_per_shard=_rows_per_shard(codec.modality.values.views[settings.views]),
         shards=tuple(shards),
     )
     write_index(store, index)

@@ -5,6 +5,7 @@ Letters: B batch, C channels, D code dimension, K number of codes.
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +15,8 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from stage1_vqvae.blocks import NETWORKS, SMALLEST_HEAD, Sizes, crop_to, kernel_of, pad_to
 from stage1_vqvae.factors import ALLOWED, as_one, can_be_taken, factors_of, grid_of, strides_of
-from stage1_vqvae.modalities.pictures.pixels import Transform
+from stage1_vqvae.modalities import read_preprocessing
+from stage1_vqvae.modalities.pictures.values import description_of
 from stage1_vqvae.quantizer_settings import QuantizerSettings, check_quantizer
 from stage1_vqvae.quantizers import QUANTIZERS
 from vq_prior.core.config import from_json, pretty_json, read_json, to_json
@@ -32,6 +34,7 @@ from vq_prior.core.errors import ArtifactError, UsageError
 from vq_prior.core.hub.repository import local
 from vq_prior.core.hub.shareable import Shareable
 from vq_prior.core.identity import content_id
+from vq_prior.core.modality import Form, Modality
 from vq_prior.core.processes.fixed_calls import map_rows_frozen, rows_per_call
 from vq_prior.core.processes.runtime import full_state
 from vq_prior.core.spec import CodeSpec, LevelSpec, check_codes, check_images
@@ -158,6 +161,7 @@ class VQVAE(Shareable, PreTrainedModel):  # type: ignore[misc]
     last pixel, and cropped after decoding.
 
     Attributes:
+        preprocessing: How rows become its values, what they are included, as JSON values.
         notes: What a user should be told about where it came from.
         loaded_from: The folder that it was loaded from, if it was.
     """
@@ -166,11 +170,13 @@ class VQVAE(Shareable, PreTrainedModel):  # type: ignore[misc]
     config_class = VQVAEConfig
     main_input_name = "images"
 
-    def __init__(self, config: VQVAEConfig) -> None:
+    def __init__(self, config: VQVAEConfig, preprocessing: dict[str, Any] | None = None) -> None:
+        """Take a config, and how rows become its values; None is pictures of the config's shape."""
         super().__init__(config)
         self.notes: tuple[str, ...] = ()
         self.loaded_from: Path | None = None
         a = self.architecture = config.parsed()
+        self.preprocessing = of_shape(a) if preprocessing is None else preprocessing
         assert a.quantizer.code_dim is not None
         factors = factors_of(a.downsampling, len(a.shape))
         self._padded = tuple(side * factor for side, factor in zip(self.grid, factors, strict=True))
@@ -212,11 +218,29 @@ class VQVAE(Shareable, PreTrainedModel):  # type: ignore[misc]
         return grid_of(self.architecture.shape, self.architecture.downsampling)
 
     @property
+    def modality(self) -> Modality:
+        """What its values are; raises `UsageError` if it was made for none in particular."""
+        return self._form[0]
+
+    @property
+    def transform(self) -> Form:
+        """The form that its values are in; raises `UsageError` if it was made for none in particular."""
+        return self._form[1]
+
+    @cached_property
+    def _form(self) -> tuple[Modality, Form]:
+        if self.preprocessing.keys() == {"shape", "channels"}:
+            raise UsageError(
+                f"this codec is for data of shape {list(self.spec.shape)}, which are of no kind with a name"
+            )
+        return read_preprocessing(self.preprocessing, PREPROCESSOR)
+
+    @property
     def codec_id(self) -> str:
         """Hash of preprocessing, encoder, and what the quantiser's codes depend on; computed anew at each call."""
         a = self.architecture
         description = {
-            "preprocessing": preprocessing(a),
+            "preprocessing": self.preprocessing,
             "encoder": {
                 "downsampling": a.downsampling,
                 "width": a.width,
@@ -242,6 +266,11 @@ class VQVAE(Shareable, PreTrainedModel):  # type: ignore[misc]
 
     def _images(self, vectors: Tensor) -> Tensor:
         return crop_to(self.decoder(vectors.movedim(-1, 1)), self.architecture.shape)
+
+    def _within(self, images: Tensor) -> Tensor:
+        """Return images cut to the bounds of their kind, [-1, 1] where it is not named."""
+        bounds = self.modality.values.bounds if "modality" in self.preprocessing else (-1.0, 1.0)
+        return images if bounds is None else images.clamp(*bounds)
 
     def forward(self, images: Tensor) -> VQVAEOutput:
         """Return reconstruction, codes and quantiser losses of images [B, C, *shape] in [-1, 1]."""
@@ -291,13 +320,13 @@ class VQVAE(Shareable, PreTrainedModel):  # type: ignore[misc]
         """
         check_codes(self.spec, codes)
         rows = (level.to(torch.int64) for level in codes)
-        images: Tensor = self._apart(lambda *c: self._images(_packed(self.quantizer.embed(c))).clamp(-1, 1), *rows)
+        images: Tensor = self._apart(lambda *c: self._within(self._images(_packed(self.quantizer.embed(c)))), *rows)
         return images
 
     @torch.inference_mode()
     def decode_latents(self, latents: Tensor) -> Tensor:
         """Return the images [B, C, *shape] of continuous latents [B, *grid, D], as `decode` gives those of codes."""
-        images: Tensor = self._apart(lambda rows: self._images(_packed(rows.float())).clamp(-1, 1), latents)
+        images: Tensor = self._apart(lambda rows: self._within(self._images(_packed(rows.float()))), latents)
         return images
 
 
@@ -316,11 +345,10 @@ def _packed(rows: Tensor) -> Tensor:
     return rows.clone(memory_format=torch.contiguous_format)
 
 
-def preprocessing(architecture: Architecture) -> dict[str, Any]:
-    """Return how pictures become the codec's images, for identity and for `preprocessor_config.json`."""
+def of_shape(architecture: Architecture) -> dict[str, Any]:
+    """Return the preprocessing of a codec that was given none: that of pictures, or of data of no kind with a name."""
     if len(architecture.shape) == 2:
-        height, width = architecture.shape
-        return Transform(height, width, architecture.channels).describe()
+        return description_of(architecture.shape, architecture.channels)
     return {"shape": list(architecture.shape), "channels": architecture.channels}
 
 
@@ -328,7 +356,7 @@ def save_codec(codec: VQVAE, folder: Path) -> None:
     """Write config.json, model.safetensors and preprocessor_config.json into a staging folder of the caller."""
     config = plain_config(codec.config.to_diff_dict()) | {"architectures": [type(codec).__name__]}
     write_atomic(folder / CONFIG, pretty_json(dict(sorted(config.items()))))
-    write_atomic(folder / PREPROCESSOR, pretty_json(preprocessing(codec.architecture)))
+    write_atomic(folder / PREPROCESSOR, pretty_json(codec.preprocessing))
     write_tensors(folder / WEIGHTS, full_state(codec))
 
 
@@ -343,17 +371,29 @@ def load_codec(path: str | Path) -> VQVAE:
         return _load_folder(find_component(found, "vqvae"))
 
 
+def _preprocessing_beside(folder: Path, architecture: Architecture) -> dict[str, Any]:
+    """Return the preprocessing in a codec's folder; raises `ArtifactError` unless it is that of the codec beside it."""
+    path, plain = folder / PREPROCESSOR, of_shape(architecture)
+    described = read_json(path) if path.exists() else plain
+    if described == plain:
+        return plain
+    if isinstance(described, dict) and "modality" in described:
+        _, transform = read_preprocessing(described, str(path))
+        if (transform.shape, transform.channels) == (architecture.shape, architecture.channels):
+            return described
+    raise ArtifactError(f"{path} is not the preprocessing of the codec beside it")
+
+
 def _load_folder(folder: Path) -> VQVAE:
     notes = check_sealed(folder)
     document = check_transformers_config(folder / CONFIG, model_types=(VQVAEConfig.model_type,))
     config = VQVAEConfig(architecture=document.get("architecture"))
     architecture = config.parsed()
-    if (folder / PREPROCESSOR).exists() and read_json(folder / PREPROCESSOR) != preprocessing(architecture):
-        raise ArtifactError(f"{folder / PREPROCESSOR} is not the preprocessing of the codec beside it")
+    described = _preprocessing_beside(folder, architecture)
     with torch.device("meta"):
         expected = VQVAE(config).state_dict()
     check_header(folder / WEIGHTS, expected)  # before any tensor of that size is made
-    codec = VQVAE(config)
+    codec = VQVAE(config, described)
     load_strictly(codec, folder / WEIGHTS)
     codec.notes, codec.loaded_from = tuple(notes), folder
     return codec.eval()

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from stage1_vqvae.codecs import AnyCodec, open_codec
-from stage1_vqvae.data.sources import ImageData, open_data_of
-from stage1_vqvae.evaluate import ROWS_AT_ONCE, evaluate_codec, transform_of
+from stage1_vqvae.data.loading import LoadedRows, load_rows
+from stage1_vqvae.data.sources import Data, open_data_of
+from stage1_vqvae.evaluate import ROWS_AT_ONCE, evaluate_codec
 from stage1_vqvae.losses import reconstruction_terms, weighted_sum, weights_for
-from stage1_vqvae.modalities.pictures.pixels import PixelRows, load_pixels
 from stage1_vqvae.model import VQVAE, VQVAEConfig, save_codec
 from stage1_vqvae.quantizers import QUANTIZERS
 from stage1_vqvae.quantizers.codebook import CodebookQuantizer
@@ -32,7 +32,7 @@ from vq_prior.core.disk.artifacts import new_folder, require_replaceable
 from vq_prior.core.disk.components import WEIGHTS
 from vq_prior.core.disk.records import TrainingRecord, command_line, public_name, read_record, write_record
 from vq_prior.core.errors import NumericError, UsageError
-from vq_prior.core.media import to_unit_range
+from vq_prior.core.modality import Modality
 from vq_prior.core.processes.runtime import start_runtime
 from vq_prior.core.spec import CodeSpec
 from vq_prior.core.training.optim import adamw, lr_at, set_learning_rate
@@ -60,29 +60,28 @@ def resize_codebook(settings: ResizeCodebook) -> list[dict[str, Any]]:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UsageError("resize-codebook runs in one process; start it without a launcher")
     given = _resizable(open_codec(settings.codec, to_decode=False), settings)
-    transform = transform_of(given)
     final = _destination(settings, given)
     runtime = start_runtime("fp32")
     for note in (runtime.describe(), *given.notes):
         print(note, flush=True)
-    data = open_data_of(settings, say=print)
+    data = open_data_of(settings, say=print, modality=given.modality)
     rows = _rows_to_cluster(settings, given.spec, len(data.train))
-    train = load_pixels(data.train, transform, num_workers=settings.num_workers)
-    validation = load_pixels(data.validation, transform, num_workers=settings.num_workers)
+    train = load_rows(data.train, given.modality, given.transform, num_workers=settings.num_workers)
+    validation = load_rows(data.validation, given.modality, given.transform, num_workers=settings.num_workers)
     given.to(runtime.device)  # type: ignore[arg-type]
     vectors = _latents(given, train, rows)
     print(f"clustering {len(vectors)} latent vectors of {len(rows)} training images", flush=True)
-    print(_heading())
+    print(_heading(given.modality))
     table, codec = [_measured(given, validation, "as given")], given
-    print(_line(table[-1], given.spec), flush=True)
+    print(_line(table[-1], given), flush=True)
     for size in settings.codebook_size:
         codec = resized(given, size, vectors, keyed_generator(settings.seed, size, "codebook resizing"))
         table.append(_measured(codec, validation, "resized"))
-        print(_line(table[-1], codec.spec), flush=True)
+        print(_line(table[-1], codec), flush=True)
         if settings.steps is not None:
             _fine_tune(settings, codec, train)
             table.append(_measured(codec, validation, f"and tuned for {settings.steps} steps"))
-            print(_line(table[-1], codec.spec), flush=True)
+            print(_line(table[-1], codec), flush=True)
     if final is None:
         print("nothing was written; one --codebook-size and --out RUN write that codec to RUN/vqvae")
     else:
@@ -145,11 +144,11 @@ def _rows_to_cluster(settings: ResizeCodebook, spec: CodeSpec, num_train: int) -
     return np.sort(keyed_generator(settings.seed, 0, "rows to cluster").permutation(num_train)[:count])
 
 
-def _latents(codec: VQVAE, pixels: PixelRows, rows: NDArray[np.int64]) -> Tensor:
+def _latents(codec: VQVAE, train: LoadedRows, rows: NDArray[np.int64]) -> Tensor:
     """Return the latent vectors [N, D] float32 of some images, on the host."""
     parts = []
     for first in range(0, len(rows), ROWS_AT_ONCE):
-        images = to_unit_range(torch.from_numpy(pixels.batch(rows[first : first + ROWS_AT_ONCE])))
+        images = train.batch(rows[first : first + ROWS_AT_ONCE])
         parts.append(codec.encode_latents(images).reshape(-1, codec.quantizer.code_dim).cpu())
     return torch.cat(parts)
 
@@ -188,7 +187,7 @@ def resized(codec: VQVAE, size: int, vectors: Tensor, rng: np.random.Generator) 
     """
     a = codec.architecture
     assert isinstance(codec.quantizer, CodebookQuantizer)
-    result = VQVAE(VQVAEConfig(replace(a, quantizer=replace(a.quantizer, num_codes=size))))
+    result = VQVAE(VQVAEConfig(replace(a, quantizer=replace(a.quantizer, num_codes=size))), codec.preprocessing)
     result.encoder.load_state_dict(codec.encoder.state_dict())
     result.decoder.load_state_dict(codec.decoder.state_dict())
     assert isinstance(result.quantizer, CodebookQuantizer)
@@ -197,7 +196,7 @@ def resized(codec: VQVAE, size: int, vectors: Tensor, rng: np.random.Generator) 
     return result.to(codec.device).eval()  # type: ignore[arg-type]
 
 
-def _fine_tune(settings: ResizeCodebook, codec: VQVAE, train: PixelRows) -> None:
+def _fine_tune(settings: ResizeCodebook, codec: VQVAE, train: LoadedRows) -> None:
     """Tune decoder and codebook to each other in place; the encoder is frozen.
 
     A step is a function of (seed, step) and of the state before it.
@@ -208,8 +207,7 @@ def _fine_tune(settings: ResizeCodebook, codec: VQVAE, train: PixelRows) -> None
     optimizer = adamw(codec.parameters(), learning_rate=settings.learning_rate, weight_decay=0.0, betas=(0.9, 0.99))
     weights = weights_for(LossSettings(), quantizer=codec.quantizer.loss_terms)
     for step in tqdm(range(settings.steps), unit="step", disable=None, leave=False):
-        pixels = train.batch(batch_rows(len(train), settings.batch_size, settings.seed, step))
-        images = to_unit_range(torch.from_numpy(pixels)).to(codec.device)
+        images = train.batch(batch_rows(len(train), settings.batch_size, settings.seed, step), codec.device)
         learning_rate = lr_at(
             step,
             steps=settings.steps,
@@ -230,7 +228,7 @@ def _fine_tune(settings: ResizeCodebook, codec: VQVAE, train: PixelRows) -> None
     codec.requires_grad_(True).eval()
 
 
-def _measured(codec: VQVAE, validation: PixelRows, what: str) -> dict[str, Any]:
+def _measured(codec: VQVAE, validation: LoadedRows, what: str) -> dict[str, Any]:
     result = evaluate_codec(codec, validation, device=codec.device)
     return {"codes": codec.quantizer.num_codes, "what": what, "measured": result}
 
@@ -249,21 +247,32 @@ def rates(result: dict[str, Any], spec: CodeSpec) -> dict[str, float]:
     return {"bits": bits, "entropy_coded_bits": entropy, "bits_per_pixel": bits / math.prod(spec.shape)}
 
 
-def _heading() -> str:
-    return "  codes  bits/image  entropy-coded  bits/pixel  psnr (dB)    ssim  codes used"
+def _columns(modality: Modality) -> dict[str, tuple[str, int, str]]:
+    """Return the heading, the width and the form of each measure of the table; the error is one where it is all."""
+    measures = modality.quality.measures
+    told = {name: measure for name, measure in measures.items() if name != "mse"} or measures
+    titles = {name: f"{name} ({each.unit})" if each.unit else name for name, each in told.items()}
+    return {name: (title, max(6, len(title)), told[name].form) for name, title in titles.items()}
 
 
-def _line(row: dict[str, Any], spec: CodeSpec) -> str:
-    result, rate = row["measured"], rates(row["measured"], spec)
+def _heading(modality: Modality) -> str:
+    measured = "".join(f"  {title:>{width}}" for title, width, _ in _columns(modality).values())
+    return f"  codes  bits/image  entropy-coded  bits/pixel{measured}  codes used"
+
+
+def _line(row: dict[str, Any], codec: VQVAE) -> str:
+    result, rate = row["measured"], rates(row["measured"], codec.spec)
+    columns = _columns(codec.modality).items()
+    measured = "".join(f"  {result[name]:>{width}{form}}" for name, (_, width, form) in columns)
     return (
         f"{row['codes']:>7}  {rate['bits']:>10.1f}  {rate['entropy_coded_bits']:>13.1f}  "
-        f"{rate['bits_per_pixel']:>10.3f}  {result['psnr']:>9.2f}  {result['ssim']:>6.4f}  "
+        f"{rate['bits_per_pixel']:>10.3f}{measured}  "
         f"{min(level['usage'] for level in result['levels']):>10.0%}  {row['what']}"
     )
 
 
 def _write(
-    settings: ResizeCodebook, given: VQVAE, codec: VQVAE, data: ImageData, measured: dict[str, Any], final: Path
+    settings: ResizeCodebook, given: VQVAE, codec: VQVAE, data: Data, measured: dict[str, Any], final: Path
 ) -> None:
     """Write the codec with its record and say what follows from its new identity."""
     old = None if given.loaded_from is None else read_record(given.loaded_from)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 from vq_prior.core.errors import UsageError
+from vq_prior.core.modality import KindSettings
 from vq_prior.core.settings import (
     ImageColumn,
     LabelColumn,
@@ -22,7 +23,7 @@ MIN_CODES, MAX_CODES = 2, 2**20
 
 
 @dataclass
-class ResizeCodebook:
+class ResizeCodebook(KindSettings):
     """Give a trained codec a smaller or larger codebook; encoder and decoder stay. Prints rate against PSNR."""
 
     codec: Annotated[str, Place("CODEC")]

@@ -5,7 +5,6 @@ machine"; `resolve` makes every such choice, as a pure function.
 """
 
 import math
-import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -13,8 +12,11 @@ from typing import Annotated, Literal
 import tyro
 
 from stage1_vqvae.factors import ALLOWED, as_one, can_be_taken, grid_of
+from stage1_vqvae.modalities import MODALITIES, own_settings, with_own_settings
+from stage1_vqvae.modalities.pictures.settings import CodecSize, PictureSize, asked_size
 from stage1_vqvae.quantizer_settings import QuantizerSettings, check_quantizer, fixed_code_dim
 from vq_prior.core.errors import UsageError
+from vq_prior.core.modality import Facts, Form, KindSettings, Modality
 from vq_prior.core.settings import (
     DryRun,
     Free,
@@ -32,18 +34,17 @@ from vq_prior.core.settings import (
 )
 from vq_prior.core.training.tracking import TrackerName, require_tracker
 
-MAX_SIDE = 4096
 FEW_IMAGES = 5000
 TINY = 16  # longest side in pixels of images that need small networks and no bf16
-SQUARES = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 
 
 @dataclass
 class ModelSettings(Settings):
     """The encoder and the decoder."""
 
-    channels: Literal[1, 3] | None = None
-    """1 for grey, 3 for colour; left out: 1 if every image is grey, else 3."""
+    channels: int | None = None
+    """Of the data: of pictures 1 for grey, 3 for colour; left out: as the data are, 1 if every image is grey, else
+    3."""
     downsampling: int | tuple[int, ...] | None = None
     """Pixels of one code along every axis, or one number an axis; each is taken in steps of its prime factors, of at
     most 13. Left out: so that images up to 48 px get a grid of at most 8x8 and larger ones of at most 16x16."""
@@ -85,7 +86,7 @@ class LossSettings(Settings):
 
 
 @dataclass
-class TrainVQVAE(Settings):
+class TrainVQVAE(PictureSize, KindSettings, Settings):
     """Train a codec on images: RUN/vqvae turns an image into a grid of codes and back."""
 
     data: Annotated[str, Place()]
@@ -102,8 +103,6 @@ class TrainVQVAE(Settings):
     """Peak learning rate."""
     seed: Seed = 0
     """Seed of the initial weights and of the order of the images."""
-    image_size: str | None = None
-    """Side in pixels ("32"), or height x width ("48x40"); left out: the size of the images, or a square near it."""
     num_workers: NumWorkers = None
     precision: Literal["fp32", "bf16"] | None = None
     """Precision of the forward passes of training; left out: bf16 on a GPU that computes in it and, above 16 px, on a
@@ -154,7 +153,7 @@ class TrainVQVAE(Settings):
 
 
 @dataclass
-class ExtractCodes:
+class ExtractCodes(CodecSize, KindSettings):
     """Write the codes of images to disk, once, for training a prior. The bytes depend on codec and data alone."""
 
     codec: str
@@ -163,10 +162,7 @@ class ExtractCodes:
     """Images: a folder, parquet or arrow files, a Hub id owner/name, or the word digits."""
     out: Path
     """Code store to write. Rerunning the command continues where it stopped."""
-    image_size: str | None = None
-    """Side in pixels ("256"), or height x width ("48x40"), for a codec of transformers or diffusers; left out: the size
-    its folder names. That of our own codecs is fixed."""
-    views: Literal["none", "flip", "ten-crop"] = "none"
+    views: str = "none"
     """Further code rows of each training image: its mirror image (flip), or beside that four overlapping crops of 10/11
     of each side and their mirror images (ten-crop)."""
     batch_size: Annotated[int | None, Within(1, 10**6)] = None
@@ -181,7 +177,7 @@ class ExtractCodes:
 
 
 @dataclass
-class CheckData:
+class CheckData(KindSettings):
     """Read and decode every image, say which are bad, and write a list that any command takes as DATA."""
 
     data: Annotated[str, tyro.conf.Positional]
@@ -196,7 +192,7 @@ class CheckData:
 
 
 @dataclass
-class Reconstruct:
+class Reconstruct(KindSettings):
     """Encode and decode held-out images, and write originals and reconstructions side by side."""
 
     codec: str
@@ -205,47 +201,13 @@ class Reconstruct:
     """Images: a folder, parquet or arrow files, a Hub id owner/name, or the word digits."""
     out: Path
     """Folder for 000000.png (original left, reconstruction right) ... and grid.png."""
-    num_images: Annotated[int, Within(1, 100_000)] = 16
+    num_images: Annotated[int, Within(1, 100_000), tyro.conf.arg(aliases=["--num-samples"])] = 16
     """How many images, from the first of the held-out rows on."""
     num_workers: NumWorkers = None
     image_column: ImageColumn = None
     label_column: LabelColumn = None
     overwrite: Overwrite = False
     """Replace the pictures that are at OUT."""
-
-
-@dataclass(frozen=True)
-class DataFacts:
-    """What the defaults depend on.
-
-    Attributes:
-        num_train: Training images.
-        common_size: (height, width) that more than half of the images have, else None.
-        short_side: Median of the images' shorter sides.
-        all_grey: Whether every image is grey.
-    """
-
-    num_train: int
-    common_size: tuple[int, int] | None
-    short_side: int
-    all_grey: bool
-
-
-def parse_size(text: str) -> tuple[int, int]:
-    """Return (height, width) of "32" or "48x40" (height x width).
-
-    Raises:
-        UsageError: If it is neither, or a side is not between 4 and 4096.
-    """
-    match = re.fullmatch(r"([0-9]{1,6})(?:x([0-9]{1,6}))?", text.strip().lower())
-    height = int(match[1]) if match else 0
-    width = int(match[2] or match[1]) if match else 0
-    if not (4 <= height <= MAX_SIDE and 4 <= width <= MAX_SIDE):
-        raise UsageError(
-            f"--image-size must be a side such as 32, or height x width such as 48x40, "
-            f"each between 4 and {MAX_SIDE}, got {text}"
-        )
-    return height, width
 
 
 def _require(flag: str, holds: bool, allowed: str, given: object) -> None:
@@ -264,8 +226,7 @@ def check(settings: TrainVQVAE | ExtractCodes | Reconstruct) -> None:
     check_ranges(settings)
     if isinstance(settings, Reconstruct):
         return
-    if settings.image_size is not None:
-        parse_size(settings.image_size)
+    asked_size(settings)
     if isinstance(settings, ExtractCodes):
         return
     require_tracker(settings.report_to)
@@ -285,17 +246,27 @@ def _check_model(model: ModelSettings) -> None:
         )
 
 
-def resolve(settings: TrainVQVAE, facts: DataFacts, device_type: str) -> TrainVQVAE:
+def resolve(settings: TrainVQVAE, facts: Facts, device_type: str, *, modality: Modality | None = None) -> TrainVQVAE:
     """Return the settings with every choice made for this data and kind of device ("cpu", "cuda", "mps").
 
     `num_workers` and `precision` are left to the machine that runs.
 
+    Args:
+        settings: As typed.
+        facts: Of the data.
+        device_type: Where it will run.
+        modality: What the data is; None is pictures.
+
     Raises:
-        UsageError: If the downsampling leaves no grid.
+        UsageError: If a setting is not one of this kind of data, or out of its range.
     """
     small_machine = device_type == "cpu"
-    largest = 64 if small_machine else 256
-    size = parse_size(settings.image_size) if settings.image_size else _default_size(facts, largest)
+    modality = modality or MODALITIES["pictures"]
+    transform = modality.values.transform(
+        own_settings(modality, settings), facts, channels=settings.model.channels, device_type=device_type
+    )
+    size = transform.shape
+    settings = with_own_settings(settings, modality, modality.values.settings_of(transform))
     downsampling = as_one(settings.model.downsampling or _default_downsampling(size), len(size))
     if not isinstance(downsampling, int):
         _require("--model.downsampling", len(downsampling) == len(size), f"{len(size)} numbers", downsampling)
@@ -305,7 +276,7 @@ def resolve(settings: TrainVQVAE, facts: DataFacts, device_type: str) -> TrainVQ
     bottleneck, blocks = settings.model.network == "bottleneck", settings.model.num_residual_blocks
     model = replace(
         settings.model,
-        channels=settings.model.channels or (1 if facts.all_grey else 3),
+        channels=transform.channels,
         downsampling=downsampling,
         width=width,
         residual_width=settings.model.residual_width or max(8, width // (2 if bottleneck else 4) // 8 * 8),
@@ -326,21 +297,19 @@ def resolve(settings: TrainVQVAE, facts: DataFacts, device_type: str) -> TrainVQ
         batch_size=settings.batch_size or (64 if small_machine else 256),
         augment=settings.augment if settings.augment is not None else facts.num_train < FEW_IMAGES and not tiny,
         learning_rate=settings.learning_rate or (3e-3 if tiny else 1e-3),
-        image_size=f"{size[0]}x{size[1]}",
         model=model,
         quantizer=quantizer,
     )
 
 
-def _default_size(facts: DataFacts, largest: int) -> tuple[int, int]:
-    """Return the size most images have if it is at most `largest`, else the largest square that most images fill."""
-    if facts.common_size is not None and min(facts.common_size) >= 4 and max(facts.common_size) <= largest:
-        return facts.common_size
-    side = max((side for side in SQUARES if side <= min(facts.short_side, largest)), default=SQUARES[0])
-    return side, side
+def trained_form(settings: TrainVQVAE) -> tuple[Modality, Form]:
+    """Return what a codec of resolved settings is trained on: the kind of data, and their form."""
+    modality = MODALITIES[settings.modality or "pictures"]
+    own, channels = own_settings(modality, settings), settings.model.channels
+    return modality, modality.values.transform(own, None, channels=channels, device_type="cpu")
 
 
-def _default_downsampling(size: tuple[int, int]) -> int:
+def _default_downsampling(size: tuple[int, ...]) -> int:
     most_cells = 8 if max(size) <= 48 else 16
     factor = 2
     while max(grid_of(size, factor)) > most_cells:
@@ -348,7 +317,7 @@ def _default_downsampling(size: tuple[int, int]) -> int:
     return factor
 
 
-def _default_num_codes(size: tuple[int, int], num_vectors: int) -> int:
+def _default_num_codes(size: tuple[int, ...], num_vectors: int) -> int:
     """Return the largest power of two, within 32 and 512 (1024 > 48 px), that leaves each code enough vectors.
 
     Enough are 48 training vectors, and 128 up to 16 px, where few codes tell all and leave the prior less to learn.

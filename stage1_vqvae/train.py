@@ -4,31 +4,31 @@ import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor, nn
 
 from stage1_vqvae.adversary import MakeAdversary
 from stage1_vqvae.collapse import COLLAPSED, named_use, remedy, watch
-from stage1_vqvae.data.sources import ImageData, open_data_of
-from stage1_vqvae.evaluate import comparison_grid, evaluate_codec, reconstruct_pixels, summary
+from stage1_vqvae.data.loading import load_rows
+from stage1_vqvae.data.sources import Data, open_data_of
+from stage1_vqvae.evaluate import evaluate_codec, reconstructed, summary
 from stage1_vqvae.factors import factors_of
 from stage1_vqvae.losses import reconstruction_terms, weighted_sum
-from stage1_vqvae.modalities.pictures.pixels import Transform, load_pixels, shifted_and_mirrored
+from stage1_vqvae.modalities import preprocessing
 from stage1_vqvae.model import VQVAE, Architecture, VQVAEConfig, VQVAEOutput, save_codec
 from stage1_vqvae.plan import describe, dry_run_text
 from stage1_vqvae.quantizers import QUANTIZERS
 from stage1_vqvae.run import Training, is_result_of, prepare, resume, save
-from stage1_vqvae.settings import TINY, TrainVQVAE, check, parse_size, resolve
+from stage1_vqvae.settings import TINY, TrainVQVAE, check, resolve, trained_form
 from vq_prior.core.disk.artifacts import new_folder, remove
 from vq_prior.core.disk.checkpoints import Checkpoint, latest_checkpoint
 from vq_prior.core.disk.locks import releasing
 from vq_prior.core.disk.records import TrainingRecord, command_line, public_name, write_record
 from vq_prior.core.errors import Stopped, UsageError
-from vq_prior.core.media import to_unit_range
+from vq_prior.core.modality import Stored
 from vq_prior.core.processes.collectives import gather_rows
 from vq_prior.core.processes.control import signal_control
 from vq_prior.core.processes.gradients import StepSums
@@ -49,7 +49,7 @@ from vq_prior.core.training.runs import (
     run_config,
 )
 
-NUM_PICTURES = 32
+NUM_SHOWN = 32
 START_VECTORS_PER_CODE = 64
 
 
@@ -76,7 +76,7 @@ def train_vqvae(settings: TrainVQVAE, make_adversary: MakeAdversary | None = Non
     data = open_data_of(settings, say=notes.append)
 
     def chosen(settings: TrainVQVAE, here: Runtime = runtime) -> tuple[Runtime, TrainVQVAE]:
-        return fitted_to_machine(here, resolve(settings, data.facts(), here.device.type))
+        return fitted_to_machine(here, resolve(settings, data.facts(), here.device.type, modality=data.modality))
 
     runtime, settings = chosen(settings)
     for line in (runtime.describe(), *notes):
@@ -95,10 +95,9 @@ def train_vqvae(settings: TrainVQVAE, make_adversary: MakeAdversary | None = Non
     if checkpoint is not None and checkpoint.step >= (settings.steps or 0) and is_result_of(final, checkpoint):
         runtime.say(f"{final} is finished ({checkpoint.step} steps); nothing to do")
         return final
-    # Every picture is decoded before anything is created at --out.
-    transform = _transform(settings)
-    train = load_pixels(data.train, transform, num_workers=settings.num_workers)
-    held_out = load_pixels(data.validation, transform, num_workers=settings.num_workers)
+    # Every row is read before anything is created at --out.
+    form, workers = trained_form(settings), settings.num_workers
+    train, held_out = (load_rows(rows, *form, num_workers=workers) for rows in (data.train, data.validation))
     training = prepare(settings, runtime, model, train, held_out, make_adversary)
     runtime.barrier()
     open_run(folder, config, overwrite=settings.overwrite, is_main=runtime.is_main, settings=typed)
@@ -131,8 +130,8 @@ def _checkpoint_of(settings: TrainVQVAE, runtime: Runtime, folder: Path, config:
 
 def fitted_to_machine(runtime: Runtime, settings: TrainVQVAE) -> tuple[Runtime, TrainVQVAE]:
     """Return both with what is left out chosen: above 16 px, on a CPU that computes in it, bf16 and with it Muon."""
-    assert settings.image_size is not None
-    fast = runtime.device.type == "cpu" and has_native_bf16("cpu") and max(parse_size(settings.image_size)) > TINY
+    longest = max(trained_form(settings)[1].shape)
+    fast = runtime.device.type == "cpu" and has_native_bf16("cpu") and longest > TINY
     if settings.precision is None and fast:
         runtime = replace(runtime, precision="bf16")
     # Muon multiplies in bf16, which who asks for fp32 does not want.
@@ -140,7 +139,7 @@ def fitted_to_machine(runtime: Runtime, settings: TrainVQVAE) -> tuple[Runtime, 
     return runtime, replace(settings, precision=runtime.precision, optimizer=optimizer)
 
 
-def _record(typed: TrainVQVAE, data: ImageData) -> TrainingRecord:
+def _record(typed: TrainVQVAE, data: Data) -> TrainingRecord:
     """Return what the card will tell of this training; the results are filled in at its end."""
     return TrainingRecord(
         format_version=1,
@@ -153,23 +152,16 @@ def _record(typed: TrainVQVAE, data: ImageData) -> TrainingRecord:
     )
 
 
-def _transform(settings: TrainVQVAE) -> Transform:
-    """Return the size and channels that resolved settings bring pictures to."""
-    assert settings.image_size is not None
-    assert settings.model.channels is not None
-    return Transform(*parse_size(settings.image_size), channels=settings.model.channels)
-
-
 def new_codec(settings: TrainVQVAE) -> VQVAE:
     """Return an untrained codec of resolved settings; its weights are a function of the seed."""
-    model, transform = settings.model, _transform(settings)
+    model, (modality, transform) = settings.model, trained_form(settings)
     assert model.downsampling
     assert model.width
     assert model.residual_width
     assert model.num_residual_blocks is not None
     architecture = Architecture(
         channels=transform.channels,
-        shape=(transform.height, transform.width),
+        shape=transform.shape,
         downsampling=model.downsampling,
         width=model.width,
         residual_width=model.residual_width,
@@ -181,7 +173,7 @@ def new_codec(settings: TrainVQVAE) -> VQVAE:
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(keyed_generator(settings.seed, 0, "codec weights").integers(2**63)))
-        return VQVAE(VQVAEConfig(architecture))
+        return VQVAE(VQVAEConfig(architecture), preprocessing(modality, transform))
 
 
 @torch.no_grad()
@@ -194,7 +186,7 @@ def start_codebook(t: Training) -> None:
     vectors = [torch.zeros(0, model.quantizer.code_dim, device=runtime.device)]
     for piece in runtime.pieces(len(rows)):
         if piece.stop > piece.start:
-            images = to_unit_range(torch.from_numpy(train.batch(rows[piece])).to(runtime.device))
+            images = train.batch(rows[piece], runtime.device)
             vectors.append(model.encode_latents(images).reshape(-1, model.quantizer.code_dim).clone())
     model.quantizer.start(gather_rows(torch.cat(vectors)), rng)
     t.average = WeightAverage(model, decay=t.settings.average_decay, copied=("quantizer.",))
@@ -213,11 +205,10 @@ def run_steps(t: Training) -> None:
     window_start, measured_steps, ahead = time.monotonic(), 0, None
     with signal_control() as control:
         while not t.done():
-            pixels = _pixels(t, t.step) if ahead is None else ahead
-            images = to_unit_range(torch.from_numpy(pixels).to(runtime.device))
+            images = t.train.to_values(_stored(t, t.step) if ahead is None else ahead, runtime.device)
             learning_rate, (numbers, total, norm) = set_rates(t), passes(t, images)
             if runtime.device.type == "cuda":  # which computes: what comes next waits for it
-                ahead = _pixels(t, t.step + 1)
+                ahead = _stored(t, t.step + 1)
             rows = batch_rows(len(t.train), t.batch_size, s.seed, t.step)
             require_finite(t.folder, t.step, rows, total, norm, main=runtime.is_main)
             t.window.add(numbers)
@@ -236,7 +227,7 @@ def run_steps(t: Training) -> None:
             if t.step % s.checkpoint_every == 0 or t.done() or asked.save:
                 save(t)
                 if runtime.is_main:
-                    log.show(t.step, "reconstructions", _pictures(t))
+                    log.show(t.step, "reconstructions", _sheet(t))
                 runtime.barrier()
             if asked.save and not asked.stop:
                 log.say(f"state saved after step {t.step}, as SIGUSR2 asks")
@@ -327,14 +318,15 @@ def update(t: Training, learning_rate: float) -> None:
     t.average.update(t.model, t.step)
 
 
-def _pixels(t: Training, step: int) -> NDArray[np.uint8]:
-    """Return this process's share of the pictures of a step, [share, height, width, C] uint8."""
+def _stored(t: Training, step: int) -> Stored:
+    """Return this process's share of the rows of a step, [share, ...], as they are stored."""
     s, share = t.settings, t.runtime.share(t.batch_size)
-    pixels = t.train.batch(batch_rows(len(t.train), t.batch_size, s.seed, step)[share])
+    stored = t.train.stored(batch_rows(len(t.train), t.batch_size, s.seed, step)[share])
     if s.augment:
-        rng, half = keyed_generator(s.seed, step, "augmentation"), min(factors_of(s.model.downsampling or 2, 2)) // 2
-        pixels = shifted_and_mirrored(pixels, rng, most=half, rows=share)
-    return pixels
+        factors = factors_of(s.model.downsampling or 2, len(t.train.transform.shape))
+        rng = keyed_generator(s.seed, step, "augmentation")
+        stored = t.train.modality.values.augment(stored, rng, most=min(factors) // 2, rows=share)
+    return stored
 
 
 def _row_noise(seed: int, step: int, first: int, row: int) -> np.random.Generator:
@@ -342,10 +334,10 @@ def _row_noise(seed: int, step: int, first: int, row: int) -> np.random.Generato
     return keyed_generator(seed, step, f"quantizer noise {first + row}")
 
 
-def _pictures(t: Training) -> Image.Image:
-    originals = t.held_out.batch(range(min(NUM_PICTURES, len(t.held_out))))
+def _sheet(t: Training) -> Any:
+    originals = t.held_out.batch(range(min(NUM_SHOWN, len(t.held_out))), t.runtime.device)
     with t.average.swapped_into(t.model):
-        return comparison_grid(originals, reconstruct_pixels(t.model, originals, device=t.runtime.device))
+        return t.held_out.modality.show.pairs(originals, reconstructed(t.model, originals))
 
 
 def finish(t: Training, record: TrainingRecord, final: Path) -> None:
@@ -360,7 +352,7 @@ def finish(t: Training, record: TrainingRecord, final: Path) -> None:
     with new_folder(final) as staging:
         save_codec(model, staging)
         write_record(staging, replace(record, measured=result))
-    print(f"{summary(result)} (without averaging the weights: mse {raw['mse']:.5f})")
+    print(f"{summary(result, t.held_out.modality)} (without averaging the weights: mse {raw['mse']:.5f})")
     if (usage := min(level["usage"] for level in result["levels"])) < COLLAPSED:
         print(f"warning: only {usage:.1%} of the codes are used on the held-out images; {remedy(settings)}")
     print(f"wrote {final} (codec {model.codec_id[:12]}) and {final.parent / 'vqvae-training' / 'images'}")

@@ -9,6 +9,7 @@ from typing import Annotated, Literal, TypeVar
 import tyro
 
 from vq_prior.core.errors import UsageError
+from vq_prior.core.modality import KindSettings
 from vq_prior.core.settings import (
     DryRun,
     Formerly,
@@ -65,7 +66,7 @@ class PriorModel(Settings):
 
 
 @dataclass
-class TrainPrior(Settings):
+class TrainPrior(KindSettings, Settings):
     """Train the prior on a code store, or on images turned into one (RUN/prior)."""
 
     codes: Annotated[Path | None, Place("CODES")] = None

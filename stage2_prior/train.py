@@ -31,7 +31,6 @@ from vq_prior.core.disk.locks import releasing
 from vq_prior.core.disk.records import TrainingRecord, command_line, write_record
 from vq_prior.core.errors import ArtifactError, NumericError, Stopped, UsageError
 from vq_prior.core.identity import require_same_codec
-from vq_prior.core.media import picture_grid, to_pixels
 from vq_prior.core.processes.collectives import sum_over_processes
 from vq_prior.core.processes.control import signal_control
 from vq_prior.core.processes.gradients import StepSums
@@ -302,8 +301,6 @@ def evaluate(t: Training) -> dict[str, float]:
 
 def save_samples(t: Training, codec: Codec, log: RunLog) -> None:
     """Write a grid of samples of the averaged weights to `images/`; images only, other ranks are left out."""
-    if len(t.prior.spec.shape) != 2 or t.prior.spec.channels not in (1, 3):
-        return
     layout, given = t.prior.layout, None
     several = layout.num_classes > 1
     columns = min(layout.num_classes, 10) if several else 8
@@ -315,7 +312,7 @@ def save_samples(t: Training, codec: Codec, log: RunLog) -> None:
     with t.average.swapped_into(t.prior.model):
         tokens = sample_tokens(t.prior, labels, seed=t.settings.seed, indices=range(NUM_PICTURES), given=given)
     images = codec.decode(layout.to_codes(tokens))
-    log.show(t.step, "samples", picture_grid(to_pixels(images), columns=columns))
+    log.show(t.step, "samples", codec.modality.show.sheet(images, columns=columns))
 
 
 def best_prior(t: Training) -> CausalPrior | None:

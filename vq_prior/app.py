@@ -15,11 +15,9 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from stage1_vqvae.evaluate import transform_of
-from vq_prior.core import metrics
+from stage1_vqvae.modalities.sheets import to_picture
 from vq_prior.core.disk.components import label_index
 from vq_prior.core.errors import EnvironmentFault, UsageError, VQPriorError
-from vq_prior.core.media import to_picture, to_pixels
 from vq_prior.judge.doctor import doctor
 from vq_prior.judge.report import middles
 from vq_prior.model.given_images import images_of
@@ -46,7 +44,6 @@ def app(settings: App) -> None:
     if not 0 <= settings.port <= 65_535:
         raise UsageError(f"port must be between 0 and 65535, got {settings.port}; 0 takes a free one")
     pipe = VQPriorPipeline.from_pretrained(settings.model)
-    transform_of(pipe.codec)
     if torch.cuda.is_available():
         pipe.to("cuda")
     blocks = page(pipe, settings.model)
@@ -96,8 +93,9 @@ def page(pipe: VQPriorPipeline, model: Path) -> gr.Blocks:
         if len(pipe.codec.spec.levels) == 1:
             with gr.Tab("Complete"):
                 _complete_tab(pipe)
-        with gr.Tab("Paint with codes"):
-            _paint_tab(pipe)
+        if len(pipe.codec.spec.levels[-1].grid) == 2:
+            with gr.Tab("Paint with codes"):
+                _paint_tab(pipe)
         with gr.Tab("Doctor"):
             _doctor_tab(model)
     blocks.queue(max_size=MOST_WAITING, default_concurrency_limit=1)
@@ -162,6 +160,7 @@ class _Asked:
             "top_p": None if top_p == 1 else top_p,
             "guidance_scale": guidance if self.names else None,
             "batch_size": AT_ONCE,
+            "output_type": "pt",
         }
 
 
@@ -180,8 +179,8 @@ def _generate_tab(pipe: VQPriorPipeline) -> None:
         try:
             request = asked.request(*values)
             for batch in pipe.stream(**request):
-                labels = [asked.names[label] for label in batch.labels] if batch.labels else [""] * len(batch.images)
-                shown += zip(map(enlarged, batch.images), labels, strict=True)
+                labels = [asked.names[label] for label in batch.labels] if batch.labels else [""] * len(batch.drawn)
+                shown += zip(map(enlarged, pictures_of(pipe, batch.drawn)), labels, strict=True)
                 yield shown, f"{len(shown)} of {request['num_images']} images"
         except VQPriorError as error:
             raise _told(error) from None
@@ -220,12 +219,26 @@ def _reconstruct_tab(pipe: VQPriorPipeline) -> None:
             raise _told(_of_upload(error, file)) from None
         codes = pipe.codec.encode(images.to(pipe.device))
         decoded = pipe.codec.decode(codes).cpu()
-        text = f"{float(metrics.psnr(images, decoded)):.2f} dB, {pipe.codec.spec.num_tokens} codes"
-        pictures = [to_picture(to_pixels(one)[0]) for one in (images, decoded)]
+        text = f"{_nearness(pipe, images, decoded)}, {pipe.codec.spec.num_tokens} codes"
+        pictures = pictures_of(pipe, torch.cat([images.cpu(), decoded]))
         finest = codes[-1][0].cpu().numpy()
+        finest = finest.reshape(-1, finest.shape[-1])  # the page is flat
         return enlarged(pictures[0], 256), enlarged(pictures[1], 256), over(pictures[1], finest), text
 
     upload.change(reconstruct, upload, [seen, copy, overlay, told], api_name="reconstruct")
+
+
+def pictures_of(pipe: VQPriorPipeline, values: Tensor) -> list[Image.Image]:
+    """Return a picture of each value."""
+    return [to_picture(pixels) for pixels in pipe.codec.modality.show.pictures(values)]
+
+
+def _nearness(pipe: VQPriorPipeline, values: Tensor, copies: Tensor) -> str:
+    """Return how near a copy comes: of pictures in dB, else the error."""
+    measures = pipe.codec.modality.quality.measures
+    name = "psnr" if "psnr" in measures else "mse"
+    unit = measures[name].unit or name
+    return f"{float(measures[name].function(values, copies)):{measures[name].form}} {unit}"
 
 
 def _of_upload(error: VQPriorError, file: str) -> VQPriorError:
@@ -266,7 +279,8 @@ def _complete_tab(pipe: VQPriorPipeline) -> None:
         if not file:
             raise _told(UsageError("upload a picture first"))
         try:
-            return [enlarged(image) for image in pipe.complete(file, share, **asked.request(*values)).images]
+            drawn = pipe.complete(file, share, **asked.request(*values)).drawn
+            return [enlarged(picture) for picture in pictures_of(pipe, drawn)]
         except VQPriorError as error:
             raise _told(_of_upload(error, file)) from None
 
@@ -354,8 +368,9 @@ class _Painter:
     def palette(self) -> list[tuple[Image.Image, str]]:
         """Return what each code of the finest level draws among its own kind, coarser levels at 0."""
         numbers = torch.arange(min(self.num_codes, MOST_CODES))
-        pixels = np.concatenate([middles(self.pipe.codec, some) for some in numbers.split(MOST_IMAGES)])
-        return [(enlarged(to_picture(tile), TILE), str(number)) for number, tile in enumerate(pixels)]
+        values = torch.cat([middles(self.pipe.codec, some) for some in numbers.split(MOST_IMAGES)])
+        tiles = pictures_of(self.pipe, values)
+        return [(enlarged(tile, TILE), str(number)) for number, tile in enumerate(tiles)]
 
     def _opened(self, codes: tuple[Tensor, ...]) -> tuple[Any, ...]:
         grids = [level[0].cpu().numpy() for level in codes]
@@ -363,7 +378,7 @@ class _Painter:
 
     def _shown(self, grids: Codes, at: list[int]) -> tuple[Any, Any]:
         codes = tuple(torch.from_numpy(np.asarray(level)[None]) for level in grids)
-        picture = to_picture(to_pixels(self.pipe.codec.decode(codes))[0])
+        (picture,) = pictures_of(self.pipe, self.pipe.codec.decode(codes))
         return over(picture, grids[-1], (at[0], at[1])), enlarged(picture, 320)
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import tyro
 
 from stage2_prior.sampling_settings import Sampling
+from vq_prior.core.modality import KindSettings
 from vq_prior.core.settings import ImageColumn, LabelColumn, NumWorkers
 
 
@@ -54,8 +55,8 @@ class Drawing(SampleSettings):
     """MODEL folder, or Hub id owner/name[@revision]."""
     out: Path
     """Folder for 000000.png ..., grid.png and samples.json."""
-    num_images: int = 16
-    """How many images."""
+    num_images: Annotated[int, tyro.conf.arg(aliases=["--num-samples"])] = 16
+    """How many images, or samples of another kind."""
     labels: str | None = None
     """Classes by name or index, separated by commas; sample i gets labels[i mod n]. Left out: every class in turn."""
     unconditional: bool = False
@@ -89,7 +90,7 @@ class Complete(Drawing):
 
 
 @dataclass
-class Score:
+class Score(KindSettings):
     """Tell how likely a MODEL finds the codes of each image: nats per token, bits per dimension, and where."""
 
     model: Path
@@ -108,7 +109,7 @@ class Score:
 
 
 @dataclass(kw_only=True)
-class Evaluate(SampleSettings):
+class Evaluate(KindSettings, SampleSettings):
     """Measure a codec, or the codec, prior and samples of a MODEL, against real images; OUT holds every number and all
     that it depends on."""
 
@@ -120,7 +121,7 @@ class Evaluate(SampleSettings):
     """Codec folder, RUN, or Hub id owner/name[@revision]."""
     model: Path | None = None
     """MODEL folder, or Hub id owner/name[@revision]."""
-    num_images: int = 10_000
+    num_images: Annotated[int, tyro.conf.arg(aliases=["--num-samples"])] = 10_000
     """Training images that reconstructions and samples are compared with, and samples drawn; all, if there are
     fewer."""
     evaluator: str = "own"
@@ -134,7 +135,7 @@ class Evaluate(SampleSettings):
 
 
 @dataclass(kw_only=True)
-class Doctor:
+class Doctor(KindSettings):
     """Examine a codec, codes, a prior or a MODEL, and say in words what is wrong with it and what to do."""
 
     codec: Path | None = None
@@ -226,7 +227,7 @@ class PushCodes:
 
 
 @dataclass
-class Verify:
+class Verify(KindSettings):
     """Check every byte of a MODEL, codec, prior, code store or training run."""
 
     path: Annotated[Path, tyro.conf.Positional]

@@ -129,7 +129,7 @@ def _measured(run: Path) -> dict[str, Any]:
     import torch
 
     from vq_prior.core.disk.code_store import CodeStore
-    from vq_prior.core.metrics import perplexity, usage
+    from vq_prior.core.training.code_use import perplexity, usage
 
     codec, prior = (json.loads((run / part / "training.json").read_text())["measured"] for part in ("vqvae", "prior"))
     (level,) = codec["levels"]

@@ -53,11 +53,12 @@ def decoder(*, fast: bool) -> Iterator[None]:
 def write_codec(folder: Path) -> Any:
     """Write the untrained codec and return it."""
     from stage1_vqvae.model import load_codec
-    from stage1_vqvae.settings import DataFacts, resolve
+    from stage1_vqvae.settings import resolve
     from stage1_vqvae.train import new_codec
     from vq_prior.cli.recipes import find_recipe
+    from vq_prior.core.modality import Facts
 
-    facts = DataFacts(num_train=50_000, common_size=(32, 32), short_side=32, all_grey=False)
+    facts = Facts(num_train=50_000, common_shape=(32, 32), short_side=32, channels=3)
     recipe = replace(find_recipe("train-vqvae", "cifar10-sonnet"), data="cifar10", out=folder)
     new_codec(resolve(recipe, facts, "cpu")).save_pretrained(folder)
     return load_codec(folder)
@@ -71,11 +72,9 @@ class Dumps:
         import torch
         from baselines import OneHotEMA
 
+        from stage1_vqvae.data.loading import load_rows
         from stage1_vqvae.data.sources import open_data
-        from stage1_vqvae.evaluate import transform_of
-        from stage1_vqvae.modalities.pictures.pixels import load_pixels
         from stage1_vqvae.settings import ExtractCodes
-        from vq_prior.core.media import to_unit_range
 
         rows = pq.read_table(table).slice(0, num_images)
         pq.write_table(rows, folder / "images.parquet", row_group_size=1000)
@@ -84,10 +83,9 @@ class Dumps:
         self.codec = write_codec(folder / "codec").eval().to(device)
         self.settings = ExtractCodes(str(folder / "codec"), str(folder / "images.parquet"), folder / "codes")
         self.data = open_data(self.settings.data)
-        self.transform = transform_of(self.codec)
-        parts = [load_pixels(part, self.transform) for part in (self.data.train, self.data.validation)]
-        pixels = [torch.from_numpy(part.batch(range(len(part)))) for part in parts]
-        self.images = to_unit_range(torch.cat(pixels).to(device))
+        form = self.codec.modality, self.codec.transform
+        parts = [load_rows(part, *form) for part in (self.data.train, self.data.validation)]
+        self.images = torch.cat([part.batch(range(len(part)), device) for part in parts])
         self.quantizer = OneHotEMA(code_dim=self.codec.quantizer.code_dim).eval().to(device)
         self.batch_size = min(BATCH_SIZES, key=self._seconds_at)
 
@@ -122,7 +120,7 @@ class Dumps:
         for split in ("train", "validation"):
             (store / split).mkdir(parents=True)
         with decoder(fast=fast), contextlib.redirect_stdout(io.StringIO()):
-            extract._write_shards(self.settings, start_runtime("fp32"), self.codec, self.data, self.transform, store)
+            extract._write_shards(self.settings, start_runtime("fp32"), self.codec, self.data, store)
 
     def command(self, *, fast: bool) -> None:
         """Do all that `extract-codes` does."""

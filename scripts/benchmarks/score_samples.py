@@ -15,9 +15,10 @@ import time
 import numpy as np
 from sklearn.svm import SVC
 
+from stage1_vqvae.data.loading import load_rows
 from stage1_vqvae.data.sources import open_data
-from stage1_vqvae.evaluate import reconstruct_pixels, transform_of
-from stage1_vqvae.modalities.pictures.pixels import load_pixels
+from stage1_vqvae.evaluate import reconstructed
+from stage1_vqvae.modalities.pictures.values import to_pixels
 from vq_prior import VQPriorPipeline
 
 MAX_FITTED = 6000
@@ -47,10 +48,10 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=float)
     arguments = parser.parse_args()
     pipeline = VQPriorPipeline.from_pretrained(arguments.model)
-    data, transform = open_data(arguments.data), transform_of(pipeline.codec)
-    train_pixels = load_pixels(data.train, transform).batch(range(len(data.train)))
-    held_pixels = load_pixels(data.validation, transform).batch(range(len(data.validation)))
-    train, held = flat(train_pixels), flat(held_pixels)
+    data, form = open_data(arguments.data), (pipeline.codec.modality, pipeline.codec.transform)
+    train = flat(load_rows(data.train, *form).stored(range(len(data.train))))
+    held_out = load_rows(data.validation, *form)
+    held = flat(held_out.stored(range(len(held_out))))
     some = slice(None, None, -(-len(train) // MAX_FITTED))
     classifier = SVC(gamma="scale", C=10).fit(train[some], data.train.labels[some])
     started = time.monotonic()
@@ -72,7 +73,7 @@ def main() -> None:
         "classifier_on_held_out": float((classifier.predict(held) == data.validation.labels).mean()),
         "classifier_on_reconstructions": float(
             (
-                classifier.predict(flat(reconstruct_pixels(pipeline.codec, held_pixels, device="cpu")))
+                classifier.predict(flat(to_pixels(reconstructed(pipeline.codec, held_out.batch(range(len(held_out)))))))
                 == data.validation.labels
             ).mean()
         ),

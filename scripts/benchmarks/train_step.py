@@ -37,22 +37,24 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def notebook_settings(batch_size: int, device_type: str) -> Any:
     """Return resolved settings of `train-vqvae` for the notebook's network, with AdamW."""
-    from stage1_vqvae.settings import DataFacts, resolve
+    from stage1_vqvae.settings import resolve
     from vq_prior.cli.recipes import find_recipe
+    from vq_prior.core.modality import Facts
 
     recipe = replace(find_recipe("train-vqvae", "cifar10-sonnet"), data="noise", out=Path("nowhere"))
     recipe = replace(recipe, batch_size=batch_size, optimizer="adamw")
-    return resolve(recipe, DataFacts(50_000, (32, 32), 32, False), device_type)
+    return resolve(recipe, Facts(50_000, (32, 32), 32, 3), device_type)
 
 
 def default_settings(side: int, device_type: str) -> Any:
     """Return the settings that `train-vqvae` chooses for many colour pictures of this side."""
-    from stage1_vqvae.settings import DataFacts, TrainVQVAE, resolve
+    from stage1_vqvae.settings import TrainVQVAE, resolve
     from stage1_vqvae.train import fitted_to_machine
+    from vq_prior.core.modality import Facts
     from vq_prior.core.processes.runtime import start_runtime
 
     given = TrainVQVAE(data="noise", out=Path("nowhere"), image_size=str(side))
-    settings = resolve(given, DataFacts(50_000, (side, side), side, False), device_type)
+    settings = resolve(given, Facts(50_000, (side, side), side, 3), device_type)
     return fitted_to_machine(start_runtime(None), settings)[1]
 
 
@@ -67,11 +69,11 @@ def default_precision(settings: Any) -> str:
 class OurTraining:
     """The step of `stage1_vqvae.train`, on one process."""
 
-    def __init__(self, settings: Any, precision: Any, pixels: "Noise") -> None:
+    def __init__(self, settings: Any, precision: Any, pixels: Any) -> None:
         import torch
 
         from stage1_vqvae.run import prepare
-        from stage1_vqvae.train import _pixels, new_codec, start_codebook
+        from stage1_vqvae.train import _stored, new_codec, start_codebook
         from vq_prior.core.processes.runtime import start_runtime
 
         s = self.settings = replace(settings, precision=precision)
@@ -80,7 +82,7 @@ class OurTraining:
         self.runtime = start_runtime(precision)
         self.run = prepare(s, self.runtime, new_codec(s), pixels, pixels)
         start_codebook(self.run)
-        self.next_pixels = _pixels(self.run, 0)
+        self.next_rows = _stored(self.run, 0)
         # Making graphs of the networks runs them once, forward and backward; what a replay uses is not told.
         self.peak_mb = torch.cuda.max_memory_allocated() / 1e6 if self.runtime.device.type == "cuda" else None
 
@@ -88,14 +90,13 @@ class OurTraining:
         """Take one step."""
         import torch
 
-        from stage1_vqvae.train import _pixels, passes, set_rates, update
-        from vq_prior.core.media import to_unit_range
+        from stage1_vqvae.train import _stored, passes, set_rates, update
 
         run = self.run
-        images = to_unit_range(torch.from_numpy(self.next_pixels).to(self.runtime.device))
+        images = run.train.to_values(self.next_rows, self.runtime.device)
         rate = set_rates(run)
         numbers, total, norm = passes(run, images)
-        self.next_pixels = _pixels(run, run.step + 1)
+        self.next_rows = _stored(run, run.step + 1)
         assert torch.isfinite(total) & torch.isfinite(norm)
         run.window.add(numbers)
         update(run, rate)
@@ -116,20 +117,17 @@ class OurTraining:
         return counter.get_total_flops() / num_images
 
 
-class Noise:
-    """Pixels in memory, as a run keeps them."""
+def noise(side: int, num_images: int = NUM_IMAGES) -> Any:
+    """Return pictures in memory, as a run keeps them."""
+    import numpy as np
 
-    def __init__(self, side: int, num_images: int = NUM_IMAGES) -> None:
-        import numpy as np
+    from stage1_vqvae.data.loading import LoadedRows
+    from stage1_vqvae.data.rows import ArrayRows
+    from stage1_vqvae.modalities.pictures import PICTURES
+    from stage1_vqvae.modalities.pictures.values import Transform
 
-        self.pixels = np.random.default_rng(0).integers(0, 256, (num_images, side, side, 3), dtype=np.uint8)
-
-    def __len__(self) -> int:
-        return len(self.pixels)
-
-    def batch(self, indices: Any) -> Any:
-        """Return some rows' pixels."""
-        return self.pixels[indices]
+    pixels = np.random.default_rng(0).integers(0, 256, (num_images, side, side, 3), dtype=np.uint8)
+    return LoadedRows(ArrayRows(pixels, "noise"), PICTURES, Transform(side, side, 3), cache=pixels)
 
 
 def told(training: OurTraining, seconds: list[float], images: int, device: Any) -> dict[str, Any]:
@@ -155,7 +153,7 @@ def run(arguments: argparse.Namespace) -> None:
     rows, seconds, default = compared(arguments, device)
     for side in arguments.default_at:
         settings = default_settings(side, device.type)
-        training = OurTraining(settings, settings.precision, Noise(side, 2 * settings.batch_size))
+        training = OurTraining(settings, settings.precision, noise(side, 2 * settings.batch_size))
         name, images = f"default_{side}", arguments.steps * settings.batch_size
 
         def several(training: OurTraining = training) -> None:
@@ -181,13 +179,16 @@ def compared(arguments: argparse.Namespace, device: Any) -> tuple[list[dict[str,
 
     from vq_prior.core.training.randomness import batch_rows
 
-    B, settings, noise = arguments.batch_size, notebook_settings(arguments.batch_size, device.type), Noise(32)
+    B, settings, pictures = arguments.batch_size, notebook_settings(arguments.batch_size, device.type), noise(32)
     plain, default = PlainTraining(device), default_precision(settings)
-    ours = {"ours_fp32": OurTraining(settings, "fp32", noise), "ours_default": OurTraining(settings, default, noise)}
-    ours["ours_muon"] = OurTraining(replace(settings, optimizer="muon"), default, noise)
+    ours = {
+        "ours_fp32": OurTraining(settings, "fp32", pictures),
+        "ours_default": OurTraining(settings, default, pictures),
+    }
+    ours["ours_muon"] = OurTraining(replace(settings, optimizer="muon"), default, pictures)
 
     def plain_step(number: int) -> None:
-        plain.step(torch.from_numpy(noise.batch(batch_rows(NUM_IMAGES, B, 0, number))))
+        plain.step(torch.from_numpy(pictures.stored(batch_rows(NUM_IMAGES, B, 0, number))))
 
     def several(step: Callable[[int], object]) -> None:
         for number in range(arguments.steps):

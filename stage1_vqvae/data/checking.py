@@ -1,4 +1,4 @@
-"""`vq-prior check-data`: every bad picture of a source, found before a training meets it, and a list that holds.
+"""`vq-prior check-data`: every bad row of a source, found before a training meets it, and a list that holds.
 
 The list is a JSON file that stands for the data: wherever a command takes DATA it may be named instead. What it says is
 bad is left out, and what has changed since is refused.
@@ -6,21 +6,26 @@ bad is left out, and what has changed since is refused.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from hashlib import sha256
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stage1_vqvae.modalities.pictures.pixels import Encoded, Pictures, Transform, in_threads, read_header, to_array
-from vq_prior.core.config import canonical_json, from_json, pretty_json, read_json
+from stage1_vqvae.data.loading import EncodedRows, in_threads
+from stage1_vqvae.data.rows import content_digest
+from stage1_vqvae.modalities import Wanted
+from stage1_vqvae.modalities.pictures import PICTURES
+from vq_prior.core.config import from_json, pretty_json, read_json, to_json
 from vq_prior.core.errors import ArtifactError
+from vq_prior.core.modality import Modality
 
 SUFFIX, MAX_LIST_BYTES = ".json", 1 << 30
+ALWAYS = ("image_column", "label_column")  # are written though they are null
 
 
 @dataclass(frozen=True)
-class BadPicture:
+class BadRow:
     """A row that cannot be used: its number in its split, what it is called, and why."""
 
     row: int
@@ -33,11 +38,11 @@ class CheckedSplit:
     """A split as it was found: the sha256 of every row's content, empty for a bad one, and the bad ones."""
 
     sha256: tuple[str, ...]
-    bad: tuple[BadPicture, ...]
+    bad: tuple[BadRow, ...]
 
     def good_rows(self) -> NDArray[np.int64]:
         """Return the rows that are not bad, ascending."""
-        bad = np.array([picture.row for picture in self.bad], dtype=np.int64)
+        bad = np.array([bad.row for bad in self.bad], dtype=np.int64)
         return np.setdiff1d(np.arange(len(self.sha256), dtype=np.int64), bad)
 
 
@@ -51,6 +56,8 @@ class CheckedData:
         image_column: As it was given.
         label_column: As it was given.
         splits: By name.
+        modality: What the rows are; None, and left out of the file, for pictures.
+        column: Of the rows in tables, as it was given, where they are no pictures.
     """
 
     format_version: int
@@ -58,13 +65,31 @@ class CheckedData:
     image_column: str | None
     label_column: str | None
     splits: dict[str, CheckedSplit]
+    modality: str | None = None
+    column: str | None = None
+
+    @classmethod
+    def of(cls, data: str, wanted: Wanted, modality: Modality, splits: dict[str, CheckedSplit]) -> "CheckedData":
+        """Return the list of what was found."""
+        pictures = modality is PICTURES
+        column = wanted.columns.get(modality.name)
+        name, other = (None, None) if pictures else (modality.name, column)
+        return cls(1, data, column if pictures else None, wanted.label_column, splits, name, other)
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """The columns as `Wanted` has them."""
+        if self.image_column is not None:
+            return {PICTURES.name: self.image_column}
+        return {self.modality: self.column} if self.modality and self.column else {}
 
     def write(self, path: Path) -> None:
         """Write the list, whole."""
         from vq_prior.core.disk.artifacts import write_atomic
 
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, pretty_json(self))
+        told = {name: value for name, value in to_json(self).items() if value is not None or name in ALWAYS}
+        write_atomic(path, pretty_json(told))
 
 
 def read_checked(path: Path) -> CheckedData:
@@ -77,42 +102,31 @@ def read_checked(path: Path) -> CheckedData:
     if checked.format_version != 1:
         raise ArtifactError(f"{path} has format version {checked.format_version}; this version reads 1")
     for name, split in checked.splits.items():
-        if any(not 0 <= picture.row < len(split.sha256) for picture in split.bad):
+        if any(not 0 <= bad.row < len(split.sha256) for bad in split.bad):
             raise ArtifactError(f"{path}: splits.{name} lists a bad row that it does not have")
     return checked
 
 
-def content_digest(encoded: Encoded) -> bytes:
-    """Return the sha256 of a row: of the bytes of its file, or of shape and values of its pixels."""
-    if isinstance(encoded, bytes):
-        return sha256(encoded).digest()
-    content = sha256(canonical_json(list(encoded.shape)))
-    content.update(np.ascontiguousarray(encoded).tobytes())
-    return content.digest()
-
-
-def check_pictures(pictures: Pictures, num_workers: int | None) -> CheckedSplit:
+def check_rows(rows: EncodedRows, modality: Modality, num_workers: int | None) -> CheckedSplit:
     """Read and decode every row at its own size, whatever is wrong with others."""
 
-    def look(row: int) -> tuple[str, BadPicture | None]:
-        name = pictures.name(row)
+    def look(row: int) -> tuple[str, BadRow | None]:
+        name, files = partial(rows.name, row), modality.files
         try:
-            encoded = pictures.encoded(row)
-            header = read_header(encoded, name)
-            to_array(encoded, Transform(header.height, header.width, 1 if header.grey else 3), name)
+            encoded = rows.encoded(row)
+            files.read(encoded, files.own_transform(files.inspect(encoded, name)), name)
         except ArtifactError as error:
-            return "", BadPicture(row, name, str(error))
+            return "", BadRow(row, name(), str(error))
         return content_digest(encoded).hex(), None
 
-    found = list(in_threads(look, range(len(pictures)), num_workers))
+    found = list(in_threads(look, range(len(rows)), num_workers))
     return CheckedSplit(tuple(digest for digest, _ in found), tuple(bad for _, bad in found if bad is not None))
 
 
-def require_unchanged(checked: CheckedSplit, digests: Sequence[bytes], pictures: Pictures, path: Path) -> None:
+def require_unchanged(checked: CheckedSplit, digests: Sequence[bytes], rows: EncodedRows, path: Path) -> None:
     """Raise `ArtifactError` naming the first good row whose content is not what the list says."""
     for row, digest in zip(checked.good_rows(), digests, strict=True):
         if checked.sha256[row] != digest.hex():
             raise ArtifactError(
-                f"{pictures.name(int(row))} is not what it was when {path} was written; "
-                "restore it, or run check-data again"
+                f"{rows.name(int(row))} is not what it was when {path} was written; restore it, or run check-data again"
             )

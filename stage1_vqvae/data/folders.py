@@ -1,4 +1,4 @@
-"""Folders of images: flat, one sub-folder a class, split into train/ and validation/, or listed in a metadata file."""
+"""Folders of files: flat, one sub-folder a class, split into train/ and validation/, or listed in a metadata file."""
 
 import csv
 import json
@@ -10,11 +10,10 @@ from typing import Any
 
 from stage1_vqvae.data.rows import FileRows, RawData, Split
 from stage1_vqvae.data.tables import TABLE_SUFFIXES, open_table_files
+from stage1_vqvae.modalities import MODALITIES, Wanted, chosen, column_flag, kinds_of_suffix, named
 from vq_prior.core.errors import ArtifactError, UsageError
+from vq_prior.core.modality import Modality
 
-IMAGE_SUFFIXES = frozenset(
-    {".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pnm"}
-)
 METADATA_NAMES = ("metadata.csv", "metadata.jsonl")
 SPLIT_NAMES = {
     "train": ("train", "training"),
@@ -28,7 +27,8 @@ class _Listing:
     """The files below a folder by their path relative to it, sorted."""
 
     root: Path
-    images: list[str] = field(default_factory=list)
+    values: list[str] = field(default_factory=list)
+    by_suffix: dict[str, list[str]] = field(default_factory=dict)
     tables: list[str] = field(default_factory=list)
     metadata: list[str] = field(default_factory=list)
     num_other: int = 0
@@ -58,85 +58,120 @@ def _list(root: Path) -> _Listing:
                 listing.num_hidden += 1
             elif name in METADATA_NAMES:
                 listing.metadata.append(relative)
-            elif suffix in IMAGE_SUFFIXES:
-                listing.images.append(relative)
             elif suffix in TABLE_SUFFIXES:
                 listing.tables.append(relative)
             else:
-                listing.num_other += 1
-    listing.images.sort()
+                listing.by_suffix.setdefault(suffix, []).append(relative)
     listing.tables.sort()
     listing.metadata.sort()
     return listing
 
 
-def open_folder(path: Path, *, image_column: str | None, label_column: str | None) -> RawData:
+def _take_kind(listing: _Listing, wanted: Wanted) -> tuple[Modality | None, str]:
+    """Return the kind of the files of a folder and why, its files taken and all others counted; None if there is none.
+
+    Raises:
+        UsageError: If they may be of several kinds.
+        ArtifactError: If they are of a kind that this version does not read.
+    """
+    name, why, modality = wanted.modality, "by --modality", None
+    if name is not None:
+        modality = named(name, str(listing.root))
+    else:
+        found: dict[str, list[str]] = {}
+        for suffix, files in listing.by_suffix.items():
+            for kind in kinds_of_suffix(suffix):
+                found.setdefault(kind, []).append(f"{len(files)} {suffix[1:]}")
+        if any(kind in MODALITIES for kind in found) or (found and not listing.tables):
+            told = {kind: f"{', '.join(sorted(files))} files" for kind, files in found.items()}
+            modality, why = chosen(told, str(listing.root))
+    for suffix, files in listing.by_suffix.items():
+        if modality is not None and suffix in modality.signs.suffixes:
+            listing.values += files
+        else:
+            listing.num_other += len(files)
+    listing.values.sort()
+    return modality, why
+
+
+def open_folder(path: Path, wanted: Wanted) -> RawData:
     """Return the rows of a folder; names are sorted, so the order in which a system lists them does not matter.
 
     Raises:
-        ArtifactError: If it holds no images, or images and tables, or its metadata names a missing file.
+        UsageError: If its files may be of several kinds.
+        ArtifactError: If it holds no rows, or rows as files and tables, or its metadata names a missing file.
     """
-    listing = _list(path)
+    listing, label_column = _list(path), wanted.label_column
+    modality, why = _take_kind(listing, wanted)
     if listing.tables:
-        if listing.images:
+        if listing.values:
+            assert modality is not None
             raise ArtifactError(
-                f"{path} holds {len(listing.images)} image files and {len(listing.tables)} tables "
+                f"{path} holds {len(listing.values)} {_called(modality)} files and {len(listing.tables)} tables "
                 f"({listing.tables[0]}, ...); give one kind"
             )
-        tables = [path / name for name in listing.tables]
-        return open_table_files(tables, image_column=image_column, label_column=label_column)
-    if image_column is not None:
-        raise UsageError(f"--image-column applies to tables, and {path} is a folder of image files; leave it out")
-    if not listing.images:
-        raise ArtifactError(f"{path} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
+        return open_table_files([path / name for name in listing.tables], wanted)
+    for kind in wanted.columns:
+        flag, files = column_flag(MODALITIES[kind]), _called(modality or MODALITIES[kind])
+        raise UsageError(f"{flag} applies to tables, and {path} is a folder of {files} files; leave it out")
+    if modality is None or not listing.values:
+        called, suffixes = ("image", MODALITIES["pictures"].signs.suffixes)
+        if modality is not None:
+            called, suffixes = _called(modality), modality.signs.suffixes
+        raise ArtifactError(f"{path} holds no {called}s ({', '.join(sorted(suffixes))})")
+    called = _called(modality)
     notes = []
     if listing.num_other:
-        notes.append(f"skipped {listing.num_other} file(s) that are no images by their names")
+        notes.append(f"skipped {listing.num_other} file(s) that are no {called}s by their names")
     if listing.num_hidden:
         notes.append(f"skipped {listing.num_hidden} hidden file(s) or folder(s)")
     labels_of = _read_metadata(listing, label_column)
-    groups = _split_groups(listing, notes)
+    groups = _split_groups(listing, called, notes)
     if labels_of is not None:
         _require_listed_files(listing, labels_of)
         left_out = sum(name not in labels_of for names in groups.values() for name in names)
         groups = {split: [name for name in names if name in labels_of] for split, names in groups.items()}
         if left_out:
-            notes.append(f"skipped {left_out} image(s) that the metadata does not list")
+            notes.append(f"skipped {left_out} {called}(s) that the metadata does not list")
     splits = {}
     for split, names in groups.items():
         prefix = _prefix_of(listing, split, names)
         labels: list[str | int | None] | None
         if labels_of is None:
-            labels = _class_folders(names, prefix, notes)
+            labels = _class_folders(names, prefix, called, notes)
         else:
             labels = [labels_of[name] for name in names]
         splits[split] = Split(FileRows([path / name for name in names]), labels)
     if label_column is not None and labels_of is None:
         raise UsageError(f"--label-column applies to tables and metadata files, and {path} has none; leave it out")
-    return RawData(splits["train"], splits.get("validation"), None, tuple(notes))
+    return RawData(splits["train"], splits.get("validation"), modality, why, None, tuple(notes))
 
 
-def _split_groups(listing: _Listing, notes: list[str]) -> dict[str, list[str]]:
-    """Return the images of each split; without a train/ folder everything is training data."""
+def _called(modality: Modality) -> str:
+    return "image" if modality.name == "pictures" else "row"
+
+
+def _split_groups(listing: _Listing, called: str, notes: list[str]) -> dict[str, list[str]]:
+    """Return the files of each split; without a train/ folder everything is training data."""
     present = {split: listing.below(names) for split, names in SPLIT_NAMES.items()}
     for split, names in present.items():
         if len(names) > 1 and present["train"]:
             raise ArtifactError(f"{listing.root} has more than one {split} folder ({', '.join(names)}); keep one")
     if not present["train"]:
-        return {"train": listing.images}
+        return {"train": listing.values}
     groups: dict[str, list[str]] = {}
     used = 0
     for split, names in present.items():
-        members = [name for name in listing.images if names and name.startswith(names[0] + "/")]
+        members = [name for name in listing.values if names and name.startswith(names[0] + "/")]
         used += len(members)
         if members and split != "test":
             groups[split] = members
         elif members:
-            notes.append(f"left the {len(members)} images of {names[0]}/ untouched")
+            notes.append(f"left the {len(members)} {called}s of {names[0]}/ untouched")
     if "train" not in groups:
-        raise ArtifactError(f"{listing.root / present['train'][0]} holds no images")
-    if used < len(listing.images):
-        notes.append(f"skipped {len(listing.images) - used} image(s) outside the split folders")
+        raise ArtifactError(f"{listing.root / present['train'][0]} holds no {called}s")
+    if used < len(listing.values):
+        notes.append(f"skipped {len(listing.values) - used} {called}(s) outside the split folders")
     return groups
 
 
@@ -146,26 +181,26 @@ def _prefix_of(listing: _Listing, split: str, names: list[str]) -> int:
     return 1 if folders and all(name.startswith(folders[0] + "/") for name in names) else 0
 
 
-def _class_folders(names: list[str], prefix: int, notes: list[str]) -> list[str | int | None] | None:
-    """Return the class of each image: the first folder below the split; None for a flat folder."""
+def _class_folders(names: list[str], prefix: int, called: str, notes: list[str]) -> list[str | int | None] | None:
+    """Return the class of each file: the first folder below the split; None for a flat folder."""
     parts = [name.split("/")[prefix:] for name in names]
     loose = sum(len(part) == 1 for part in parts)
     if loose == 0:
         return [part[0] for part in parts]
     if loose < len(parts):
-        notes.append(f"no labels: {loose} image(s) lie beside the sub-folders, not in one")
+        notes.append(f"no labels: {loose} {called}(s) lie beside the sub-folders, not in one")
     return None
 
 
 def _require_listed_files(listing: _Listing, labels_of: dict[str, str | int | None]) -> None:
-    present = set(listing.images)
+    present = set(listing.values)
     for name in labels_of:
         if name not in present:
             raise ArtifactError(f"{listing.root / name} is listed in the metadata but is not there (or no image)")
 
 
 def _read_metadata(listing: _Listing, label_column: str | None) -> dict[str, str | int | None] | None:
-    """Return the label (or None) of each listed image by its path; None without a metadata file."""
+    """Return the label (or None) of each listed file by its path; None without a metadata file."""
     if not listing.metadata:
         return None
     labels_of: dict[str, str | int | None] = {}

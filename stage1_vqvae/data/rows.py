@@ -1,4 +1,4 @@
-"""Rows of a data source: pictures that are read when needed, and their labels.
+"""Rows of a data source, which are read when needed, and their labels.
 
 Letters: n rows.
 """
@@ -6,6 +6,7 @@ Letters: n rows.
 import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stage1_vqvae.data.checking import content_digest
-from stage1_vqvae.modalities.pictures.pixels import Encoded, Header, Pictures, in_threads, read_header
+from stage1_vqvae.data.loading import EncodedRows, in_threads
 from vq_prior.core.config import canonical_json
 from vq_prior.core.errors import ArtifactError
+from vq_prior.core.modality import Encoded, Header, Modality
 
 MAX_FILE_BYTES = 1 << 30
 
@@ -26,11 +27,11 @@ class Split:
     """One split as a source gives it.
 
     Attributes:
-        pictures: Its rows.
+        rows: Its rows.
         labels: The label of each row as the source writes it (a name, or an integer), or None without labels.
     """
 
-    pictures: Pictures
+    rows: EncodedRows
     labels: Sequence[str | int | None] | None
 
 
@@ -41,18 +42,22 @@ class RawData:
     Attributes:
         train: Training rows.
         validation: Rows of the source's own validation split, or None.
+        modality: What its rows are.
+        why: By what that was found.
         label_names: Names of integer labels where the source has a list of them.
         notes: What was skipped, counted and why; a sentence each.
     """
 
     train: Split
     validation: Split | None
+    modality: Modality
+    why: str
     label_names: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()
 
 
 class FileRows:
-    """Picture files, in the order given."""
+    """Files, in the order given."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self.paths = list(paths)
@@ -79,17 +84,17 @@ class FileRows:
 
 
 class ArrayRows:
-    """Pictures held as uint8 pixels [n, height, width]."""
+    """Rows held as one array [n, ...]."""
 
-    def __init__(self, pixels: NDArray[np.uint8], source: str) -> None:
-        self._pixels, self._source = pixels, source
+    def __init__(self, values: NDArray[Any], source: str) -> None:
+        self._values, self._source = values, source
 
     def __len__(self) -> int:
-        return len(self._pixels)
+        return len(self._values)
 
     def encoded(self, row: int) -> Encoded:
-        """Return the row's pixels."""
-        return self._pixels[row]
+        """Return the row's numbers."""
+        return np.asarray(self._values[row])
 
     def name(self, row: int) -> str:
         """Return the source's name and the row."""
@@ -97,17 +102,17 @@ class ArrayRows:
 
 
 @dataclass(frozen=True)
-class ImageRows:
+class DataRows:
     """Rows of one split of the data.
 
     Attributes:
-        pictures: The rows of the source.
+        rows: The rows of the source.
         source_index: Which of them these are, [n] int64, ascending.
         labels: Class of each row, [n] int64 in [0, number of classes), or None without labels.
         headers: What each row's header says.
     """
 
-    pictures: Pictures
+    rows: EncodedRows
     source_index: NDArray[np.int64]
     labels: NDArray[np.int64] | None
     headers: tuple[Header, ...] = field(repr=False, default=())
@@ -116,35 +121,44 @@ class ImageRows:
         return len(self.source_index)
 
     def encoded(self, row: int) -> Encoded:
-        """Return the bytes of row `row`, or its uint8 pixels."""
-        return self.pictures.encoded(int(self.source_index[row]))
+        """Return the bytes of row `row`, or its array."""
+        return self.rows.encoded(int(self.source_index[row]))
 
     def name(self, row: int) -> str:
         """Return what to call row `row` in a message."""
-        return self.pictures.name(int(self.source_index[row]))
+        return self.rows.name(int(self.source_index[row]))
 
-    def subset(self, rows: NDArray[np.int64] | range) -> "ImageRows":
+    def subset(self, rows: NDArray[np.int64] | range) -> "DataRows":
         """Return some of the rows, in the order given."""
         chosen = np.asarray(rows, dtype=np.int64)
         headers = tuple(self.headers[row] for row in chosen) if self.headers else ()
         labels = None if self.labels is None else self.labels[chosen]
-        return ImageRows(self.pictures, self.source_index[chosen], labels, headers)
+        return DataRows(self.rows, self.source_index[chosen], labels, headers)
+
+
+def content_digest(encoded: Encoded) -> bytes:
+    """Return the sha256 of a row: of the bytes of its file, or of shape and values of its array."""
+    if isinstance(encoded, bytes):
+        return sha256(encoded).digest()
+    content = sha256(canonical_json(list(encoded.shape)))
+    content.update(np.ascontiguousarray(encoded).tobytes())
+    return content.digest()
 
 
 def inspect_rows(
-    pictures: Pictures, num_workers: int | None, rows: NDArray[np.int64] | None = None
+    source: EncodedRows, modality: Modality, num_workers: int | None, rows: NDArray[np.int64] | None = None
 ) -> tuple[list[bytes], tuple[Header, ...]]:
     """Return the sha256 of the content of every row, or of some, and what its header says; each is read once.
 
     Raises:
-        ArtifactError: Naming the first row that is no picture.
+        ArtifactError: Naming the first row that is none of this kind.
     """
 
     def inspect(row: int) -> tuple[bytes, Header]:
-        encoded = pictures.encoded(row)
-        return content_digest(encoded), read_header(encoded, pictures.name(row))
+        encoded = source.encoded(row)
+        return content_digest(encoded), modality.files.inspect(encoded, partial(source.name, row))
 
-    results = list(in_threads(inspect, range(len(pictures)) if rows is None else map(int, rows), num_workers))
+    results = list(in_threads(inspect, range(len(source)) if rows is None else map(int, rows), num_workers))
     return [digest for digest, _ in results], tuple(header for _, header in results)
 
 

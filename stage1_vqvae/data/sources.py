@@ -1,38 +1,40 @@
-"""DATA: what a user may name as images, and the rows it holds.
+"""DATA: what a user may name, of which kind it is, and the rows it holds.
 
-An existing path wins (a folder, a parquet or arrow file), then the word `digits`,
+An existing path wins (a folder, a parquet, arrow or numpy file), then the word `digits`,
 then a Hub id `owner/name[@revision]`; anything else is a missing path.
 """
 
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median_low
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stage1_vqvae.data.checking import SUFFIX, CheckedData, check_pictures, read_checked, require_unchanged
+from stage1_vqvae.data.arrays import ARRAY_SUFFIXES, open_array_file
+from stage1_vqvae.data.checking import SUFFIX, CheckedData, check_rows, read_checked, require_unchanged
 from stage1_vqvae.data.folders import open_folder
-from stage1_vqvae.data.rows import ArrayRows, ImageRows, RawData, Split, content_hash, inspect_rows, number_labels
+from stage1_vqvae.data.rows import ArrayRows, DataRows, RawData, Split, content_hash, inspect_rows, number_labels
 from stage1_vqvae.data.tables import TABLE_SUFFIXES, open_hub, open_table_files
-from stage1_vqvae.settings import CheckData, DataFacts
+from stage1_vqvae.modalities import MODALITIES, Wanted, installed, named
+from stage1_vqvae.settings import CheckData
 from vq_prior.core.disk.code_store import held_out_rows
 from vq_prior.core.errors import ArtifactError, EnvironmentFault, UsageError
 from vq_prior.core.hub.client import HUB_ID
+from vq_prior.core.modality import Facts, Modality, facts_of
 
 DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
 @dataclass(frozen=True)
-class ImageData:
-    """Images and labels, split for training and validation.
+class Data:
+    """Rows and labels, split for training and validation.
 
     Attributes:
         source: As the user typed it.
         data_id: sha256 over contents, labels and label names; the same wherever the data lies.
+        modality: What the rows are.
         train: Rows to train on.
         validation: Held-out rows: the source's own validation split, else every 20th row.
         label_names: Name of each class; empty without labels.
@@ -41,64 +43,68 @@ class ImageData:
 
     source: str
     data_id: str
-    train: ImageRows
-    validation: ImageRows
+    modality: Modality
+    train: DataRows
+    validation: DataRows
     label_names: tuple[str, ...]
     notes: tuple[str, ...]
 
-    def facts(self) -> DataFacts:
+    def facts(self) -> Facts:
         """Return what default settings depend on."""
-        headers = [*self.train.headers, *self.validation.headers]
-        sizes = [(header.height, header.width) for header in headers]
-        counts = Counter(sizes)
-        commonest = max(sorted(counts), key=counts.__getitem__)
-        return DataFacts(
-            num_train=len(self.train),
-            common_size=commonest if 2 * counts[commonest] > len(sizes) else None,
-            short_side=median_low(min(size) for size in sizes),
-            all_grey=all(header.grey for header in headers),
-        )
+        return facts_of(len(self.train), [*self.train.headers, *self.validation.headers])
 
 
 def open_data(
-    data: str, *, image_column: str | None = None, label_column: str | None = None, num_workers: int | None = None
-) -> ImageData:
-    """Return the images that `data` names, every header checked.
+    data: str,
+    *,
+    modality: str | Modality | None = None,
+    image_column: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    label_column: str | None = None,
+    num_workers: int | None = None,
+) -> Data:
+    """Return the rows that `data` names, every header checked.
 
     Args:
-        data: Folder, parquet or arrow file, `digits`, or Hub id.
+        data: Folder, parquet, arrow or numpy file, `digits`, or Hub id.
+        modality: What its rows are, or the name of that; None finds it out, see `stage1_vqvae.modalities`.
         image_column: Column of the images in tables; None finds it by type.
+        columns: The same for any kind, by its name.
         label_column: Column of the labels in tables and metadata files; None takes `label` if there is one.
         num_workers: Threads that read; None is one a core.
 
     Raises:
-        ArtifactError: If it is missing, empty, or holds something that is no picture.
-        UsageError: If a named column does not exist.
+        ArtifactError: If it is missing, empty, or holds something that is none of its kind.
+        UsageError: If a named column does not exist, or the rows may be of several kinds.
         EnvironmentFault: If scikit-learn or the network is missing where it is needed.
     """
+    return _opened(data, _wanted(modality, image_column, columns, label_column), num_workers)
+
+
+def _opened(data: str, wanted: Wanted, num_workers: int | None) -> Data:
     checked = read_checked(Path(data)) if data.endswith(SUFFIX) and Path(data).is_file() else None
     if checked is not None:
-        image_column, label_column = checked.image_column or image_column, checked.label_column or label_column
-    raw = _open_raw(data if checked is None else checked.data, image_column, label_column)
-    notes = list(raw.notes)
+        wanted = _as_checked(checked, wanted)
+    raw = _open_raw(data if checked is None else checked.data, wanted)
+    notes = [f"data {data}: {raw.modality.name}, {raw.why}", *raw.notes]
+    called = rows_called(raw.modality)
     splits = {"train": raw.train} | ({"validation": raw.validation} if raw.validation else {})
     for name, split in splits.items():
-        if not len(split.pictures):
-            raise ArtifactError(f"{data} holds no images in its {name} split")
-    good = {name: np.arange(len(split.pictures)) for name, split in splits.items()}
+        if not len(split.rows):
+            raise ArtifactError(f"{data} holds no {called} in its {name} split")
+    good = {name: np.arange(len(split.rows)) for name, split in splits.items()}
     if checked is not None:
         good = _good_rows(checked, splits, data)
-        notes.append(
-            f"left out {sum(len(split.bad) for split in checked.splits.values())} image(s) that {data} calls bad"
-        )
+        num_bad = sum(len(split.bad) for split in checked.splits.values())
+        notes.append(f"left out {num_bad} {called[:-1]}(s) that {data} calls bad")
     label_names, numbers = _labels(splits, raw.label_names, data)
     whole, contents = {}, []
     for name, split in splits.items():
         rows, labels = good[name], numbers[name]
-        digests, headers = inspect_rows(split.pictures, num_workers, rows)
+        digests, headers = inspect_rows(split.rows, raw.modality, num_workers, rows)
         if checked is not None:
-            require_unchanged(checked.splits[name], digests, split.pictures, Path(data))
-        whole[name] = ImageRows(split.pictures, rows, None if labels is None else labels[rows], headers)
+            require_unchanged(checked.splits[name], digests, split.rows, Path(data))
+        whole[name] = DataRows(split.rows, rows, None if labels is None else labels[rows], headers)
         contents.append((name, digests, whole[name].labels))
     data_id = content_hash(contents, label_names)
     train = whole["train"]
@@ -107,19 +113,46 @@ def open_data(
         kind = "its own validation split"
     else:
         # A row is held out or not whatever others are left out.
-        held_out = np.isin(train.source_index, held_out_rows(len(raw.train.pictures)))
+        held_out = np.isin(train.source_index, held_out_rows(len(raw.train.rows)))
         if not held_out.any() or held_out.all():
-            raise ArtifactError(f"{data} keeps too few good images to hold some out")
+            raise ArtifactError(f"{data} keeps too few good {called} to hold some out")
         validation, train = train.subset(np.flatnonzero(held_out)), train.subset(np.flatnonzero(~held_out))
         kind = "rows held out at a fixed stride"
     classes = f"{len(label_names)} classes" if label_names else "no labels"
-    notes.insert(0, f"data {data}: {len(train)} images to train on, {len(validation)} to validate ({kind}), {classes}")
-    return ImageData(data, data_id, train, validation, label_names, tuple(notes))
+    counts = f"{len(train)} {called} to train on, {len(validation)} to validate ({kind}), {classes}"
+    notes.insert(1, f"data {data}: {counts}")
+    return Data(data, data_id, raw.modality, train, validation, label_names, tuple(notes))
+
+
+def rows_called(modality: Modality) -> str:
+    """Return what rows of a kind are called where people read of them: images, or rows."""
+    return "images" if modality.show.output == "images" else "rows"
+
+
+def _wanted(
+    modality: str | Modality | None,
+    image_column: str | None,
+    columns: Mapping[str, str] | None,
+    label_column: str | None,
+) -> Wanted:
+    name = modality.name if isinstance(modality, Modality) else modality
+    if name is not None:
+        named(name, "DATA")
+    all_columns = dict(columns or {}) | ({} if image_column is None else {"pictures": image_column})
+    wanted = Wanted(name, all_columns, label_column)
+    wanted.kind()
+    return wanted
+
+
+def _as_checked(checked: CheckedData, wanted: Wanted) -> Wanted:
+    """Return what a list of `check-data` was made with, and what it leaves open as it is wanted now."""
+    columns = checked.columns or wanted.columns
+    return Wanted(checked.modality or wanted.modality, columns, checked.label_column or wanted.label_column)
 
 
 def _good_rows(checked: CheckedData, splits: dict[str, Split], data: str) -> dict[str, NDArray[np.int64]]:
     """Return the good rows of each split of a checked source; raises `ArtifactError` if it has other rows by now."""
-    counts = {name: len(split.pictures) for name, split in splits.items()}
+    counts = {name: len(split.rows) for name, split in splits.items()}
     listed = {name: len(split.sha256) for name, split in checked.splits.items()}
     if counts != listed:
         now, then = (", ".join(f"{name} {count}" for name, count in each.items()) for each in (counts, listed))
@@ -128,47 +161,56 @@ def _good_rows(checked: CheckedData, splits: dict[str, Split], data: str) -> dic
 
 
 def check_data(settings: CheckData) -> Path:
-    """Look at every picture of DATA, say which are bad, and write the list OUT that trainings can use as DATA.
+    """Look at every row of DATA, say which are bad, and write the list OUT that trainings can use as DATA.
 
     Raises:
-        ArtifactError: If a picture is bad and the policy is "error": nothing is written then.
+        ArtifactError: If a row is bad and the policy is "error": nothing is written then.
         UsageError: If OUT cannot be a list.
     """
     if settings.out.suffix != SUFFIX or settings.out.is_dir():
         raise UsageError(f"--out must be a file named *{SUFFIX}, got {settings.out}")
-    raw = _open_raw(settings.data, settings.image_column, settings.label_column)
+    wanted = _wanted(settings.modality, settings.image_column, columns_of(settings), settings.label_column)
+    raw = _open_raw(settings.data, wanted)
     for note in raw.notes:
         print(note)
     splits = {"train": raw.train} | ({"validation": raw.validation} if raw.validation else {})
-    found = {name: check_pictures(split.pictures, settings.num_workers) for name, split in splits.items()}
-    bad = [picture for split in found.values() for picture in split.bad]
-    total = sum(len(split.sha256) for split in found.values())
-    for picture in bad:
-        print(f"bad: {picture.reason}")
+    found = {name: check_rows(split.rows, raw.modality, settings.num_workers) for name, split in splits.items()}
+    bad = [row for split in found.values() for row in split.bad]
+    total, called = sum(len(split.sha256) for split in found.values()), rows_called(raw.modality)
+    for row in bad:
+        print(f"bad: {row.reason}")
     if bad and settings.policy == "error":
         raise ArtifactError(
-            f"{len(bad)} of {total} images are bad ({bad[0].name} first); mend them, or leave them out by --policy skip"
+            f"{len(bad)} of {total} {called} are bad ({bad[0].name} first); "
+            "mend them, or leave them out by --policy skip"
         )
-    columns = settings.image_column, settings.label_column
-    CheckedData(1, settings.data, *columns, found).write(settings.out)
-    print(f"{total - len(bad)} of {total} images are good; wrote {settings.out}; next: --data {settings.out}")
+    CheckedData.of(settings.data, wanted, raw.modality, found).write(settings.out)
+    print(f"{total - len(bad)} of {total} {called} are good; wrote {settings.out}; next: --data {settings.out}")
     return settings.out
 
 
-class DataSettings(Protocol):
-    """The settings of every command that reads images."""
-
-    data: str
-    image_column: str | None
-    label_column: str | None
-    num_workers: int | None
+def columns_of(settings: Any) -> dict[str, str]:
+    """Return the columns that a command's settings name, by kind, but for that of pictures."""
+    options: Mapping[str, Any] = getattr(settings, "options", None) or {}
+    flags = {kind.name: f"{kind.signs.column}_column" for kind in installed()}
+    return {name: options[flag] for name, flag in flags.items() if options.get(flag)}
 
 
-def open_data_of(settings: DataSettings, *, say: Callable[[str], object]) -> ImageData:
-    """Return the images that a command's settings name, after saying what was found; raises what `open_data` does."""
+def open_data_of(settings: Any, *, say: Callable[[str], object], modality: Modality | None = None) -> Data:
+    """Return the rows that a command's settings name, after saying what was found; raises what `open_data` does.
+
+    Args:
+        settings: Of a command: `data`, `modality`, `image_column`, `label_column`, `num_workers`, `options`.
+        say: Takes a line.
+        modality: What the rows must be, where a codec says so already.
+    """
+    if modality is not None and settings.modality not in (None, modality.name):
+        raise UsageError(f"--modality must be {modality.name}, which the codec is for, got {settings.modality}")
     data = open_data(
         settings.data,
+        modality=modality or settings.modality,
         image_column=settings.image_column,
+        columns=columns_of(settings),
         label_column=settings.label_column,
         num_workers=settings.num_workers,
     )
@@ -192,28 +234,33 @@ def _labels(
     parts: dict[str, NDArray[np.int64] | None] = {}
     first = 0
     for name, split in splits.items():
-        parts[name] = numbers[first : first + len(split.pictures)]
-        first += len(split.pictures)
+        parts[name] = numbers[first : first + len(split.rows)]
+        first += len(split.rows)
     return label_names, parts
 
 
-def _open_raw(data: str, image_column: str | None, label_column: str | None) -> RawData:
+def _open_raw(data: str, wanted: Wanted) -> RawData:
     path = Path(data)
     if path.is_dir():
-        return open_folder(path, image_column=image_column, label_column=label_column)
+        return open_folder(path, wanted)
     if path.is_file():
-        if path.suffix.lower() not in TABLE_SUFFIXES:
+        suffix = path.suffix.lower()
+        if suffix in ARRAY_SUFFIXES:
+            return open_array_file(path, wanted)
+        if suffix not in TABLE_SUFFIXES:
             raise ArtifactError(f"{data} must be a folder or a {' or '.join(TABLE_SUFFIXES)} file")
-        return open_table_files([path], image_column=image_column, label_column=label_column)
+        return open_table_files([path], wanted)
     if data == "digits":
-        return _open_digits()
+        return _open_digits(wanted)
     if HUB_ID.fullmatch(data):
-        return open_hub(data, image_column=image_column, label_column=label_column)
+        return open_hub(data, wanted)
     raise ArtifactError(f"{data} does not exist; give a folder, a parquet file, a Hub id owner/name, or digits")
 
 
-def _open_digits() -> RawData:
+def _open_digits(wanted: Wanted) -> RawData:
     """Return scikit-learn's handwritten digits: 1,797 grey pictures of 8x8, values 0 to 16 spread over 0 to 255."""
+    if wanted.kind() not in (None, "pictures"):
+        raise UsageError(f"the digits are pictures, not {wanted.kind()}; leave the flag out")
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
@@ -221,4 +268,4 @@ def _open_digits() -> RawData:
     bunch = load_digits()
     pixels = np.floor(bunch.images * (255 / 16) + 0.5).astype(np.uint8)
     split = Split(ArrayRows(pixels, "digits"), [int(label) for label in bunch.target])
-    return RawData(split, None, DIGIT_NAMES)
+    return RawData(split, None, MODALITIES["pictures"], "as all know", DIGIT_NAMES)

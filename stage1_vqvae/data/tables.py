@@ -1,4 +1,4 @@
-"""Tables of images: parquet and arrow files, read by pyarrow, and Hub data sets, read by `datasets`."""
+"""Tables of values: parquet and arrow files, read by pyarrow, and Hub data sets, read by `datasets`."""
 
 import json
 import re
@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stage1_vqvae.data.rows import RawData, Split
-from stage1_vqvae.modalities.pictures.pixels import Encoded
+from stage1_vqvae.modalities import MODALITIES, Wanted, chosen, column_flag, kind_of_feature, kinds_of_array, named
 from vq_prior.core.errors import ArtifactError, EnvironmentFault, UsageError
+from vq_prior.core.modality import Encoded, Modality
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -26,7 +27,7 @@ SPLIT_WORDS = {
 
 
 class TableRows:
-    """The image column of tables, a block of rows (a parquet row group) read at a time and kept while it fits."""
+    """The column of values of tables, a block of rows (a parquet row group) read at a time and kept while it fits."""
 
     def __init__(self, blocks: Sequence[tuple[str, int, Callable[[], Any]]]) -> None:
         """Take blocks as (file name, number of rows, function that returns the column as an arrow array)."""
@@ -59,12 +60,12 @@ class TableRows:
         return block
 
     def encoded(self, row: int) -> Encoded:
-        """Return the picture file's bytes; raises `ArtifactError` if the row holds none."""
+        """Return the file's bytes, or its numbers as an array; raises `ArtifactError` if the row holds neither."""
         number = bisect_right(self._first, row) - 1
         content = self._block(number)[row - self._first[number]].as_py()
-        if not isinstance(content, bytes):
-            raise ArtifactError(f"{self.name(row)} holds no picture bytes; store the pictures inside the table")
-        return content
+        if isinstance(content, bytes):
+            return content
+        return _array(content, self.name(row))
 
     def name(self, row: int) -> str:
         """Return the file and the row in it."""
@@ -72,6 +73,21 @@ class TableRows:
         file = self._blocks[number][0]
         first = next(self._first[n] for n, block in enumerate(self._blocks) if block[0] == file)
         return f"{file} row {row - first}"
+
+
+def _array(content: Any, name: str) -> Encoded:
+    """Return the array of a row of a column of lists; raises `ArtifactError` if it holds none."""
+    import numpy as np
+
+    if not isinstance(content, list):
+        raise ArtifactError(f"{name} holds no bytes of a file; store the files inside the table")
+    try:
+        array = np.asarray(content)
+    except ValueError:
+        array = np.empty(0, dtype=object)
+    if array.dtype.kind not in "biuf":
+        raise ArtifactError(f"{name} must be numbers, or lists of equally many numbers")
+    return array
 
 
 def _contents(column: Any) -> Any:
@@ -148,14 +164,14 @@ def _arrow_batches(path: Path) -> list["pa.RecordBatch"]:
         return list(pa.ipc.open_stream(source))
 
 
-def open_table_files(paths: Sequence[Path], *, image_column: str | None, label_column: str | None) -> RawData:
+def open_table_files(paths: Sequence[Path], wanted: Wanted) -> RawData:
     """Return the rows of parquet or arrow files, grouped into splits by their names.
 
     `train-00000.parquet`, `validation-...` and `test-...` (or folders so named) are the
     splits; files that name none are training data.
 
     Raises:
-        ArtifactError: If a file is damaged, or no column holds images.
+        ArtifactError: If a file is damaged, or no column holds values.
         UsageError: If a named column does not exist.
     """
     groups: dict[str, list[Path]] = {}
@@ -172,19 +188,19 @@ def open_table_files(paths: Sequence[Path], *, image_column: str | None, label_c
     files = {split: [_TableFile(path) for path in members] for split, members in groups.items()}
     first = files["train"][0]
     features = _features(first.schema)
-    image = _image_column(first, features, image_column)
-    label = _label_column(first, label_column)
+    modality, why, values = _values_column(first.schema, wanted, str(first.path))
+    label = _label_column(first, wanted.label_column)
     splits = {}
     for split, members in files.items():
         for file in members:
-            for column in filter(None, (image, label)):
+            for column in filter(None, (values, label)):
                 if column not in file.schema.names:
                     raise ArtifactError(f"{file.path} has no column {column!r}, unlike {first.path}")
-        blocks = [block for file in members for block in file.blocks(image)]
+        blocks = [block for file in members for block in file.blocks(values)]
         labels = [value for file in members for value in file.values(label)] if label else None
         splits[split] = Split(TableRows(blocks), labels)
     names = _class_names(features, label)
-    return RawData(splits["train"], splits.get("validation"), names, tuple(notes))
+    return RawData(splits["train"], splits.get("validation"), modality, why, names, tuple(notes))
 
 
 def _split_of(path: Path) -> str:
@@ -206,27 +222,85 @@ def _features(schema: "pa.Schema") -> dict[str, Any]:
     return features if isinstance(features, dict) else {}
 
 
-def _image_column(file: _TableFile, features: dict[str, Any], wanted: str | None) -> str:
-    import pyarrow as pa
+def _values_column(schema: "pa.Schema", wanted: Wanted, where: str) -> tuple[Modality, str, str]:
+    """Return the kind of the values of a table, why it is that, and their column."""
+    names, kind = schema.names, wanted.kind()
+    for each, column in wanted.columns.items():
+        flag = column_flag(MODALITIES[each])
+        if column not in names:
+            raise UsageError(f"{flag} {column} is not in {where}, which has {', '.join(names)}")
+        return MODALITIES[each], f"by {flag}", column
+    columns = _columns_by_kind(schema)
+    if kind is not None:
+        modality = named(kind, where)
+        found = columns.get(kind) or (_binary(schema) if modality.signs.holds == "files" else _lists(schema))
+        if not found:
+            raise ArtifactError(f"{where} has no column of {kind} (its columns are {', '.join(names)})")
+        return modality, "by --modality", _preferred(modality, found)
+    if not columns:
+        raise ArtifactError(f"{where} has no column of image files (its columns are {', '.join(names)})")
+    modality, why = chosen({each: f"column {some[0]}" for each, some in columns.items()}, where)
+    return modality, why, columns[modality.name][0]
 
-    names = file.schema.names
-    if wanted is not None:
-        if wanted not in names:
-            raise UsageError(f"--image-column {wanted} is not in {file.path}, which has {', '.join(names)}")
-        return wanted
+
+def _preferred(modality: Modality, columns: list[str]) -> str:
+    """Return the first of a kind's own names for its column that is there, else the first column."""
+    return next((name for name in modality.signs.columns if name in columns), columns[0])
+
+
+def _columns_by_kind(schema: "pa.Schema") -> dict[str, list[str]]:
+    """Return the columns of a table that hold values of each kind, the one to take first.
+
+    What a column is, its type in the features of `datasets` says. Without such, columns of files are pictures; lists of
+    numbers are looked at only where there are no files, for beside them they tell of them.
+    """
+    typed: dict[str, list[str]] = {}
+    features = _features(schema)
+    for name in schema.names:
+        feature = features.get(name)
+        kind = kind_of_feature(str(feature.get("_type"))) if isinstance(feature, dict) else None
+        if kind is not None:
+            typed.setdefault(kind, []).append(name)
+    if typed:
+        return typed
+    if binary := _binary(schema):
+        best = _preferred(MODALITIES["pictures"], binary)
+        return {"pictures": [best, *(name for name in binary if name != best)]}
+    found: dict[str, list[str]] = {}
+    for name in _lists(schema):
+        for kind in kinds_of_array(*_array_type(schema.field(name).type)):
+            found.setdefault(kind, []).append(name)
+    return found
+
+
+def _binary(schema: "pa.Schema") -> list[str]:
+    """Return the columns that hold files: bytes, or objects with bytes."""
+    import pyarrow as pa
 
     def holds_bytes(kind: Any) -> bool:
         if pa.types.is_struct(kind):
             return any(kind.field(n).name == "bytes" for n in range(kind.num_fields))
         return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
-    typed = [n for n in names if isinstance(features.get(n), dict) and features[n].get("_type") == "Image"]
-    binary = [name for name in names if holds_bytes(file.schema.field(name).type)]
-    preferred = [name for name in ("image", "img", "jpg", "png", "pixels") if name in binary]
-    for candidates in (typed, preferred, binary):
-        if candidates:
-            return candidates[0]
-    raise ArtifactError(f"{file.path} has no column of image files (its columns are {', '.join(names)})")
+    return [name for name in schema.names if holds_bytes(schema.field(name).type)]
+
+
+def _lists(schema: "pa.Schema") -> list[str]:
+    """Return the columns that hold lists of numbers, or lists of such lists."""
+    return [name for name in schema.names if len(_array_type(schema.field(name).type)[1]) > 1]
+
+
+def _array_type(kind: Any) -> tuple[str, tuple[int, ...]]:
+    """Return the dtype and the shape [N, ...] of a column as an array; -1 is an axis whose size may differ."""
+    import pyarrow as pa
+
+    shape = [-1]
+    while pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        shape.append(kind.list_size if pa.types.is_fixed_size_list(kind) else -1)
+        kind = kind.value_type
+    names = {"float": "float32", "double": "float64", "halffloat": "float16"}
+    numbers = pa.types.is_integer(kind) or pa.types.is_floating(kind)
+    return (names.get(str(kind), str(kind)), tuple(shape)) if numbers else ("", (-1,))
 
 
 def _label_column(file: _TableFile, wanted: str | None) -> str | None:
@@ -243,7 +317,7 @@ def _class_names(features: dict[str, Any], label: str | None) -> tuple[str, ...]
 
 
 class HubRows:
-    """The image column of a `datasets.Dataset`, undecoded."""
+    """The column of files of a `datasets.Dataset`, undecoded."""
 
     def __init__(self, column: Any, source: str) -> None:
         self._column, self._source = column, source
@@ -252,8 +326,12 @@ class HubRows:
         return len(self._column)
 
     def encoded(self, row: int) -> Encoded:
-        """Return the picture file's bytes."""
+        """Return the file's bytes, or its numbers as an array."""
         value = self._column[row]
+        if isinstance(value, bytes):
+            return value
+        if isinstance(value, list):
+            return _array(value, self.name(row))
         if value.get("bytes") is not None:
             return value["bytes"]
         try:
@@ -266,11 +344,11 @@ class HubRows:
         return f"{self._source} row {row}"
 
 
-def open_hub(data: str, *, image_column: str | None, label_column: str | None) -> RawData:
+def open_hub(data: str, wanted: Wanted) -> RawData:
     """Return the rows of a Hub data set `owner/name[@revision]`.
 
     Raises:
-        ArtifactError: If there is none of that name, or it holds no images.
+        ArtifactError: If there is none of that name, or it holds no values.
         EnvironmentFault: If the Hub cannot be reached.
     """
     import datasets
@@ -289,31 +367,28 @@ def open_hub(data: str, *, image_column: str | None, label_column: str | None) -
     for split, table in loaded.items():
         kind = next((kind for kind, words in SPLIT_WORDS.items() if str(split) in words), None)
         if kind in ("train", "validation"):
-            splits[kind], names = _hub_split(table, data, image_column, label_column)
+            splits[kind], names, modality, why = _hub_split(table, data, wanted)
         else:
             notes.append(f"left the {len(table)} images of split {split} untouched")
     if "train" not in splits:
         raise ArtifactError(f"{data} has no train split, only {', '.join(map(str, loaded))}")
-    return RawData(splits["train"], splits.get("validation"), names, tuple(notes))
+    return RawData(splits["train"], splits.get("validation"), modality, why, names, tuple(notes))
 
 
-def _hub_split(
-    table: Any, data: str, image_column: str | None, label_column: str | None
-) -> tuple[Split, tuple[str, ...] | None]:
+def _hub_split(table: Any, data: str, wanted: Wanted) -> tuple[Split, tuple[str, ...] | None, Modality, str]:
     import datasets
 
-    columns = list(table.column_names)
-    for flag, wanted in (("--image-column", image_column), ("--label-column", label_column)):
-        if wanted is not None and wanted not in columns:
-            raise UsageError(f"{flag} {wanted} is not in {data}, which has {', '.join(columns)}")
-    typed = [name for name in columns if isinstance(table.features[name], datasets.Image)]
-    typed += [name for name in columns if isinstance(table.features[name], dict) and "bytes" in table.features[name]]
-    if image_column is None and not typed:
-        raise ArtifactError(f"{data} has no column of images (its columns are {', '.join(columns)})")
-    image = image_column or typed[0]
-    label = label_column or ("label" if "label" in columns else None)
-    undecoded = table.select_columns([image]).cast_column(image, datasets.Image(decode=False))
+    columns, label = list(table.column_names), wanted.label_column
+    if label is not None and label not in columns:
+        raise UsageError(f"--label-column {label} is not in {data}, which has {', '.join(columns)}")
+    modality, why, values = _values_column(table.features.arrow_schema, wanted, data)
+    label = label or ("label" if "label" in columns else None)
+    undecoded, feature = table.select_columns([values]), table.features[values]
+    if modality is MODALITIES["pictures"]:
+        undecoded = undecoded.cast_column(values, datasets.Image(decode=False))
+    elif hasattr(feature, "decode"):
+        undecoded = undecoded.cast_column(values, type(feature)(decode=False))
     labels = list(table[label]) if label else None
-    feature = table.features[label] if label else None
-    names = tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else None
-    return Split(HubRows(undecoded[image], data), labels), names
+    classes = table.features[label] if label else None
+    names = tuple(classes.names) if isinstance(classes, datasets.ClassLabel) else None
+    return Split(HubRows(undecoded[values], data), labels), names, modality, why

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from stage1_vqvae.foreign.kinds import DIFFUSERS_STAGES, KINDS, LIMITS, MAX_STAGES, Kind
 from stage1_vqvae.foreign.weights import read_module_tensors
-from stage1_vqvae.modalities.pictures.pixels import Transform
-from stage1_vqvae.settings import MAX_SIDE
+from stage1_vqvae.modalities.pictures import PICTURES
+from stage1_vqvae.modalities.pictures.settings import MAX_SIDE
+from stage1_vqvae.modalities.pictures.values import Transform
 from vq_prior.core.config import pretty_json, read_json, to_json
 from vq_prior.core.disk.artifacts import write_atomic
 from vq_prior.core.disk.components import MAX_DIMENSION, WEIGHTS, check_sealed
@@ -67,6 +68,7 @@ class ForeignCodec(nn.Module):
         normalization: How images enter it.
         entries: Its config, resolved.
         shape: Height and width of the images.
+        modality: What its values are: pictures.
         notes: What a user should be told about where it came from.
         loaded_from: The folder of a codec of ours that it was loaded from; None here.
     """
@@ -82,6 +84,7 @@ class ForeignCodec(nn.Module):
         super().__init__()
         self.kind, self.module, self.normalization = kind, module, normalization
         self.entries, self.shape = entries, shape
+        self.modality = PICTURES
         self.notes: tuple[str, ...] = ()
         self.loaded_from: Path | None = None
 
@@ -191,13 +194,13 @@ def kind_of_config(config: Mapping[str, Any]) -> Kind | None:
     return None
 
 
-def load_foreign(folder: Path, config: dict[str, Any], *, image_size: tuple[int, int] | None = None) -> ForeignCodec:
+def load_foreign(folder: Path, config: dict[str, Any], *, shape: tuple[int, int] | None = None) -> ForeignCodec:
     """Return the tokeniser in a folder, in eval mode on the host, as float32.
 
     Args:
         folder: As its library saved it, alone or as a part of a whole model.
         config: Its config.json, of a known kind.
-        image_size: Height and width of the images; None takes what the folder names.
+        shape: Height and width of the images; None takes what the folder names.
 
     Raises:
         ArtifactError: If it is damaged, holds no safetensors, or its weights do not fit its config.
@@ -224,7 +227,7 @@ def load_foreign(folder: Path, config: dict[str, Any], *, image_size: tuple[int,
     if entries["in_channels"] not in (1, 3):
         raise ArtifactError(f"{where}: in_channels must be 1 or 3 (pictures), got {entries['in_channels']}")
     normalization = read_normalization(folder, entries["in_channels"])
-    shape = _shape(kind, entries, image_size or normalization.image_size, folder)
+    shape = _shape(kind, entries, shape or normalization.image_size, folder)
     codec = ForeignCodec(kind, module, entries, normalization, shape).eval()
     _check_computes(codec, where)
     whole = config.get("model_type") == kind.whole and kind.whole is not None

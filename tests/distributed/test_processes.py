@@ -13,8 +13,8 @@ from classifiers import DIGITS, write_classifier
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from stage1_vqvae.modalities.sheets import save_png
 from vq_prior.cli import main
-from vq_prior.core.media import save_png
 from vq_prior.draw import score
 
 IN_FULL = os.environ.get("VQ_PRIOR_FAULTS") == "full"

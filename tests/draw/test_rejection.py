@@ -9,10 +9,10 @@ from classifiers import DIGITS, write_classifier
 from PIL import Image
 from transformers import ViTForImageClassification, ViTImageProcessor
 
+from stage1_vqvae.modalities.sheets import save_png
 from vq_prior import VQPriorPipeline
 from vq_prior.cli import main
 from vq_prior.core.errors import UsageError
-from vq_prior.core.media import save_png
 from vq_prior.draw import sampler
 from vq_prior.draw.rejection import Classifier, candidates_of, find_classifier
 

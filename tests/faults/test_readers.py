@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stage1_vqvae.modalities.pictures import pixels
+from stage1_vqvae import extract
+from stage1_vqvae.data import loading
 from vq_prior.cli import main
 
 
@@ -39,11 +40,10 @@ def fails(words, victim: Path, capsys) -> None:
 def test_a_picture_that_fails_in_the_middle_of_a_training_is_named(
     how, workers, pictures, tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setitem(
-        pixels.load_pixels.__kwdefaults__, "max_bytes", 0
-    )  # too many to keep: each is decoded when a step needs it
+    # too many to keep: each is read when a step needs it
+    monkeypatch.setitem(loading.load_rows.__kwdefaults__, "max_bytes", 0)
     victim = pictures / "117.png"
-    batch, calls = pixels.PixelRows.batch, iter(range(10**6))
+    stored, calls = loading.LoadedRows.stored, iter(range(10**6))
 
     def losing(self, rows):
         if next(calls) == 4:
@@ -51,9 +51,9 @@ def test_a_picture_that_fails_in_the_middle_of_a_training_is_named(
             victim.unlink()
             if how == "is cut":
                 victim.write_bytes(content[: len(content) // 2])
-        return batch(self, rows)
+        return stored(self, rows)
 
-    monkeypatch.setattr(pixels.PixelRows, "batch", losing)
+    monkeypatch.setattr(loading.LoadedRows, "stored", losing)
     words = ["train-vqvae", "--data", pictures, "--out", tmp_path / "run", "--steps", 200, "--batch-size", 8]
     fails([*words, "--num-workers", workers], victim, capsys)
 
@@ -62,13 +62,14 @@ def test_a_picture_that_fails_in_the_middle_of_a_training_is_named(
 def test_a_picture_that_vanishes_during_a_dump_is_named(pictures, tmp_path, capsys, monkeypatch):
     assert main(["train-vqvae", "--data", str(pictures), "--out", str(tmp_path / "run"), "--steps", "2"]) == 0
     victim = pictures / "160.png"
-    views = pixels.views_of
+    views = loading.stored_views
 
-    def losing(images, row, transform, how):
+    def losing(images, row, *form):
         victim.unlink(missing_ok=True)
-        return views(images, row, transform, how)
+        return views(images, row, *form)
 
-    monkeypatch.setattr(pixels, "views_of", losing)
+    for module in (loading, extract):
+        monkeypatch.setattr(module, "stored_views", losing)
     out = tmp_path / "codes"
     words = ["extract-codes", "--codec", tmp_path / "run", "--data", pictures, "--out", out]
     fails([*words, "--num-workers", 1, "--batch-size", 8], victim, capsys)
@@ -80,7 +81,7 @@ def test_a_worker_that_is_out_of_memory_ends_the_command(pictures, tmp_path, cap
     def no_memory(*_):
         raise MemoryError
 
-    monkeypatch.setattr(pixels, "row_array", no_memory)
+    monkeypatch.setattr(loading, "stored_row", no_memory)
     words = ["train-vqvae", "--data", pictures, "--out", tmp_path / "run", "--steps", 2, "--batch-size", 8]
     assert main([*map(str, words)]) == 5
     lines = [line for line in capsys.readouterr().err.splitlines() if line.strip()]

@@ -12,13 +12,12 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from transformers import BertConfig, BertModel, ResNetConfig, ResNetModel
 
 from stage1_vqvae.codecs import open_codec
+from stage1_vqvae.data.loading import load_rows
 from stage1_vqvae.data.sources import open_data
-from stage1_vqvae.evaluate import transform_of
-from stage1_vqvae.modalities.pictures.pixels import load_pixels
+from stage1_vqvae.modalities.pictures.quality import psnr as psnr_of
+from stage1_vqvae.modalities.pictures.quality import ssim as ssim_of
 from vq_prior.cli import main
-from vq_prior.core import metrics
-from vq_prior.core.media import to_unit_range
-from vq_prior.judge.evaluator import TransformersFeatures, fit_network, gather_small
+from vq_prior.judge.evaluator import NamedFeatures, fit_network, gather_small
 from vq_prior.judge.features import (
     frechet_distance,
     inception_score,
@@ -117,9 +116,7 @@ def test_psnr_and_ssim_are_those_of_scikit_image(shape):
     rng = np.random.default_rng(1)
     first = rng.uniform(-1, 1, size=(4, *shape)).astype(np.float32)
     second = np.clip(first + rng.normal(scale=0.2, size=first.shape), -1, 1).astype(np.float32)
-    psnr, ssim = (
-        measure(torch.from_numpy(first), torch.from_numpy(second)).numpy() for measure in (metrics.psnr, metrics.ssim)
-    )
+    psnr, ssim = (measure(torch.from_numpy(first), torch.from_numpy(second)).numpy() for measure in (psnr_of, ssim_of))
     window = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 2.0}
     for number, (x, y) in enumerate(zip(first.astype(np.float64) + 1, second.astype(np.float64) + 1, strict=True)):
         assert psnr[number] == pytest.approx(peak_signal_noise_ratio(x, y, data_range=2.0), rel=1e-5)
@@ -206,7 +203,7 @@ def test_a_network_of_transformers_judges(name, width, networks, tiny_run, tmp_p
     result = evaluated(tmp_path / "e.json", *words)
     assert result["evaluator"]["name"] == str(networks / name)
     assert result["reconstructions"]["fid"] > 0
-    features = TransformersFeatures(networks / name, name, torch.device("cpu"))
+    features = NamedFeatures(networks / name, name, torch.device("cpu"))
     pixels = np.random.default_rng(0).integers(0, 256, size=(9, 8, 8, 1), dtype=np.uint8)
     assert features.features(pixels).shape == (9, width)
 
@@ -266,7 +263,7 @@ def test_large_pictures_have_an_ms_ssim(tmp_path):
     from torchmetrics.image import MultiScaleStructuralSimilarityIndexMeasure
 
     codec, held_out = open_codec(tmp_path / "run"), open_data(str(folder)).validation
-    images = to_unit_range(torch.from_numpy(load_pixels(held_out, transform_of(codec)).batch(range(len(held_out)))))
+    images = load_rows(held_out, codec.modality, codec.transform).batch(range(len(held_out)))
     theirs = MultiScaleStructuralSimilarityIndexMeasure(data_range=2.0)
     theirs.update(codec.decode(codec.encode(images)) + 1, images + 1)
     assert result["codec"]["ms_ssim"] == pytest.approx(float(theirs.compute()), rel=1e-5)

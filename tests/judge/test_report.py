@@ -14,10 +14,10 @@ import pytest
 import torch
 from PIL import Image
 
+from stage1_vqvae.modalities.pictures.values import to_pixels
 from stage1_vqvae.model import VQVAE
 from vq_prior.cli import main
 from vq_prior.core.disk.code_store import CodeStore
-from vq_prior.core.media import to_pixels
 from vq_prior.judge.chart import line_chart
 
 

@@ -112,7 +112,7 @@ def test_what_belongs_to_a_room_does_not_lie_beside_the_rooms(folder, most):
 NAMES_PIXELS = re.compile(
     r"PixelRows|load_pixels|to_unit_range|to_pixels|picture_grid|Transform|PIL|ImageRows|image_size"
 )
-MAY_NAME_PIXELS = 34  # this number may only fall; 10 is where it goes
+MAY_NAME_PIXELS = 10  # this number may only fall
 
 
 def test_pictures_are_known_to_few_files_outside_their_room():

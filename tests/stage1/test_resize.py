@@ -11,9 +11,11 @@ import pytest
 import torch
 
 from stage1_vqvae import resize
+from stage1_vqvae.data.loading import load_rows
 from stage1_vqvae.data.sources import open_data
 from stage1_vqvae.evaluate import evaluate_codec
-from stage1_vqvae.modalities.pictures.pixels import Transform, load_pixels
+from stage1_vqvae.modalities.pictures import PICTURES
+from stage1_vqvae.modalities.pictures.values import Transform
 from stage1_vqvae.model import VQVAE, VQVAEConfig, load_codec
 from stage1_vqvae.quantizer_settings import QuantizerSettings
 from stage1_vqvae.quantizers import QUANTIZERS, Quantizer
@@ -102,7 +104,7 @@ def test_smaller_codebook_is_a_whole_codec_with_the_same_networks(
     networks = [name for name in before if not name.startswith("quantizer.")]
     assert networks
     assert all(torch.equal(before[name], after[name]) for name in networks)
-    pixels = load_pixels(open_data("digits").validation, Transform(8, 8, 1))
+    pixels = load_rows(open_data("digits").validation, PICTURES, Transform(8, 8, 1))
     assert table[-1]["measured"] == evaluate_codec(new, pixels)
     assert table[0]["measured"] == evaluate_codec(old, pixels)
     assert verify(asked.out)

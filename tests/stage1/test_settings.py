@@ -7,22 +7,22 @@ from pathlib import Path
 
 import pytest
 
+from stage1_vqvae.modalities.pictures.settings import parse_size
 from stage1_vqvae.quantizer_settings import QuantizerSettings
 from stage1_vqvae.settings import (
-    DataFacts,
     LossSettings,
     ModelSettings,
     Reconstruct,
     TrainVQVAE,
     check,
     grid_of,
-    parse_size,
     resolve,
 )
 from vq_prior.core.errors import UsageError
+from vq_prior.core.modality import Facts
 
 GIVEN = TrainVQVAE("digits", Path("does-not-exist"))
-FACTS = DataFacts(num_train=50_000, common_size=(32, 32), short_side=32, all_grey=False)
+FACTS = Facts(num_train=50_000, common_shape=(32, 32), short_side=32, channels=3)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_defaults_and_num_images_pass_and_fail() -> None:
     ],
 )
 def test_grid_is_at_most_8_up_to_48_pixels_and_16_above(size: tuple[int, int], grid: tuple[int, int]) -> None:
-    resolved = resolve(GIVEN, replace(FACTS, common_size=size, short_side=min(size)), "cuda")
+    resolved = resolve(GIVEN, replace(FACTS, common_shape=size, short_side=min(size)), "cuda")
     assert resolved.model.downsampling is not None
     assert grid_of(parse_size(resolved.image_size or ""), resolved.model.downsampling) == grid
 
@@ -95,24 +95,24 @@ def test_what_is_given_stays_and_the_rest_is_concrete() -> None:
 
 
 def test_codebook_is_smaller_for_little_data() -> None:
-    digits = DataFacts(num_train=1708, common_size=(8, 8), short_side=8, all_grey=True)
+    digits = Facts(num_train=1708, common_shape=(8, 8), short_side=8, channels=1)
     assert resolve(GIVEN, digits, "cpu").quantizer.num_codes == 128
     assert resolve(GIVEN, FACTS, "cpu").quantizer.num_codes == 512
     assert resolve(GIVEN, replace(digits, num_train=2), "cpu").quantizer.num_codes == 32
-    few = replace(FACTS, num_train=950, common_size=(48, 40), short_side=40)
+    few = replace(FACTS, num_train=950, common_shape=(48, 40), short_side=40)
     assert resolve(GIVEN, few, "cpu").quantizer.num_codes == 512
 
 
 def test_few_images_are_augmented_unless_they_are_tiny_or_the_user_says_otherwise():
-    few = replace(FACTS, num_train=950, common_size=(48, 40), short_side=40)
+    few = replace(FACTS, num_train=950, common_shape=(48, 40), short_side=40)
     assert resolve(GIVEN, few, "cpu").augment is True
     assert resolve(GIVEN, FACTS, "cpu").augment is False
-    assert resolve(GIVEN, replace(few, common_size=(8, 8), short_side=8), "cpu").augment is False
+    assert resolve(GIVEN, replace(few, common_shape=(8, 8), short_side=8), "cpu").augment is False
     assert resolve(replace(GIVEN, augment=False), few, "cpu").augment is False
 
 
 def test_photos_of_many_sizes_become_a_square() -> None:
-    photos = replace(FACTS, common_size=None, short_side=500)
+    photos = replace(FACTS, common_shape=None, short_side=500)
     assert resolve(GIVEN, photos, "cuda").image_size == "256x256"
     assert resolve(GIVEN, photos, "cpu").image_size == "64x64"
     assert resolve(GIVEN, replace(photos, short_side=30), "cpu").image_size == "24x24"

@@ -14,11 +14,13 @@ import pytest
 import torch
 
 from stage1_vqvae import extract, train
+from stage1_vqvae.data.loading import load_rows
 from stage1_vqvae.data.sources import open_data
 from stage1_vqvae.evaluate import evaluate_codec
 from stage1_vqvae.extract import extract_codes
 from stage1_vqvae.fast.convolutions import ROWS
-from stage1_vqvae.modalities.pictures.pixels import Transform, load_pixels
+from stage1_vqvae.modalities.pictures import PICTURES
+from stage1_vqvae.modalities.pictures.values import Transform
 from stage1_vqvae.model import load_codec
 from stage1_vqvae.quantizer_settings import QuantizerSettings
 from stage1_vqvae.settings import ExtractCodes, ModelSettings, Reconstruct, TrainVQVAE
@@ -238,8 +240,8 @@ def test_training_learns_the_digits(tmp_path: Path) -> None:
     codec = load_codec(train_vqvae(settings))
     data = open_data("digits")
     transform = Transform(8, 8, 1)
-    result = evaluate_codec(codec, load_pixels(data.validation, transform))
-    pixels = load_pixels(data.train, transform).batch(range(len(data.train))) / 127.5 - 1
+    result = evaluate_codec(codec, load_rows(data.validation, PICTURES, transform))
+    pixels = load_rows(data.train, PICTURES, transform).stored(range(len(data.train))) / 127.5 - 1
     # the mean picture, the best a codec without codes could do, has the variance about it as its error
     assert result["mse"] < 0.5 * float(((pixels - pixels.mean(0)) ** 2).mean())
     assert result["num_images"] == 89
@@ -248,9 +250,9 @@ def test_training_learns_the_digits(tmp_path: Path) -> None:
 
 def test_evaluation_agrees_with_numpy(run: Path) -> None:
     codec, data = load_codec(run), open_data("digits")
-    pixels = load_pixels(data.validation, Transform(8, 8, 1))
+    pixels = load_rows(data.validation, PICTURES, Transform(8, 8, 1))
     result = evaluate_codec(codec, pixels)
-    images = torch.from_numpy(pixels.batch(range(89))).movedim(-1, 1) / 127.5 - 1
+    images = torch.from_numpy(pixels.stored(range(89))).movedim(-1, 1) / 127.5 - 1
     codes = codec.encode(images)
     errors = (codec.decode(codes).numpy() - images.numpy()) ** 2
     assert result["mse"] == pytest.approx(errors.mean(), rel=1e-5)
@@ -282,7 +284,7 @@ def test_store_holds_the_codes_of_the_rows(run: Path, tmp_path: Path) -> None:
         assert store.index.data.id == data.data_id
         some = np.array([0, 7, len(rows) - 1])
         values = store.rows(some)
-        pixels = torch.from_numpy(load_pixels(rows, Transform(8, 8, 1)).batch(some))
+        pixels = torch.from_numpy(load_rows(rows, PICTURES, Transform(8, 8, 1)).stored(some))
         expected = codec.encode(pixels.movedim(-1, 1) / 127.5 - 1)[0]
         assert np.array_equal(values["codes.0"], expected.numpy())
         assert np.array_equal(values["label"], rows.labels[some])

@@ -202,8 +202,9 @@ def test_the_plain_network_is_the_notebooks(benchmark_module: Benchmark) -> None
 
 
 def test_every_cell_is_a_setting_that_train_vqvae_takes(benchmark_module: Benchmark) -> None:
-    from stage1_vqvae.settings import DataFacts, check, resolve
+    from stage1_vqvae.settings import check, resolve
     from stage1_vqvae.train import new_codec
+    from vq_prior.core.modality import Facts
 
     quantisers = benchmark_module("quantisers")
     cells = quantisers.cells()
@@ -212,7 +213,7 @@ def test_every_cell_is_a_setting_that_train_vqvae_takes(benchmark_module: Benchm
         settings = quantisers.codec_settings({**values})
         settings.data, settings.out = "digits", Path("somewhere")
         check(settings)
-        resolved = resolve(settings, DataFacts(45_000, (32, 32), 32, False), "cpu")
+        resolved = resolve(settings, Facts(45_000, (32, 32), 32, 3), "cpu")
         assert new_codec(resolved).spec.levels[0].num_codes == values["num_codes"], name
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from vq_prior.cli.invocation import COMMANDS, Invocation
 from vq_prior.core.errors import UsageError
-from vq_prior.core.settings import Formerly, changed_names, note_given, settings_in
+from vq_prior.core.settings import Formerly, Unsaid, changed_names, note_given, settings_in
 
 
 def usage() -> str:
@@ -121,7 +121,10 @@ def flags_of(settings_class: type) -> Iterator[str]:
 def _settings_by_flag(settings_class: type) -> Iterator[tuple[str, str]]:
     """Yield every flag of a settings class and the dotted name of its setting."""
     for setting in settings_in(settings_class):
-        yield setting.flag, setting.name
+        if (unsaid := setting.mark(Unsaid)) and not unsaid.flag:
+            continue
+        for flag in (setting.flag, *setting.aliases):
+            yield flag, setting.name
         if setting.kind is bool:
             start, dot, last = setting.flag.removeprefix("--").rpartition(".")
             yield f"--{start}{dot}no-{last}", setting.name
@@ -154,6 +157,10 @@ def _check_flags(name: str, settings_class: type, words: Sequence[str]) -> None:
 def _parse_settings(name: str, settings_class: type, default: Any | None, words: list[str]) -> Any:
     import tyro
 
+    from vq_prior.cli.kinds import gathered, spread, with_flags_of_kinds
+
+    own_class, settings_class = settings_class, with_flags_of_kinds(settings_class)
+    default = None if default is None else spread(default, settings_class)
     words = _renamed(settings_class, words)
     _check_flags(name, settings_class, words)
     errors = io.StringIO()
@@ -169,7 +176,8 @@ def _parse_settings(name: str, settings_class: type, default: Any | None, words:
     settings_of = dict(_settings_by_flag(settings_class))
     flags = {word.partition("=")[0].replace("_", "-") for word in words if word.startswith("--")}
     typed = {settings_of[flag] for flag in flags if flag in settings_of}
-    return note_given(settings, typed | (set() if default is None else changed_names(default)))
+    given = typed | (set() if default is None else changed_names(default))
+    return note_given(*gathered(settings, own_class, given))
 
 
 def _one_line(box: str, name: str) -> str:

@@ -2,11 +2,11 @@
 
 import time
 
-import numpy as np
+import torch
 
+from stage1_vqvae.modalities.sheets import save_png
 from stage1_vqvae.settings import ExtractCodes, TrainVQVAE
 from stage2_prior.settings import TrainPrior
-from vq_prior.core.media import picture_grid, save_png
 from vq_prior.settings import Quickstart, Report
 
 IMAGES_OF_EACH = 10
@@ -32,10 +32,11 @@ def quickstart(settings: Quickstart) -> None:
     print("4/4  drawing ten of each digit", flush=True)
     pipeline = VQPriorPipeline.from_pretrained(out / "model")
     rows = [
-        pipeline(IMAGES_OF_EACH, labels=digit, seed=seed, first_index=digit * IMAGES_OF_EACH, output_type="np").images
+        pipeline(IMAGES_OF_EACH, labels=digit, seed=seed, first_index=digit * IMAGES_OF_EACH, output_type="pt").drawn
         for digit in range(len(pipeline.index.label_names))
     ]
-    save_png(out / "samples.png", picture_grid(np.concatenate(rows), columns=IMAGES_OF_EACH))
+    sheet = pipeline.codec.modality.show.sheet(torch.cat(rows), columns=IMAGES_OF_EACH)
+    save_png(out / "samples.png", sheet)
     report(Report(run=out))
     print(f"done in {time.monotonic() - started:.0f} s: look at {out / 'samples.png'}, the model is {out / 'model'}")
     print(f"next: vq-prior generate --model {out / 'model'} --labels seven --num-images 16 --out sevens")

@@ -83,11 +83,13 @@ def _codes_there(settings: TrainPrior) -> Iterator[TrainPrior]:
         codec=settings.codec,
         data=settings.data,
         out=codes,
+        modality=settings.modality,
+        options=settings.options,
         image_column=settings.image_column,
         label_column=settings.label_column,
         overwrite=settings.overwrite,
     )
-    ready = changed(settings, codes=codes, data=None, image_column=None, label_column=None)
+    ready = changed(settings, codes=codes, data=None, modality=None, options=None, image_column=None, label_column=None)
     if not settings.dry_run:
         extract_codes(request)
         yield ready

@@ -94,6 +94,17 @@ class Once:
 
 
 @dataclass(frozen=True)
+class Unsaid:
+    """Mark of a setting that a run's config names only where it says something, not where it is None.
+
+    Attributes:
+        flag: Whether it is typed; else the command line puts it together of other flags.
+    """
+
+    flag: bool = True
+
+
+@dataclass(frozen=True)
 class Formerly:
     """Mark of a setting whose flag had another name, which is still read and stays in records."""
 
@@ -131,6 +142,11 @@ class Setting:
     flag: str
     kind: Any
     marks: tuple[Any, ...]
+
+    @property
+    def aliases(self) -> tuple[str, ...]:
+        """Other flags for the same setting."""
+        return tuple(alias for mark in self.marks for alias in getattr(mark, "aliases", None) or ())
 
     def mark(self, kind: type[M]) -> M | None:
         """Return the mark of this kind, None if it has none."""

@@ -8,6 +8,7 @@ from math import prod
 from typing import TYPE_CHECKING, Protocol
 
 from vq_prior.core.errors import ArtifactError, UsageError
+from vq_prior.core.modality import Form, Modality
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -98,6 +99,16 @@ class Codec(Protocol):
     @property
     def spec(self) -> CodeSpec:
         """Shapes of the data and of the codes."""
+        ...
+
+    @property
+    def modality(self) -> Modality:
+        """What its values are."""
+        ...
+
+    @property
+    def transform(self) -> Form:
+        """The form that its values are in."""
         ...
 
     @property

@@ -6,9 +6,7 @@ Letters: B images, T tokens of a sequence, K codes, V vocabulary.
 import math
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from stage2_prior.baselines import bits_per_dimension
@@ -18,7 +16,6 @@ from vq_prior.core.processes.fixed_calls import map_rows
 
 LOGITS_AT_ONCE = 1 << 26
 MAX_ROWS = 64
-RAMP = np.array([[33, 102, 172], [247, 247, 247], [178, 24, 43]], dtype=np.float64)
 
 
 @dataclass(frozen=True)
@@ -79,18 +76,3 @@ def score_codes(prior: CausalPrior, codes: tuple[Tensor, ...], labels: Tensor) -
 def chance_nats(layout: SequenceLayout) -> list[float]:
     """Return -log p of a cell of each level if all its codes were alike: ln K; 1 where there is one code."""
     return [math.log(size) or 1.0 for size in layout.level_sizes]
-
-
-def heat(nats: Tensor, shape: tuple[int, ...], chance: float) -> NDArray[np.uint8]:
-    """Return maps as pixels [B, height, width, 3]: blue at 0 nats, white at chance, red at twice chance and beyond.
-
-    Args:
-        nats: [B, *grid], two axes.
-        shape: Height and width wanted; a cell is repeated over its part of the picture.
-        chance: Nats of a cell if all codes were alike.
-    """
-    share = np.minimum(nats.double().numpy() / (2 * chance), 1.0)
-    colours = np.stack([np.interp(share, [0, 0.5, 1], RAMP[:, channel]) for channel in range(3)], axis=-1)
-    rows, columns = (np.arange(size) * cells // size for size, cells in zip(shape, nats.shape[1:], strict=True))
-    pixels: NDArray[np.uint8] = np.rint(colours).astype(np.uint8)[:, rows][:, :, columns]
-    return pixels

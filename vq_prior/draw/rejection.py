@@ -95,7 +95,7 @@ class Classifier:
     """An image classifier of transformers that judges a model's images.
 
     Where its folder has a `preprocessor_config.json`, images enter through its image processor; else in [-1, 1], grey
-    repeated over its channels, at its `image_size` if it has one.
+    repeated over its channels, at its own size if its config names one.
     """
 
     def __init__(self, files: ClassifierFiles, shape: tuple[int, ...], device: torch.device) -> None:

@@ -1,12 +1,18 @@
-"""A folder of numbered pictures that one or many processes write: `OUT/000000.png` ..., and a JSON file about them.
+"""A folder of numbered samples that one or many processes write: `OUT/000000.png` ..., and a JSON file about them.
+
+Files have the extension of their kind of data. Where many belong in one file, the extension is None: `OUT/samples.npz`.
 
 The work happens in a hidden sibling that a rerun of the same request continues, on any number of processes, and that
 one rename publishes. What the JSON file will say of a picture stands, until all are done, in a hidden note beside it.
 """
 
+import io
 import shutil
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from vq_prior.core.config import pretty_json, read_json
 from vq_prior.core.disk.artifacts import publish, remove, require_replaceable, staging_path, write_atomic
@@ -15,11 +21,12 @@ from vq_prior.core.errors import ArtifactError, EnvironmentFault, UsageError
 from vq_prior.core.processes.runtime import Runtime
 
 MAX_REQUEST_BYTES = 1 << 30
+JOINED = "samples.npz"
 
 
-def picture_name(index: int) -> str:
-    """Return the file name of image `index` of a folder."""
-    return f"{index:06d}.png"
+def sample_name(index: int, extension: str | None = ".png") -> str:
+    """Return the file name of sample `index` of a folder; hidden where it will be joined with the others."""
+    return f".{index:06d}.npy" if extension is None else f"{index:06d}{extension}"
 
 
 def already_done(out: Path, marker: str, request: dict[str, Any], *, kind: str, overwrite: bool) -> bool:
@@ -50,9 +57,26 @@ def already_done(out: Path, marker: str, request: dict[str, Any], *, kind: str, 
     return True
 
 
-def holds_pictures(out: Path, count: int) -> bool:
-    """Return whether `out` has the pictures of all `count` images."""
-    return all((out / picture_name(i)).is_file() for i in range(count))
+def holds_samples(out: Path, count: int, extension: str | None = ".png") -> bool:
+    """Return whether `out` has the files of all `count` samples."""
+    if extension is None:
+        return (out / JOINED).is_file()
+    return all((out / sample_name(i, extension)).is_file() for i in range(count))
+
+
+def join_samples(staging: Path, count: int, name: str) -> None:
+    """Write the samples of a kind whose values belong in one file into `samples.npz`, an array [count, ...] by name."""
+    file = io.BytesIO()
+    samples = np.stack([np.load(staging / sample_name(i, None)) for i in range(count)])
+    np.savez(file, allow_pickle=False, **{name: samples})
+    write_atomic(staging / JOINED, file.getvalue())
+
+
+def array_bytes(stored: NDArray[Any]) -> bytes:
+    """Return the file of one value that will be joined with the others."""
+    file = io.BytesIO()
+    np.save(file, stored, allow_pickle=False)
+    return file.getvalue()
 
 
 def open_staging(out: Path, marker: str, request: dict[str, Any], runtime: Runtime) -> Path:
@@ -79,7 +103,9 @@ def open_staging(out: Path, marker: str, request: dict[str, Any], runtime: Runti
     return staging
 
 
-def share_of_missing(staging: Path, count: int, runtime: Runtime, *, noted: bool) -> list[int]:
+def share_of_missing(
+    staging: Path, count: int, runtime: Runtime, *, noted: bool, extension: str | None = ".png"
+) -> list[int]:
     """Return this process's part of the images that are not there yet, ascending.
 
     Args:
@@ -87,8 +113,9 @@ def share_of_missing(staging: Path, count: int, runtime: Runtime, *, noted: bool
         count: Images in all.
         runtime: Of this process.
         noted: Whether each image has a note.
+        extension: Of the files.
     """
-    missing = [i for i in range(count) if not _is_done(staging, i, noted)]
+    missing = [i for i in range(count) if not _is_done(staging, i, noted, extension)]
     runtime.barrier()  # nobody writes before all have looked
     return missing[runtime.share(len(missing))]
 
@@ -103,11 +130,11 @@ def read_notes(staging: Path, count: int) -> list[dict[str, Any]]:
     return [read_json(staging / _note_name(i)) for i in range(count)]
 
 
-def require_whole(staging: Path, count: int, *, noted: bool) -> None:
+def require_whole(staging: Path, count: int, *, noted: bool, extension: str | None = ".png") -> None:
     """Raise `EnvironmentFault` if an image, or its note, is missing."""
-    lost = [i for i in range(count) if not _is_done(staging, i, noted)]
+    lost = [i for i in range(count) if not _is_done(staging, i, noted, extension)]
     if lost:
-        name = picture_name(lost[0])
+        name = sample_name(lost[0], extension)
         raise EnvironmentFault(f"{len(lost)} images are missing, {name} first; run the same command to continue")
 
 
@@ -118,9 +145,9 @@ def publish_without_notes(staging: Path, out: Path) -> None:
     publish(staging, out)
 
 
-def _is_done(staging: Path, index: int, noted: bool) -> bool:
+def _is_done(staging: Path, index: int, noted: bool, extension: str | None) -> bool:
     """Return whether an image is there; a power cut may leave empty files behind."""
-    names = [picture_name(index), *([_note_name(index)] if noted else [])]
+    names = [sample_name(index, extension), *([_note_name(index)] if noted else [])]
     return all((staging / name).is_file() and (staging / name).stat().st_size > 0 for name in names)
 
 

@@ -13,10 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from stage1_vqvae.codecs import AnyCodec, modality_of
+from stage1_vqvae.data.loading import stored_row
+from stage1_vqvae.data.rows import FileRows
+from stage1_vqvae.data.sources import rows_called
+from stage1_vqvae.modalities.sheets import save_png
 from stage2_prior.folder import read_prior_config
 from stage2_prior.sampling_settings import Sampling
 from vq_prior.core.config import pretty_json, read_json
@@ -26,18 +31,20 @@ from vq_prior.core.disk.locks import releasing
 from vq_prior.core.errors import ArtifactError, UsageError
 from vq_prior.core.hub.repository import local
 from vq_prior.core.identity import file_sha256
-from vq_prior.core.media import picture_grid, save_png, to_picture, to_pixels
+from vq_prior.core.modality import Modality
 from vq_prior.core.processes.runtime import Runtime, start_runtime
 from vq_prior.draw.given_codes import GivenCodes, open_given
 from vq_prior.draw.rejection import Classifier, ClassifierFiles, Kept, best_of, candidates_of, find_classifier
 from vq_prior.draw.sample_folder import (
     already_done,
-    holds_pictures,
+    array_bytes,
+    holds_samples,
+    join_samples,
     open_staging,
-    picture_name,
     publish_without_notes,
     read_notes,
     require_whole,
+    sample_name,
     share_of_missing,
     write_note,
 )
@@ -127,8 +134,10 @@ def _draw_set(settings: Drawing, index: ModelIndex, more: dict[str, Any], classi
         **more,
     }
     done = already_done(settings.out, REQUEST, request, kind="samples", overwrite=settings.overwrite)
-    if done and holds_pictures(settings.out, settings.num_images):
-        start_runtime().say(f"{settings.out} already holds these {settings.num_images} images")
+    modality = modality_of(settings.model)
+    called = f"{settings.num_images} {rows_called(modality)}"
+    if done and holds_samples(settings.out, settings.num_images, modality.files.extension):
+        start_runtime().say(f"{settings.out} already holds these {called}")
         return settings.out
     pipeline = VQPriorPipeline.from_pretrained(settings.model)
     runtime = start_runtime()
@@ -136,11 +145,11 @@ def _draw_set(settings: Drawing, index: ModelIndex, more: dict[str, Any], classi
     pipeline.to(runtime.device)
     draw = _drawing(pipeline, runtime, settings, cycle, sampling, classifier, given)
     staging = open_staging(settings.out, REQUEST, request, runtime)
-    _draw_missing(draw, runtime, staging, settings)
+    _draw_missing(draw, runtime, staging, settings, modality)
     runtime.barrier()
     if runtime.is_main:
-        _publish(staging, settings)
-        print(f"wrote {settings.num_images} images, grid.png and {REQUEST} to {settings.out}")
+        _publish(staging, settings, pipeline.codec)
+        print(f"wrote {called}, grid.png and {REQUEST} to {settings.out}")
     runtime.barrier()
     return settings.out
 
@@ -176,35 +185,43 @@ def _drawing(
     return lambda indices: choose(indices, of_class(indices))
 
 
-def _draw_missing(draw: DrawImages, runtime: Runtime, staging: Path, settings: Drawing) -> None:
-    candidates = _candidates(settings)
-    mine = share_of_missing(staging, settings.num_images, runtime, noted=candidates is not None)
+def _draw_missing(draw: DrawImages, runtime: Runtime, staging: Path, settings: Drawing, modality: Modality) -> None:
+    candidates, extension = _candidates(settings), modality.files.extension
+    noted, called = candidates is not None, rows_called(modality)
+    mine = share_of_missing(staging, settings.num_images, runtime, noted=noted, extension=extension)
     size = max(1, (settings.batch_size or default_batch_size(runtime.device)) // (candidates or 1))
     started = time.monotonic()
-    bar = tqdm(total=len(mine), unit="image", disable=None if runtime.is_main else True, file=sys.stderr, leave=False)
+    bar = tqdm(
+        total=len(mine), unit=called[:-1], disable=None if runtime.is_main else True, file=sys.stderr, leave=False
+    )
     for first in range(0, len(mine), size):
         indices = mine[first : first + size]
         images, kept = draw(indices)
-        for i, pixels in zip(indices, to_pixels(images), strict=True):
-            save_png(staging / picture_name(i), to_picture(pixels), durable=False)
+        for i, stored in zip(indices, modality.values.to_stored(images), strict=True):
+            file = array_bytes(stored) if extension is None else modality.files.encode(stored)
+            write_atomic(staging / sample_name(i, extension), file, durable=False)
         for i, note in zip(indices, kept or (), strict=False):
             write_note(staging, i, note)
         bar.update(len(indices))
     bar.close()
     seconds = time.monotonic() - started
     if mine:
-        runtime.say(f"drew {len(mine)} images in {seconds:.1f} s ({len(mine) / seconds:.1f} images/s a process)")
+        runtime.say(f"drew {len(mine)} {called} in {seconds:.1f} s ({len(mine) / seconds:.1f} {called}/s a process)")
 
 
-def _publish(staging: Path, settings: Drawing) -> None:
-    noted = _candidates(settings) is not None
-    require_whole(staging, settings.num_images, noted=noted)
-    shown = []
-    for i in range(min(settings.num_images, MAX_GRID_IMAGES)):
-        with Image.open(staging / picture_name(i)) as picture:
-            pixels = np.asarray(picture)
-        shown.append(pixels if pixels.ndim == 3 else pixels[..., None])
-    save_png(staging / "grid.png", picture_grid(np.stack(shown)))
+def _publish(staging: Path, settings: Drawing, codec: AnyCodec) -> None:
+    noted, modality = _candidates(settings) is not None, codec.modality
+    extension = modality.files.extension
+    require_whole(staging, settings.num_images, noted=noted, extension=extension)
+    paths = [staging / sample_name(i, extension) for i in range(min(settings.num_images, MAX_GRID_IMAGES))]
+    if extension is None:
+        shown = [np.load(path, allow_pickle=False) for path in paths]
+        join_samples(staging, settings.num_images, modality.name)
+    else:
+        files = FileRows(paths)
+        shown = [stored_row(files, i, modality, codec.transform) for i in range(len(paths))]
+    values = modality.values.to_values(torch.from_numpy(np.stack(shown)))
+    save_png(staging / "grid.png", modality.show.sheet(values))
     if noted:
         told = {**read_json(staging / REQUEST), "kept": read_notes(staging, settings.num_images)}
         write_atomic(staging / REQUEST, pretty_json(told))

@@ -11,14 +11,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image
 from tqdm import tqdm
 
-from stage1_vqvae.data.rows import ImageRows
-from stage1_vqvae.data.sources import ImageData, open_data_of
-from stage1_vqvae.evaluate import transform_of
-from stage1_vqvae.modalities.pictures.pixels import decoded_ahead
+from stage1_vqvae.codecs import modality_of
+from stage1_vqvae.data.loading import stored_ahead
+from stage1_vqvae.data.rows import DataRows
+from stage1_vqvae.data.sources import Data, open_data_of, rows_called
+from stage1_vqvae.modalities.sheets import grid_of_files, save_png, to_picture
 from stage2_prior.layout import SequenceLayout
 from vq_prior.core.config import pretty_json
 from vq_prior.core.disk.artifacts import write_atomic
@@ -27,17 +26,16 @@ from vq_prior.core.disk.locks import releasing
 from vq_prior.core.errors import UsageError
 from vq_prior.core.hub.repository import local
 from vq_prior.core.identity import file_sha256
-from vq_prior.core.media import picture_grid, save_png, to_picture, to_unit_range
 from vq_prior.core.processes.runtime import Runtime, start_runtime
-from vq_prior.draw.likelihood import Scores, chance_nats, heat, score_codes
+from vq_prior.draw.likelihood import Scores, chance_nats, score_codes
 from vq_prior.draw.sample_folder import (
     already_done,
-    holds_pictures,
+    holds_samples,
     open_staging,
-    picture_name,
     publish_without_notes,
     read_notes,
     require_whole,
+    sample_name,
     share_of_missing,
     write_note,
 )
@@ -71,15 +69,14 @@ def _score(settings: Score, model: Path) -> Path:
     already_done(settings.out, SCORES, known, kind="scores", overwrite=settings.overwrite)  # before the data is read
     runtime = start_runtime("fp32")
     runtime.say(runtime.describe())
-    data = open_data_of(settings, say=runtime.say)
+    data = open_data_of(settings, say=runtime.say, modality=modality_of(model))
     request = {**known, "data_id": data.data_id}
     done = already_done(settings.out, SCORES, request, kind="scores", overwrite=settings.overwrite)
-    if done and holds_pictures(settings.out, len(data.train) + len(data.validation)):
+    if done and holds_samples(settings.out, len(data.train) + len(data.validation)):
         runtime.say(f"{settings.out} already holds these scores")
         return settings.out
     pipeline = VQPriorPipeline.from_pretrained(model)
     classes = _classes(pipeline, data, unconditional=settings.unconditional)
-    transform_of(pipeline.codec)
     pipeline.to(runtime.device)
     staging = open_staging(settings.out, SCORES, request, runtime)
     _score_missing(pipeline, data, classes, runtime, staging, settings.num_workers)
@@ -90,7 +87,7 @@ def _score(settings: Score, model: Path) -> Path:
     return settings.out
 
 
-def _classes(pipeline: VQPriorPipeline, data: ImageData, *, unconditional: bool) -> list[int]:
+def _classes(pipeline: VQPriorPipeline, data: Data, *, unconditional: bool) -> list[int]:
     """Return the model's class of each class of the data; none where images are scored without a class.
 
     Raises:
@@ -109,37 +106,37 @@ def _classes(pipeline: VQPriorPipeline, data: ImageData, *, unconditional: bool)
 
 def _score_missing(
     pipeline: VQPriorPipeline,
-    data: ImageData,
+    data: Data,
     classes: list[int],
     runtime: Runtime,
     staging: Path,
     num_workers: int | None,
 ) -> None:
     """Write the picture and the note of this process's images, those of training first."""
-    prior = pipeline.prior.packed()
+    prior, codec, modality = pipeline.prior.packed(), pipeline.codec, pipeline.codec.modality
     mine = share_of_missing(staging, len(data.train) + len(data.validation), runtime, noted=True)
     bar = tqdm(total=len(mine), unit="image", disable=None if runtime.is_main else True, file=sys.stderr, leave=False)
     for _, rows, numbers in _splits(data):
         todo = [number for number in mine if number in numbers]
         left = rows.subset(np.array(todo, dtype=np.int64) - numbers.start)
         first = 0
-        for pixels in decoded_ahead(left, transform_of(pipeline.codec), ROWS_AT_ONCE, num_workers=num_workers):
-            here = slice(first, first + len(pixels))
-            labels = torch.full((len(pixels),), prior.null_label)
+        for stored in stored_ahead(left, modality, codec.transform, ROWS_AT_ONCE, num_workers=num_workers):
+            here = slice(first, first + len(stored))
+            labels = torch.full((len(stored),), prior.null_label)
             if classes and left.labels is not None:
                 labels = torch.tensor([classes[label] for label in left.labels[here]])
-            codes = pipeline.codec.encode(to_unit_range(torch.from_numpy(pixels)).to(pipeline.device))
-            scores = score_codes(prior, codes, labels)
-            pictures = _beside(pixels, scores, prior.layout)
+            values = modality.values.to_values(torch.from_numpy(stored)).to(pipeline.device)
+            scores = score_codes(prior, codec.encode(values), labels)
+            pictures = modality.show.heat(values, scores.maps, chance_nats(prior.layout))
             for number, picture, note in zip(todo[here], pictures, _notes(scores, prior.layout), strict=True):
-                save_png(staging / picture_name(number), to_picture(picture), durable=False)
+                save_png(staging / sample_name(number), to_picture(picture), durable=False)
                 write_note(staging, number, note)
-            first += len(pixels)
-            bar.update(len(pixels))
+            first += len(stored)
+            bar.update(len(stored))
     bar.close()
 
 
-def _splits(data: ImageData) -> list[tuple[str, ImageRows, range]]:
+def _splits(data: Data) -> list[tuple[str, DataRows, range]]:
     """Return each split: its name, its rows, and their numbers among all images."""
     count, total = len(data.train), len(data.train) + len(data.validation)
     return [("train", data.train, range(count)), ("validation", data.validation, range(count, total))]
@@ -161,14 +158,14 @@ def _notes(scores: Scores, layout: SequenceLayout) -> list[dict[str, Any]]:
     ]
 
 
-def _publish(staging: Path, out: Path, request: dict[str, Any], data: ImageData, layout: SequenceLayout) -> None:
+def _publish(staging: Path, out: Path, request: dict[str, Any], data: Data, layout: SequenceLayout) -> None:
     """Write `maps.png` and `scores.json`, make the folder visible and say what it holds (main process)."""
     count = len(data.train) + len(data.validation)
     require_whole(staging, count, noted=True)
     notes = read_notes(staging, count)
     images = [
         {
-            "file": picture_name(number),
+            "file": sample_name(number),
             "split": split,
             "row": int(rows.source_index[row]),
             "name": rows.name(row),
@@ -190,15 +187,7 @@ def _publish(staging: Path, out: Path, request: dict[str, Any], data: ImageData,
     unseen = sum(image["nats_per_token"] is None for image in images)
     if unseen:
         print(f"{unseen} images hold codes that this prior has no token for: infinitely unlikely, null in {SCORES}")
-    print(f"wrote {count} images beside their maps, maps.png and {SCORES} to {out}")
-
-
-def _beside(pixels: NDArray[np.uint8], scores: Scores, layout: SequenceLayout) -> NDArray[np.uint8]:
-    """Return each image beside its map of each level, [n, height, width * (1 + levels), 3] uint8."""
-    shape = pixels.shape[1:3]
-    maps = [heat(nats, shape, chance) for nats, chance in zip(scores.maps, chance_nats(layout), strict=True)]
-    coloured = np.broadcast_to(pixels, (*pixels.shape[:3], 3))
-    return np.concatenate([coloured, *maps], axis=2)
+    print(f"wrote {count} {rows_called(data.modality)} beside their maps, maps.png and {SCORES} to {out}")
 
 
 def _save_least_likely(rows: list[dict[str, Any]], staging: Path) -> None:
@@ -207,11 +196,8 @@ def _save_least_likely(rows: list[dict[str, Any]], staging: Path) -> None:
     def nats(row: dict[str, Any]) -> float:
         return math.inf if row["nats_per_token"] is None else float(row["nats_per_token"])
 
-    shown = []
-    for row in sorted(rows, key=nats, reverse=True)[:MAX_GRID_IMAGES]:
-        with Image.open(staging / row["file"]) as picture:
-            shown.append(np.asarray(picture))
-    save_png(staging / "maps.png", picture_grid(np.stack(shown)))
+    shown = sorted(rows, key=nats, reverse=True)[:MAX_GRID_IMAGES]
+    save_png(staging / "maps.png", grid_of_files(staging / row["file"] for row in shown))
 
 
 def _mean(rows: list[dict[str, Any]], split: str) -> float | None:

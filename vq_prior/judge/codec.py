@@ -16,15 +16,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stage1_vqvae.collapse import COLLAPSED
+from stage1_vqvae.modalities.pictures.quality import mse
 from stage1_vqvae.model import VQVAE
-from vq_prior.core import metrics
-from vq_prior.core.media import to_unit_range
+from vq_prior.core.training.code_use import perplexity
 from vq_prior.judge.finding import Examined, Finding
 
 if TYPE_CHECKING:
     from stage1_vqvae.codecs import AnyCodec
 
-Pixels = NDArray[np.uint8]
 Codes = tuple[NDArray[np.generic], ...]
 
 FEW_IMAGES = 1000
@@ -36,25 +35,25 @@ REPEATED = 0.5  # of the rows
 ROWS_AT_ONCE = 256
 
 
-def examine_codec(codec: "AnyCodec", train: Pixels, held_out: Pixels) -> Examined:
-    """Return how a codec does on pictures of its own size, [n, height, width, C] uint8 each.
+def examine_codec(codec: "AnyCodec", train: Tensor, images: Tensor) -> Examined:
+    """Return how a codec does on values of its own form, [n, C, *shape] each.
 
     Args:
         codec: In place.
-        train: Pictures that its codes are counted on, and whose mean picture it has to beat.
-        held_out: Pictures that its errors are measured on.
+        train: Values that its codes are counted on, and whose mean it has to beat.
+        images: Held-out values that its errors are measured on.
     """
     found = Examined()
-    images = _images(held_out)
     codes = codec.encode(images)
     copies = codec.decode(codes).cpu()
-    variance = float((images - _images(train).mean(dim=0)).square().mean()) or 1.0
-    kept = 1 - float(metrics.mse(images, copies).mean()) / variance
-    found.measured["psnr"] = float(metrics.psnr(images, copies).mean())
+    variance = float((images - train.mean(dim=0)).square().mean()) or 1.0
+    kept = 1 - float(mse(images, copies).mean()) / variance
+    measures = {name: measure for name, measure in codec.modality.quality.measures.items() if name == "psnr"}
+    found.measured |= {name: float(measure.function(images, copies).mean()) for name, measure in measures.items()}
     found.measured["variance_kept"] = kept
     alone = _without_quantiser(codec, images)
     if alone is not None:
-        found.measured["variance_kept_without_quantiser"] = 1 - float(metrics.mse(images, alone).mean()) / variance
+        found.measured["variance_kept_without_quantiser"] = 1 - float(mse(images, alone).mean()) / variance
     uses = _uses(codec, train)
     found.measured["levels"] = uses
     ablated = _ablated(codec, codes, images, copies)
@@ -75,10 +74,6 @@ def examine_codec(codec: "AnyCodec", train: Pixels, held_out: Pixels) -> Examine
     return found
 
 
-def _images(pixels: Pixels) -> Tensor:
-    return to_unit_range(torch.from_numpy(np.ascontiguousarray(pixels)))
-
-
 def _without_quantiser(codec: "AnyCodec", images: Tensor) -> Tensor | None:
     """Return what the decoder makes of latents that were not quantised; None where these are no vectors of codes."""
     if not isinstance(codec, VQVAE) or codec.quantizer.settings.name not in ("ema", "nearest", "simvq"):
@@ -88,10 +83,10 @@ def _without_quantiser(codec: "AnyCodec", images: Tensor) -> Tensor | None:
     return torch.cat([codec.decode_latents(codec.encode_latents(part)) for part in images.split(ROWS_AT_ONCE)]).cpu()
 
 
-def _uses(codec: "AnyCodec", pixels: Pixels) -> list[dict[str, Any]]:
+def _uses(codec: "AnyCodec", train: Tensor) -> list[dict[str, Any]]:
     counts = [torch.zeros(level.num_codes, dtype=torch.int64) for level in codec.spec.levels]
-    for first in range(0, len(pixels), ROWS_AT_ONCE):
-        for total, codes in zip(counts, codec.encode(_images(pixels[first : first + ROWS_AT_ONCE])), strict=True):
+    for part in train.split(ROWS_AT_ONCE):
+        for total, codes in zip(counts, codec.encode(part), strict=True):
             total += torch.bincount(codes.reshape(-1).cpu(), minlength=len(total))
     return [_use(total.numpy()) for total in counts]
 
@@ -101,17 +96,17 @@ def _use(counts: NDArray[np.int64]) -> dict[str, Any]:
     tokens, K = int(counts.sum()), len(counts)
     # A code that came up once in a hundred times its share is as good as dead.
     used = int((counts > tokens / K / 100).sum())
-    perplexity = metrics.perplexity(torch.from_numpy(counts))
-    return {"used": used, "possible": min(K, tokens), "num_codes": K, "perplexity": perplexity}
+    spread = perplexity(torch.from_numpy(counts))
+    return {"used": used, "possible": min(K, tokens), "num_codes": K, "perplexity": spread}
 
 
 def _ablated(codec: "AnyCodec", codes: tuple[Tensor, ...], images: Tensor, copies: Tensor) -> list[float]:
     """Return, of each level, how much its codes matter: relative error added when images exchange them."""
-    error = float(metrics.mse(images, copies).mean()) or 1e-12
+    error = float(mse(images, copies).mean()) or 1e-12
     added = []
     for number in range(len(codes)):
         exchanged = tuple(level.roll(1, dims=0) if n == number else level for n, level in enumerate(codes))
-        added.append(float(metrics.mse(images, codec.decode(exchanged).cpu()).mean()) / error - 1)
+        added.append(float(mse(images, codec.decode(exchanged).cpu()).mean()) / error - 1)
     return added
 
 
@@ -129,8 +124,13 @@ def _half_precision(
     changed = tuple(torch.cat(level) for level in zip(*parts, strict=True))
     different = torch.cat([(one != other).reshape(-1) for one, other in zip(changed, codes, strict=True)])
     flips = float(different.double().mean())
-    lost = metrics.psnr(images, copies).mean() - metrics.psnr(images, codec.decode(changed).cpu()).mean()
+    lost = _decibels(images, copies) - _decibels(images, codec.decode(changed).cpu())
     return {"flips": flips, "psnr_lost": float(lost)}
+
+
+def _decibels(images: Tensor, copies: Tensor) -> Tensor:
+    """Return the mean signal-to-noise ratio of copies in dB, up to a constant: differences of it mean something."""
+    return 10 * torch.log10(4.0 / mse(images, copies).clamp_min(1e-12)).mean()
 
 
 def _codec_findings(kept: float, alone: float | None, uses: list[dict[str, Any]]) -> list[Finding]:
@@ -239,7 +239,7 @@ def _row_findings(count: int, distinct: float, repeated: float) -> list[Finding]
 
 
 def _entropy(counts: NDArray[np.int64]) -> float:
-    return math.log(max(1e-12, metrics.perplexity(torch.from_numpy(counts))))
+    return math.log(max(1e-12, perplexity(torch.from_numpy(counts))))
 
 
 def joined(codes: Codes) -> NDArray[np.generic]:

@@ -14,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 
 from stage1_vqvae.codecs import AnyCodec, find_codec, open_codec
-from stage1_vqvae.data.sources import ImageData, open_data_of
-from stage1_vqvae.evaluate import transform_of
-from stage1_vqvae.modalities.pictures.pixels import load_pixels
+from stage1_vqvae.data.loading import LoadedRows, bytes_of, load_rows
+from stage1_vqvae.data.rows import DataRows
+from stage1_vqvae.data.sources import Data, open_data_of
 from stage2_prior.prior import CausalPrior, load_prior
 from vq_prior import __version__
 from vq_prior.core.config import pretty_json
@@ -25,7 +25,7 @@ from vq_prior.core.disk.code_store import INDEX, CodeStore
 from vq_prior.core.disk.components import find_component
 from vq_prior.core.disk.records import read_record
 from vq_prior.core.errors import ArtifactError, NumericError, UsageError, VQPriorError
-from vq_prior.core.media import to_unit_range
+from vq_prior.core.modality import Modality
 from vq_prior.core.processes.runtime import start_runtime
 from vq_prior.core.training.runs import by_number, flatten, read_run_config
 from vq_prior.judge.codec import Codes, compare_codes, examine_codec, examine_codes
@@ -33,7 +33,7 @@ from vq_prior.judge.finding import Examined, Finding
 from vq_prior.judge.prior import examine_labels, examine_prior, examine_samples, sequences_of
 from vq_prior.settings import Doctor
 
-MOST_ROWS, MOST_PICTURES, MOST_UNSEEN, SAMPLES = 50_000, 4096, 1024, 256
+MOST_ROWS, MOST_SEEN, MOST_UNSEEN, SAMPLES = 50_000, 4096, 1024, 256
 ROWS_AT_ONCE, MOST_BYTES = 256, 64 << 20
 EXAMINED = {"codec", "codes", "agreement", "labels", "prior", "samples"}
 # The cause before what follows from it.
@@ -57,7 +57,7 @@ ORDER = (
 )
 
 
-Pictures = tuple[NDArray[np.uint8], NDArray[np.uint8]] | None
+Seen = tuple[torch.Tensor, torch.Tensor] | None  # some training and held-out values, [n, C, *shape]
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Patient:
     codec: AnyCodec | None = None
     prior: CausalPrior | None = None
     store: Path | None = None
-    data: ImageData | None = None
+    data: Data | None = None
     recorded: float | None = None
     notes: list[str] = field(default_factory=list)
     measured: dict[str, Any] = field(default_factory=dict)
@@ -151,13 +151,19 @@ def _admit(settings: Doctor, say: Callable[[str], object]) -> Patient:
     for note in patient.notes:
         say(note)
     if data is not None:
-        patient.data = open_data_of(replace(settings, data=data), say=say)  # type: ignore[arg-type]
+        patient.data = open_data_of(replace(settings, data=data), say=say, modality=_modality(patient))
     elif there:
         try:
-            patient.data = open_data_of(replace(settings, data=there[-1]), say=say)  # type: ignore[arg-type]
+            there_data = replace(settings, data=there[-1])
+            patient.data = open_data_of(there_data, say=say, modality=_modality(patient))
         except VQPriorError as error:  # nobody asked for it
             say(f"not used: {error}")
     return patient
+
+
+def _modality(patient: Patient) -> Modality | None:
+    """Return what the data must be, where a codec says so."""
+    return None if patient.codec is None else patient.codec.modality
 
 
 def _made_with(run: Path, training: str) -> dict[str, Any]:
@@ -177,9 +183,9 @@ def _is_codec(path: Path) -> bool:
 def _examine(patient: Patient, settings: Doctor) -> None:
     """Run every examination that what there is allows; say which ones it does not."""
     _compare_ids(patient)
-    pictures = _pictures(patient, settings)
-    if patient.codec is not None and pictures is not None:
-        patient.add("codec", examine_codec(patient.codec, *pictures))
+    values = _values(patient, settings)
+    if patient.codec is not None and values is not None:
+        patient.add("codec", examine_codec(patient.codec, *values))
     rows = _rows(patient, settings)
     if rows is None:
         patient.say("not examined: codes, prior and samples; name --codes, or --codec and --data")
@@ -190,28 +196,35 @@ def _examine(patient: Patient, settings: Doctor) -> None:
     told = {finding.fault for finding in patient.findings}  # what the codec was told off for already
     codes.findings = [finding for finding in codes.findings if finding.fault not in told]
     patient.add("codes", codes)
-    _compare_codes(patient, train)
+    _compare_codes(patient, train, settings)
     tell, classes = True, _num_classes(patient)
     if train.labels is not None and classes > 1:
         found = patient.add("labels", examine_labels(train.codes, train.labels, classes)).findings
         tell = all(finding.fault != "labels shuffled" for finding in found)
     if patient.prior is not None:
-        _examine_prior(patient, train, held_out, pictures, labels_tell=tell)
+        _examine_prior(patient, train, held_out, values, labels_tell=tell)
     patient.measured["estimates"] = _estimates(patient, train)
 
 
-def _pictures(patient: Patient, settings: Doctor) -> Pictures:
-    """Return some training and held-out pictures in the codec's size."""
+def _loaded(patient: Patient, rows: DataRows, settings: Doctor) -> LoadedRows:
+    """Return rows of the data in the codec's form."""
+    codec = patient.codec
+    assert codec is not None
+    return load_rows(rows, codec.modality, codec.transform, num_workers=settings.num_workers)
+
+
+def _values(patient: Patient, settings: Doctor) -> Seen:
+    """Return some training and held-out values."""
     if patient.codec is None or patient.data is None:
         if patient.codec is not None:
             patient.say("not examined: errors of the codec; name --data")
         return None
-    transform, parts = transform_of(patient.codec), []
-    fitting = max(16, MOST_BYTES // (transform.height * transform.width * transform.channels))
-    for rows, most in ((patient.data.train, MOST_PICTURES), (patient.data.validation, MOST_UNSEEN)):
+    parts = []
+    fitting = max(16, MOST_BYTES // bytes_of(patient.codec.modality, patient.codec.transform))
+    for rows, most in ((patient.data.train, MOST_SEEN), (patient.data.validation, MOST_UNSEEN)):
         count = min(len(rows), most, fitting)
         some = rows.subset(np.arange(count, dtype=np.int64) * len(rows) // count)
-        parts.append(load_pixels(some, transform, num_workers=settings.num_workers).batch(range(count)))
+        parts.append(_loaded(patient, some, settings).batch(range(count)))
     return parts[0], parts[1]
 
 
@@ -221,21 +234,16 @@ def _rows(patient: Patient, settings: Doctor) -> tuple[Rows, Rows] | None:
         return _stored(patient.store, "train"), _stored(patient.store, "validation")
     if patient.codec is None or patient.data is None:
         return None
-    transform, made = transform_of(patient.codec), []
+    made = []
     for split in (patient.data.train, patient.data.validation):
-        count = min(len(split), 4 * MOST_PICTURES)
+        count = min(len(split), 4 * MOST_SEEN)
         some = split.subset(np.arange(count, dtype=np.int64) * len(split) // count)
-        pixels = load_pixels(some, transform, num_workers=settings.num_workers)
-        made.append(Rows(_encoded(patient.codec, pixels.batch, len(some)), some.labels, some.source_index))
+        made.append(Rows(_encoded(patient.codec, _loaded(patient, some, settings)), some.labels, some.source_index))
     return made[0], made[1]
 
 
-def _encoded(codec: AnyCodec, pixels: Callable[[NDArray[np.int64]], NDArray[np.uint8]], count: int) -> Codes:
-    parts = []
-    for first in range(0, count, ROWS_AT_ONCE):
-        rows = np.arange(first, min(first + ROWS_AT_ONCE, count))
-        codes = codec.encode(to_unit_range(torch.from_numpy(pixels(rows))))
-        parts.append([level.cpu().numpy() for level in codes])
+def _encoded(codec: AnyCodec, rows: LoadedRows) -> Codes:
+    parts = [[level.cpu().numpy() for level in codec.encode(values)] for values in rows.batches(ROWS_AT_ONCE)]
     return tuple(np.concatenate(level) for level in zip(*parts, strict=True))
 
 
@@ -278,7 +286,7 @@ def _compare_ids(patient: Patient) -> None:
         patient.findings.append(Finding("wrong codec", f"codec ids differ: {told}", remedy))
 
 
-def _compare_codes(patient: Patient, train: Rows) -> None:
+def _compare_codes(patient: Patient, train: Rows, settings: Doctor) -> None:
     """Find out whether a store's codes are what the codec says of the same images today."""
     if patient.store is None or patient.codec is None or patient.data is None:
         return
@@ -290,12 +298,11 @@ def _compare_codes(patient: Patient, train: Rows) -> None:
     place = {int(row): number for number, row in enumerate(rows.source_index)}
     some = np.linspace(0, len(train.source_index) - 1, min(512, len(train.source_index)), dtype=np.int64)
     wanted = [place[int(row)] for row in train.source_index[some]]
-    pixels = load_pixels(rows.subset(np.array(wanted)), transform_of(patient.codec))
-    own = _encoded(patient.codec, pixels.batch, len(wanted))
+    own = _encoded(patient.codec, _loaded(patient, rows.subset(np.array(wanted)), settings))
     patient.add("agreement", compare_codes(tuple(level[some] for level in train.codes), own, str(patient.store)))
 
 
-def _examine_prior(patient: Patient, train: Rows, held_out: Rows, pictures: Pictures, *, labels_tell: bool) -> None:
+def _examine_prior(patient: Patient, train: Rows, held_out: Rows, values: Seen, *, labels_tell: bool) -> None:
     prior = patient.prior
     assert prior is not None
     try:
@@ -316,7 +323,7 @@ def _examine_prior(patient: Patient, train: Rows, held_out: Rows, pictures: Pict
     from vq_prior.model.pipeline import VQPriorPipeline
 
     pipeline = VQPriorPipeline(patient.codec, prior)
-    patient.add("samples", examine_samples(pipeline, train.codes, held_out.codes, pictures, num_images=SAMPLES))
+    patient.add("samples", examine_samples(pipeline, train.codes, held_out.codes, values, num_images=SAMPLES))
 
 
 def _estimates(patient: Patient, train: Rows) -> dict[str, Any]:

@@ -15,14 +15,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from tqdm import tqdm
 
+from stage1_vqvae.data.loading import MAX_CACHE_BYTES
 from stage2_prior.sampling_settings import Sampling
 from vq_prior import __version__
 from vq_prior.core.config import pretty_json
 from vq_prior.core.disk.artifacts import write_atomic
-from vq_prior.core.errors import ArtifactError, EnvironmentFault, UsageError
-from vq_prior.core.media import to_unit_range
+from vq_prior.core.errors import ArtifactError, UsageError
 from vq_prior.core.training.randomness import MAX_SEED
 from vq_prior.core.training.runs import by_number, flatten
 from vq_prior.judge.evaluator import (
@@ -31,27 +32,26 @@ from vq_prior.judge.evaluator import (
     STEPS,
     Evaluator,
     FittedNetwork,
+    NamedFeatures,
     Pixels,
-    TransformersFeatures,
     fit_network,
     gather_small,
-    small_side,
 )
 from vq_prior.judge.features import Overlap, frechet_distance, inception_score, kernel_distance, overlap
 from vq_prior.settings import Evaluate
 
 if TYPE_CHECKING:
     from stage1_vqvae.codecs import AnyCodec
-    from stage1_vqvae.data.sources import ImageData
-    from stage1_vqvae.modalities.pictures.pixels import PixelRows, Transform
+    from stage1_vqvae.data.loading import LoadedRows
+    from stage1_vqvae.data.rows import DataRows
+    from stage1_vqvae.data.sources import Data
     from stage2_prior.prior import CausalPrior
     from vq_prior.core.processes.runtime import Runtime
     from vq_prior.model.pipeline import VQPriorPipeline
 
 ROWS_AT_ONCE = 256
 AT_ONCE = 160  # samples drawn at once: more a second than 64 on two cores, and the same samples
-FEWEST, MOST_PIXEL_BYTES = 6, 512 << 20
-MS_SSIM_SIDE = 176  # five scales of an 11-pixel window, as torchmetrics counts
+FEWEST, MOST_BYTES = 6, 512 << 20
 PARTS = ("codec", "prior", "reconstructions", "held_out", "samples", "error_budget")
 
 
@@ -66,7 +66,6 @@ def evaluate(settings: Evaluate) -> dict[str, Any]:
     _check(settings)
     from stage1_vqvae.codecs import open_codec
     from stage1_vqvae.data.sources import open_data_of
-    from stage1_vqvae.evaluate import transform_of
     from vq_prior.core.processes.runtime import start_runtime
     from vq_prior.model.pipeline import VQPriorPipeline
     from vq_prior.model.request import check_request, resolve_sampling
@@ -81,18 +80,17 @@ def evaluate(settings: Evaluate) -> dict[str, Any]:
         sampling = resolve_sampling(pipeline.index, Sampling.of(settings))
         count, batch = settings.num_images, settings.batch_size
         check_request(pipeline.index, sampling, num_images=count, seed=settings.seed, batch_size=batch)
-    transform = transform_of(codec)
     runtime = start_runtime("fp32")
     print(runtime.describe(), flush=True)
     for note in codec.notes:
         print(note)
-    data = open_data_of(settings, say=print)
+    data = open_data_of(settings, say=print, modality=codec.modality)
     if pipeline is not None:
         _require_same_classes(pipeline.prior, data)
         pipeline.to(runtime.device)
     evaluator = None if settings.evaluator == "own" else _named_evaluator(settings.evaluator, runtime)
     codec.to(runtime.device)  # type: ignore[arg-type]
-    result = _measure(settings, codec, pipeline, data, transform, runtime, evaluator, sampling)
+    result = _measure(settings, codec, pipeline, data, runtime, evaluator, sampling)
     settings.out.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(settings.out, pretty_json(result))
     _tell(result)
@@ -110,16 +108,18 @@ def _check(settings: Evaluate) -> None:
     if not 0 <= settings.seed <= MAX_SEED:
         raise UsageError(f"seed must be between 0 and {MAX_SEED}, got {settings.seed}")
     if settings.lpips != "none":
-        _perceptual_distance(settings.lpips)
+        from stage1_vqvae.modalities.pictures.quality import perceptual_distance
+
+        perceptual_distance(settings.lpips)
 
 
 def _named_evaluator(name: str, runtime: "Runtime") -> Evaluator:
     from vq_prior.model.inputs import settle
 
-    return TransformersFeatures(settle(NAMES.get(name, name)), name, runtime.device)
+    return NamedFeatures(settle(NAMES.get(name, name)), name, runtime.device)
 
 
-def _require_same_classes(prior: "CausalPrior", data: "ImageData") -> None:
+def _require_same_classes(prior: "CausalPrior", data: "Data") -> None:
     if prior.layout.num_classes and data.label_names != prior.label_names:
         raise ArtifactError(
             f"the data has the classes {', '.join(data.label_names) or 'none'}, "
@@ -174,16 +174,14 @@ def _measure(
     settings: Evaluate,
     codec: "AnyCodec",
     pipeline: "VQPriorPipeline | None",
-    data: "ImageData",
-    transform: "Transform",
+    data: "Data",
     runtime: "Runtime",
     named: Evaluator | None,
     sampling: Sampling,
 ) -> dict[str, Any]:
-    from stage1_vqvae.evaluate import evaluate_codec, reconstruct_pixels
-    from stage1_vqvae.modalities.pictures.pixels import load_pixels
+    from stage1_vqvae.evaluate import evaluate_codec, reconstructed
 
-    held_out = load_pixels(data.validation, transform, num_workers=settings.num_workers)
+    held_out, pictures = _loaded(settings, codec, data.validation), codec.modality.show.pictures
     result: dict[str, Any] = {
         "format_version": 1,
         "vq_prior": __version__,
@@ -192,17 +190,17 @@ def _measure(
         "codec_id": codec.codec_id,
         "codec": evaluate_codec(codec, held_out, device=runtime.device),
     }
-    result["codec"] |= _perceptual(settings, codec, held_out, runtime)
+    result["codec"] |= _of_set(settings, codec, held_out, runtime)
     if pipeline is not None:
         result["prior"] = _evaluate_prior(pipeline.prior, codec, data, held_out)
-    network = _fit(settings, data, transform, held_out)
+    network = _fit(settings, codec, data, held_out)
     evaluator = named or network
     rows = _spread(len(data.train), settings.num_images)
-    real = load_pixels(data.train.subset(rows), transform, num_workers=settings.num_workers, max_bytes=MOST_PIXEL_BYTES)
+    real = _loaded(settings, codec, data.train.subset(rows), max_bytes=MOST_BYTES)
     reference = _Seen(network, evaluator).take(_batches(real))
     result["reference"] = {"split": "train", "num_images": len(real), "pixels_sha256": reference.digest.hexdigest()}
     result["evaluator"] = evaluator.describe()
-    copies = (reconstruct_pixels(codec, pixels, device=runtime.device) for pixels in _batches(real))
+    copies = (pictures(reconstructed(codec, v)) for v in real.batches(ROWS_AT_ONCE, runtime.device))
     result["reconstructions"] = _Seen(network, evaluator).take(copies).against(reference)
     floor = _Seen(network, evaluator).take(_batches(held_out, _spread(len(held_out), settings.num_images)))
     result["held_out"] = {"num_images": len(floor), **floor.against(reference)}
@@ -220,19 +218,29 @@ def _spread(total: int, wanted: int) -> NDArray[np.int64]:
     return np.arange(count, dtype=np.int64) * total // count
 
 
-def _batches(pixels: "PixelRows", rows: NDArray[np.int64] | None = None) -> Iterator[Pixels]:
-    numbers = np.arange(len(pixels), dtype=np.int64) if rows is None else rows
+def _loaded(settings: Evaluate, codec: "AnyCodec", rows: "DataRows", max_bytes: int = MAX_CACHE_BYTES) -> "LoadedRows":
+    from stage1_vqvae.data.loading import load_rows
+
+    return load_rows(rows, codec.modality, codec.transform, num_workers=settings.num_workers, max_bytes=max_bytes)
+
+
+def _batches(loaded: "LoadedRows", rows: NDArray[np.int64] | None = None) -> Iterator[Pixels]:
+    """Yield the pictures of rows, as the networks of the evaluator see them."""
+    numbers = np.arange(len(loaded), dtype=np.int64) if rows is None else rows
     for first in range(0, len(numbers), ROWS_AT_ONCE):
-        yield pixels.batch(numbers[first : first + ROWS_AT_ONCE])
+        yield loaded.modality.show.pictures(loaded.batch(numbers[first : first + ROWS_AT_ONCE]))
 
 
-def _fit(settings: Evaluate, data: "ImageData", transform: "Transform", held_out: "PixelRows") -> FittedNetwork:
+def _fit(settings: Evaluate, codec: "AnyCodec", data: "Data", held_out: "LoadedRows") -> FittedNetwork:
     """Return the embedded network, fitted to the training images and scored on those held out."""
-    from stage1_vqvae.modalities.pictures.pixels import decoded_ahead
+    from stage1_vqvae.data.loading import stored_ahead
 
-    rows = data.train.subset(_spread(len(data.train), MAX_FITTED))
-    images = gather_small(decoded_ahead(rows, transform, ROWS_AT_ONCE, num_workers=settings.num_workers))
-    side = small_side(transform.height, transform.width)
+    rows, modality = data.train.subset(_spread(len(data.train), MAX_FITTED)), codec.modality
+    workers = settings.num_workers
+    stored = stored_ahead(rows, modality, codec.transform, ROWS_AT_ONCE, num_workers=workers)
+    to_values = modality.values.to_values
+    images = gather_small(modality.show.pictures(to_values(torch.from_numpy(batch))) for batch in stored)
+    side = images.shape[2]
     print(f"fitting the evaluator to {len(images)} images at {side}x{side}", flush=True)
     with _bar("fit the evaluator", STEPS, "step") as bar:
         classes = len(data.label_names)
@@ -254,11 +262,11 @@ def _samples(
     settings: Evaluate,
     pipeline: "VQPriorPipeline",
     classes: NDArray[np.int64] | None,
-    real: "PixelRows",
+    real: "LoadedRows",
     sampling: Sampling,
     reference: _Seen,
-    data: "ImageData",
-    held_out: "PixelRows",
+    data: "Data",
+    held_out: "LoadedRows",
 ) -> dict[str, Any]:
     """Return how the samples compare with the reference; sample i has the class and the given levels of its image i."""
     count, conditional = len(real), pipeline.prior.layout.num_classes > 1 and classes is not None
@@ -268,7 +276,7 @@ def _samples(
         labels=labels,
         seed=settings.seed,
         batch_size=settings.batch_size or AT_ONCE,
-        output_type="np",
+        output_type="pt",
         given=_given(pipeline, real),
         **sampling.words(),
     )
@@ -276,8 +284,8 @@ def _samples(
     def drawn() -> Iterator[Pixels]:
         with _bar("draw samples", count, "image") as bar:
             for batch in batches:
-                yield batch.images
-                bar.update(len(batch.images))
+                yield pipeline.codec.modality.show.pictures(batch.drawn)
+                bar.update(len(batch.drawn))
 
     network = reference.network
     seen = _Seen(network, reference.evaluator, judged=network.labelled, kept=conditional).take(drawn())
@@ -301,14 +309,14 @@ def _samples(
     return result
 
 
-def _given(pipeline: "VQPriorPipeline", real: "PixelRows") -> torch.Tensor | None:
+def _given(pipeline: "VQPriorPipeline", real: "LoadedRows") -> torch.Tensor | None:
     """Return the given levels of images, [n, T], -1 where a token is drawn; None if the prior draws every level."""
     layout = pipeline.prior.layout
     if not layout.given_levels:
         return None
     parts = []
-    for pixels in _batches(real):
-        codes = pipeline.codec.encode(to_unit_range(torch.from_numpy(pixels)).to(pipeline.device))
+    for values in real.batches(ROWS_AT_ONCE, pipeline.device):
+        codes = pipeline.codec.encode(values)
         parts.append(layout.given_of({number: codes[number] for number in layout.given_levels}))
     return torch.cat(parts)
 
@@ -320,54 +328,27 @@ def _budget(result: dict[str, Any]) -> dict[str, Any]:
     return {"rfid": rfid, "fid": fid, "fid_less_rfid": rest}
 
 
-def _perceptual_distance(network: str) -> Any:
-    """Return LPIPS (Zhang et al. 2018) of a network.
-
-    Raises:
-        EnvironmentFault: If torchvision or its weights cannot be had.
-    """
-    try:
-        from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
-
-        return LearnedPerceptualImagePatchSimilarity(net_type=network, reduction="mean")  # type: ignore[arg-type]
-    except Exception as error:  # a missing package, no network, a damaged download
-        raise EnvironmentFault(
-            f"--lpips {network} needs torchvision and its weights ({str(error).splitlines()[0][:120]}); leave it out"
-        ) from error
-
-
-def _perceptual(
-    settings: Evaluate, codec: "AnyCodec", held_out: "PixelRows", runtime: "Runtime"
+def _of_set(
+    settings: Evaluate, codec: "AnyCodec", held_out: "LoadedRows", runtime: "Runtime"
 ) -> dict[str, float | None]:
-    """Return MS-SSIM (Wang et al. 2003), null on images it has no five scales for, and LPIPS if asked for."""
-    from torchmetrics.functional.image import multiscale_structural_similarity_index_measure as ms_ssim
+    """Return the measures of reconstructions that need a whole set or a network: of pictures MS-SSIM and LPIPS."""
 
-    large = min(codec.spec.shape) >= MS_SSIM_SIDE
-    lpips = None if settings.lpips == "none" else _perceptual_distance(settings.lpips).to(runtime.device)
-    scores, count = 0.0, 0
-    for pixels in _batches(held_out) if large or lpips is not None else ():
-        images = to_unit_range(torch.from_numpy(pixels)).to(runtime.device)
-        copies = codec.decode(codec.encode(images)).clamp(-1, 1)
-        if large:
-            scores += float(ms_ssim(copies + 1, images + 1, data_range=2.0, reduction="sum"))
-            count += len(images)
-        if lpips is not None:
-            lpips.update(*(x.expand(-1, 3, -1, -1) for x in (copies, images)))
-    return {
-        "ms_ssim": scores / count if count else None,
-        "lpips": None if lpips is None else float(lpips.compute()),
-    }
+    def pairs() -> Iterator[tuple[Tensor, Tensor]]:
+        for values in held_out.batches(ROWS_AT_ONCE, runtime.device):
+            yield values, codec.decode(codec.encode(values))
+
+    return codec.modality.quality.of_set(pairs, codec.spec.shape, network=settings.lpips)
 
 
-def _evaluate_prior(prior: "CausalPrior", codec: "AnyCodec", data: "ImageData", pixels: "PixelRows") -> dict[str, Any]:
+def _evaluate_prior(prior: "CausalPrior", codec: "AnyCodec", data: "Data", held_out: "LoadedRows") -> dict[str, Any]:
     """Return held-out nats per token and code bits per dimension under the prior."""
     from stage2_prior.baselines import bits_per_dimension
 
     prior = prior.packed()
     total, count = 0.0, 0
-    for first in range(0, len(pixels), ROWS_AT_ONCE):
-        rows = np.arange(first, min(first + ROWS_AT_ONCE, len(pixels)))
-        images = to_unit_range(torch.from_numpy(pixels.batch(rows))).to(prior.device)
+    for first in range(0, len(held_out), ROWS_AT_ONCE):
+        rows = np.arange(first, min(first + ROWS_AT_ONCE, len(held_out)))
+        images = held_out.batch(rows, prior.device)
         tokens = prior.layout.to_tokens(codec.encode(images))
         classes = torch.full((len(rows),), prior.layout.null_label)
         if prior.layout.num_classes:

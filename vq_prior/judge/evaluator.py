@@ -1,4 +1,4 @@
-"""Networks that judge images: one of our own that needs no download, or an image model of transformers by name.
+"""Networks that judge values by their pictures: one of our own that needs no download, or one of transformers by name.
 
 Both see uint8 pixels, as a saved picture holds them, so that what is judged is what is kept.
 
@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from stage1_vqvae.modalities.pictures.values import to_unit_range
 from vq_prior.core.errors import ArtifactError, NumericError, in_one_line
-from vq_prior.core.media import to_unit_range
 from vq_prior.core.training.randomness import keyed_generator
 from vq_prior.model.networks import PROCESSOR, check_network, files_id, network_inputs
 
@@ -211,7 +211,7 @@ def _shifted(images: Tensor, rng: np.random.Generator, most: int) -> Tensor:
     return images[torch.arange(len(images))[:, None, None], :, y[:, :, None], x[:, None, :]].permute(0, 3, 1, 2)
 
 
-class TransformersFeatures:
+class NamedFeatures:
     """An image model of transformers: the pooled output, or else the first token or the mean of the last grid."""
 
     def __init__(self, folder: Path, source: str, device: torch.device) -> None:

@@ -187,24 +187,24 @@ def examine_samples(
     pipeline: "VQPriorPipeline",
     train: Codes,
     held_out: Codes,
-    pictures: tuple[NDArray[np.uint8], NDArray[np.uint8]] | None,
+    values: tuple[Tensor, Tensor] | None,
     *,
     num_images: int,
 ) -> Examined:
     """Return how near samples of the model's own settings come to the training rows, against held-out rows.
 
-    Distances are shares of the positions that differ from the nearest training row; of pixels, root mean squared
-    differences on the 0-255 scale.
+    Distances are shares of the positions that differ from the nearest training row; of pixels (of pictures of the
+    values, where these are none), root mean squared differences on the 0-255 scale.
 
     Args:
         pipeline: The model.
         train: Codes of training rows, [n, *grid] a level.
         held_out: Of held-out rows.
-        pictures: Training and held-out pictures [n, height, width, C] uint8, if they are at hand.
+        values: Training and held-out values [n, C, *shape], if they are at hand.
         num_images: Samples to draw.
     """
     started = time.perf_counter()
-    drawn = pipeline(num_images, output_type="np")
+    drawn = pipeline(num_images, output_type="pt")
     seconds = time.perf_counter() - started
     samples = joined(tuple(level.cpu().numpy() for level in drawn.codes)).astype(np.int64)
     rows, unseen = joined(train).astype(np.int64), joined(held_out).astype(np.int64)[:num_images]
@@ -224,10 +224,13 @@ def examine_samples(
         "nearest_training_row": [int(row) for row in nearest],
         "distance": [round(float(d), 4) for d in distances],
     }
-    if pictures is not None:
-        pixels, places = _nearest_pixels(drawn.images, pictures[0])
+    if values is not None:
+        pictures = [pipeline.codec.modality.show.pictures(each) for each in values]
+        pixels, places = _nearest_pixels(pipeline.codec.modality.show.pictures(drawn.drawn), pictures[0])
         found.measured["median_pixel_distance"] = float(np.median(pixels))
-        found.measured["median_pixel_distance_of_held_out"] = float(np.median(_nearest_pixels(*pictures[::-1])[0]))
+        found.measured["median_pixel_distance_of_held_out"] = float(
+            np.median(_nearest_pixels(pictures[1], pictures[0])[0])
+        )
         found.measured["nearest_training_picture"] = [int(row) for row in places]
         found.measured["pixel_distance"] = [round(float(d), 3) for d in pixels]
     found.findings = _sample_findings(copies, usual_copies, different, num_images, repeated=originals < REPEATED)

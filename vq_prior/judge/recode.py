@@ -3,17 +3,15 @@
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from stage1_vqvae.codecs import AnyCodec, open_codec, takes_image_size
-from stage1_vqvae.data.rows import ImageRows
-from stage1_vqvae.data.sources import ImageData, open_data
-from stage1_vqvae.evaluate import transform_of
-from stage1_vqvae.modalities.pictures.pixels import views_of
+from stage1_vqvae.codecs import AnyCodec, open_codec, takes_shape
+from stage1_vqvae.data.loading import load_rows
+from stage1_vqvae.data.rows import DataRows
+from stage1_vqvae.data.sources import Data, columns_of, open_data
 from vq_prior.core.disk.code_store import INDEX, CodeIndex, CodeStore
 from vq_prior.core.errors import ArtifactError, UsageError
 from vq_prior.core.identity import require_same_codec
-from vq_prior.core.media import to_unit_range
+from vq_prior.core.modality import Modality
 from vq_prior.core.processes.runtime import start_runtime
 from vq_prior.model.inputs import settle_codec
 from vq_prior.settings import Verify
@@ -36,10 +34,10 @@ def recode(settings: Verify) -> str:
     stores = [CodeStore.open(path, split) for split in ("train", "validation")]
     index = stores[0].index
     folder = settle_codec(settings.codec)
-    size = index.spec.shape if takes_image_size(folder) else None
-    codec = open_codec(folder, image_size=size, to_decode=False)
+    size = index.spec.shape if takes_shape(folder) else None
+    codec = open_codec(folder, shape=size, to_decode=False)
     require_same_codec(str(path), index.codec.id, "--codec", codec.codec_id)
-    data = _data_of(index, settings)
+    data = _data_of(index, codec.modality, settings)
     codec.to(start_runtime("fp32").device)  # type: ignore[arg-type]
     splits = zip(stores, (data.train, data.validation), strict=True)
     same, codes, rows = np.sum([_compared(codec, *split) for split in splits], axis=0)
@@ -51,13 +49,15 @@ def recode(settings: Verify) -> str:
     return f"{path}: {rows} images encoded again, {same} of {codes} codes agree"
 
 
-def _data_of(index: CodeIndex, settings: Verify) -> ImageData:
+def _data_of(index: CodeIndex, modality: Modality, settings: Verify) -> Data:
     """Return the images that a store was extracted from."""
     source = settings.data or index.data.source
     if settings.data is None and source != "digits" and not Path(source).exists():
         raise UsageError(f"{settings.path} holds codes of {source}, which is not here; say where by --data")
     data = open_data(
         source,
+        modality=modality,
+        columns=columns_of(settings),
         image_column=settings.image_column,
         label_column=settings.label_column,
         num_workers=settings.num_workers,
@@ -70,16 +70,16 @@ def _data_of(index: CodeIndex, settings: Verify) -> ImageData:
     return data
 
 
-def _compared(codec: AnyCodec, store: CodeStore, images: ImageRows) -> tuple[int, int, int]:
+def _compared(codec: AnyCodec, store: CodeStore, images: DataRows) -> tuple[int, int, int]:
     """Return how many codes of a sample agree, of how many, and of how many rows; views are left out."""
     place = {int(number): row for row, number in enumerate(images.source_index)}
     held = store.rows(np.unique(np.linspace(0, max(0, len(store) - 1), min(SAMPLE, len(store))).astype(np.int64)))
     plain = np.flatnonzero(held["view"] == 0)
     if not len(plain):
         return 0, 0, 0
-    rows, transform = [place[int(number)] for number in held["source_index"][plain]], transform_of(codec)
-    pixels = [views_of(images, row, transform, "none") for row in rows]
-    own = codec.encode(to_unit_range(torch.from_numpy(np.concatenate(pixels))))
+    rows = np.array([place[int(number)] for number in held["source_index"][plain]], dtype=np.int64)
+    loaded = load_rows(images.subset(rows), codec.modality, codec.transform, num_workers=1)
+    own = codec.encode(loaded.batch(range(len(rows))))
     stored = [held[f"codes.{number}"][plain].astype(np.int64) for number in range(len(own))]
     same = sum(int((level == mine.cpu().numpy()).sum()) for level, mine in zip(stored, own, strict=True))
     return same, sum(level.size for level in stored), len(plain)

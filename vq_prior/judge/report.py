@@ -7,6 +7,7 @@ have yet is left out, and said.
 
 import base64
 import json
+import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
+from stage1_vqvae.modalities.sheets import png_bytes
 from stage1_vqvae.settings import TrainVQVAE
 from stage2_prior.settings import TrainPrior
 from vq_prior import __version__
@@ -25,7 +26,6 @@ from vq_prior.core.disk.artifacts import write_atomic
 from vq_prior.core.disk.code_store import INDEX, CodeStore, shard_ranges
 from vq_prior.core.disk.records import TrainingRecord, public_name, read_record
 from vq_prior.core.errors import ArtifactError, UsageError
-from vq_prior.core.media import picture_grid, png_bytes, to_pixels
 from vq_prior.core.settings import Place, names_marked
 from vq_prior.core.training.runs import by_number, flatten, read_run_config
 from vq_prior.judge.chart import Chart, line_chart
@@ -207,7 +207,7 @@ def _codec_section(run: Path, training: _Training) -> Section:
     )
     if training.picture is not None:
         caption = f"Held-out images, each above its reconstruction ({training.picture.stem.replace('-', ' ')})"
-        section.pictures.append(_picture(Image.open(training.picture), caption))
+        section.pictures.append(_picture(training.picture.read_bytes(), caption))
     if not (run / "vqvae").is_dir():
         section.text = "The training is not finished."
     return section
@@ -227,9 +227,9 @@ def _prior_section(training: _Training) -> Section:
     return section
 
 
-def _picture(image: Image.Image, caption: str) -> Picture:
-    encoded = base64.b64encode(png_bytes(image)).decode()
-    return Picture(caption, encoded, image.width, image.height)
+def _picture(png: bytes, caption: str) -> Picture:
+    width, height = struct.unpack(">II", png[16:24])  # of the header, with which a PNG begins
+    return Picture(caption, base64.b64encode(png).decode(), width, height)
 
 
 def _atlas(run: Path) -> list[Section]:
@@ -239,19 +239,17 @@ def _atlas(run: Path) -> list[Section]:
     from stage1_vqvae.codecs import open_codec
 
     codec = open_codec(run / "vqvae")
-    if len(codec.spec.shape) != 2 or codec.spec.channels not in (1, 3):
-        return []
     number, level = len(codec.spec.levels) - 1, codec.spec.levels[-1]
     counts = _counts(run / "codes", number, level.num_codes)
     order = np.arange(level.num_codes) if counts is None else np.argsort(-counts, kind="stable")
     shown = torch.from_numpy(order[:MOST_CODES].copy())
-    pixels = np.concatenate([middles(codec, some) for some in shown.split(CODES_AT_ONCE)])
+    drawn = torch.cat([middles(codec, some) for some in shown.split(CODES_AT_ONCE)])
     text = f"{len(shown)} of {level.num_codes} codes, each where its neighbours are the same code"
     if number:
         text += ", of the finest level; the coarser ones have code 0"
     if counts is not None:
         text += f"; the most used first. {int((counts > 0).sum())} of them occur in the training images"
-    return [Section("Codebook atlas", text=f"{text}.", pictures=[_picture(picture_grid(pixels, columns=32), "codes")])]
+    return [Section("Codebook atlas", text=f"{text}.", pictures=[_sheet(codec, drawn, 32, "codes")])]
 
 
 def _counts(codes: Path, number: int, num_codes: int) -> Any:
@@ -266,18 +264,23 @@ def _counts(codes: Path, number: int, num_codes: int) -> Any:
     return counts
 
 
-def middles(codec: "AnyCodec", codes: Tensor) -> Any:
-    """Return the middle, two cells a side, of the image that each code of the finest level fills, coarser codes at 0.
+def _sheet(codec: "AnyCodec", values: Tensor, columns: int, caption: str) -> Picture:
+    return _picture(png_bytes(codec.modality.show.sheet(values, columns=columns)), caption)
 
-    [n, height, width, C] uint8.
+
+def middles(codec: "AnyCodec", codes: Tensor) -> Tensor:
+    """Return the middle, two cells a side, of the value that each code of the finest level fills, coarser codes at 0.
+
+    [n, C, *shape of the middle].
     """
     level = codec.spec.levels[-1]
     coarser = [torch.zeros((len(codes), *other.grid), dtype=torch.int64) for other in codec.spec.levels[:-1]]
-    pixels = to_pixels(codec.decode((*coarser, codes[:, None, None].expand(-1, *level.grid))))
-    for axis, (size, cells) in enumerate(zip(codec.spec.shape, level.grid, strict=True), start=1):
+    filled = codes.reshape(-1, *(1 for _ in level.grid)).expand(-1, *level.grid)
+    values = codec.decode((*coarser, filled))
+    for axis, (size, cells) in enumerate(zip(codec.spec.shape, level.grid, strict=True), start=2):
         kept = min(size, 2 * -(-size // cells))
-        pixels = pixels.take(range((size - kept) // 2, (size + kept) // 2), axis=axis)
-    return pixels
+        values = values.narrow(axis, (size - kept) // 2, kept)
+    return values
 
 
 def _drawn(run: Path) -> list[Section]:
@@ -288,8 +291,6 @@ def _drawn(run: Path) -> list[Section]:
     from vq_prior.model.pipeline import VQPriorPipeline
 
     pipeline = VQPriorPipeline.from_pretrained(run / "model")
-    if len(pipeline.index.spec.shape) != 2 or pipeline.index.spec.channels not in (1, 3):
-        return []
     names = pipeline.index.label_names
     classes = range(min(len(names), MOST_CLASSES)) if names else range(MOST_CLASSES)
     labels = [number for number in classes for _ in range(OF_A_CLASS)] if names else None
@@ -301,11 +302,11 @@ def _drawn(run: Path) -> list[Section]:
         assert known is not None
         given = known.tokens(pipeline.prior.layout, range(count))
         labels = known.classes(pipeline.index) or labels
-    drawn = pipeline(count, labels=labels, given=given, output_type="np").images
+    drawn = pipeline(count, labels=labels, given=given, output_type="pt").drawn
     sampling = pipeline.index.sampling
     text = f"Seed 0, temperature {sampling.temperature:g}, guidance {sampling.guidance_scale:g}; nothing was picked."
     rows = f"; a row a class: {', '.join(names[:MOST_CLASSES])}" if names and given is None else ""
-    picture = _picture(picture_grid(drawn, columns=OF_A_CLASS), f"Samples{rows}")
+    picture = _sheet(pipeline.codec, drawn, OF_A_CLASS, f"Samples{rows}")
     sections = [Section("Samples", text=text, pictures=[picture])]
     return sections + _completions(run / "codes", pipeline)
 
@@ -327,11 +328,11 @@ def _completions(codes: Path, pipeline: "VQPriorPipeline") -> list[Section]:
     grids = grids[fitting]
     given = layout.given_rows(grids, rows).repeat_interleave(each, dim=0)
     labels = chosen["label"][fitting].repeat(each).tolist() if store.labelled else None
-    drawn = pipeline(len(given), labels=labels, given=given, output_type="np").images
-    originals = to_pixels(pipeline.codec.decode((grids,)))
-    strips = [np.concatenate([originals[n : n + 1], drawn[n * each : (n + 1) * each]]) for n in range(len(grids))]
+    drawn = pipeline(len(given), labels=labels, given=given, output_type="pt").drawn
+    originals = pipeline.codec.decode((grids,))
+    strips = [torch.cat([originals[n : n + 1], drawn[n * each : (n + 1) * each]]) for n in range(len(grids))]
     text = "Left a held-out image as its codes show it; the others keep the upper half of its codes."
-    picture = _picture(picture_grid(np.concatenate(strips), columns=OF_A_CLASS), "Completions of held-out images")
+    picture = _sheet(pipeline.codec, torch.cat(strips), OF_A_CLASS, "Completions of held-out images")
     return [Section("Completions", text=text, pictures=[picture])]
 
 

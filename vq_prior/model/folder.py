@@ -3,7 +3,7 @@
 import shutil
 from pathlib import Path
 
-from stage1_vqvae.codecs import AnyCodec, kind_name, open_codec, takes_image_size, write_codec
+from stage1_vqvae.codecs import AnyCodec, kind_name, open_codec, takes_shape, write_codec
 from stage1_vqvae.foreign import ForeignCodec
 from stage2_prior.prior import CausalPrior, load_prior
 from vq_prior.core.config import pretty_json
@@ -31,7 +31,7 @@ def index_of(codec: AnyCodec, prior: CausalPrior) -> ModelIndex:
 
 def codec_for(codec_folder: Path, spec: CodeSpec) -> AnyCodec:
     """Return the codec in a folder; one whose image size is chosen when it is opened takes that of `spec`."""
-    return open_codec(codec_folder, image_size=spec.shape if takes_image_size(codec_folder) else None)
+    return open_codec(codec_folder, shape=spec.shape if takes_shape(codec_folder) else None)
 
 
 def assemble(codec_folder: Path, prior_folder: Path, out: Path, *, overwrite: bool = False) -> Path:

@@ -7,25 +7,23 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
+from stage1_vqvae.codecs import AnyCodec
 from stage1_vqvae.data.rows import FileRows
-from stage1_vqvae.evaluate import transform_of
-from stage1_vqvae.modalities.pictures.pixels import Transform, open_picture, picture_array
 from vq_prior.core.errors import UsageError
-from vq_prior.core.media import to_unit_range
-from vq_prior.core.spec import Codec, check_images
+from vq_prior.core.spec import check_images
 
-GivenImage = Image.Image | str | Path | np.ndarray | Tensor | Sequence[Any]
+GivenImage = Any  # what the kind of data takes: a picture of Pillow or its pixels; a path; a tensor; a list of such
 Keep = float | Literal["top half"]
 
 
-def images_of(given: GivenImage, codec: Codec) -> Tensor:
-    """Return images [B, C, *shape] in [-1, 1] of what was given, one or several.
+def images_of(given: GivenImage, codec: AnyCodec) -> Tensor:
+    """Return values [B, C, *shape] of what was given, one or several.
 
-    A tensor is taken as it is, [C, *shape] or [B, C, *shape]. A PIL picture, the path of one, or uint8 pixels
-    [height, width, C] or [n, height, width, C] is brought to the codec's size and channels like training data.
+    A tensor is taken as it is, [C, *shape] or [B, C, *shape]. A path, or what the codec's kind of data takes (of
+    pictures one of Pillow, or uint8 pixels [height, width, C] or [n, height, width, C]), is brought to the codec's form
+    like training data.
 
     Raises:
         UsageError: If it is none of these, or a tensor of another shape.
@@ -34,31 +32,26 @@ def images_of(given: GivenImage, codec: Codec) -> Tensor:
     if isinstance(given, Tensor):
         images = given[None] if given.ndim == codec.spec.rank + 1 else given
         check_images(codec.spec, images)
-        if not images.is_floating_point() or not bool(((images >= -1) & (images <= 1)).all()):
-            raise UsageError("images in a tensor must be floating-point values in [-1, 1]")
+        low, high = codec.modality.values.bounds or (-math.inf, math.inf)
+        if not images.is_floating_point() or not bool(((images >= low) & (images <= high)).all()):
+            raise UsageError(f"images in a tensor must be floating-point values in [{low:g}, {high:g}]")
         return images.float()
-    transform = transform_of(codec)
     if isinstance(given, np.ndarray):
-        several: list[Any] = list(given[None] if given.ndim == 3 else given)
+        several: list[Any] = list(given[None] if given.ndim == codec.spec.rank + 1 else given)
     else:
         several = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given]
     if not several:
         raise UsageError("image must be at least one picture, got none")
-    pixels = np.stack([_pixels(one, transform, number) for number, one in enumerate(several)])
-    return to_unit_range(torch.from_numpy(pixels))
+    stored = np.stack([_stored(one, codec, number) for number, one in enumerate(several)])
+    return codec.modality.values.to_values(torch.from_numpy(stored))
 
 
-def _pixels(given: Any, transform: Transform, number: int) -> Any:
-    name = f"image {number}"
-    if isinstance(given, Image.Image):
-        return picture_array(given.copy(), transform, name)
+def _stored(given: Any, codec: AnyCodec, number: int) -> Any:
+    accept, transform = codec.modality.show.accept, codec.transform
     if isinstance(given, (str, Path)):
-        files = FileRows([Path(given)])
-        return picture_array(open_picture(files.encoded(0), files.name(0)), transform, files.name(0))
-    if isinstance(given, np.ndarray) and given.dtype == np.uint8 and given.ndim == 3 and given.shape[-1] in (1, 3):
-        return picture_array(open_picture(given, name), transform, name)
-    what = f"{given.dtype} {list(given.shape)}" if isinstance(given, (np.ndarray, Tensor)) else type(given).__name__
-    raise UsageError(f"{name} must be a PIL picture, a path, or uint8 pixels [height, width, 1 or 3], got {what}")
+        file = FileRows([Path(given)])
+        return accept(file.encoded(0), transform, lambda: file.name(0))
+    return accept(given, transform, lambda: f"image {number}")
 
 
 def kept_rows(keep: Keep, grid_rows: int) -> int:

@@ -11,11 +11,12 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
+from stage1_vqvae.modalities.pictures.values import to_pixels
+from stage1_vqvae.modalities.sheets import to_picture
 from vq_prior.core.config import canonical_json, read_json
 from vq_prior.core.disk.components import WEIGHTS, check_transformers_config
 from vq_prior.core.errors import ArtifactError
 from vq_prior.core.identity import file_sha256
-from vq_prior.core.media import to_picture, to_pixels
 
 CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
 

@@ -1,13 +1,10 @@
 """`VQPriorPipeline`: a trained codec and prior as one object that draws images."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, TypedDict, Unpack
+from typing import Any, TypedDict, Unpack
 from warnings import warn
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,41 +16,14 @@ from vq_prior.core.disk.artifacts import new_folder, write_manifest
 from vq_prior.core.disk.records import keep_record
 from vq_prior.core.errors import ArtifactError, UsageError
 from vq_prior.core.hub.shareable import Shareable
-from vq_prior.core.media import picture_grid, png_bytes, to_picture, to_pixels
 from vq_prior.core.processes.runtime import Precision
 from vq_prior.draw.likelihood import Scores, score_codes
 from vq_prior.model.folder import assemble, index_of
 from vq_prior.model.given_images import GivenImage, Keep, images_of, kept_rows
 from vq_prior.model.index import read_index
+from vq_prior.model.output import OUTPUT_TYPES, OutputType, PipelineOutput, joined, output_of
 from vq_prior.model.request import check_request, class_of_each, require_null_prompt, resolve_sampling
 from vq_prior.model.share import push
-
-OutputType = Literal["pil", "pt", "np"]
-OUTPUT_TYPES = ("pil", "pt", "np")
-MAX_SHOWN = 64
-
-
-@dataclass
-class PipelineOutput:
-    """What a call of the pipeline drew.
-
-    Attributes:
-        images: A list of PIL images; or a tensor [n, C, *shape] in [-1, 1]; or an array [n, *shape, C] uint8.
-        labels: Class of each image, [n]; None for an unconditional model or request.
-        codes: Codes of each level, [n, *grid] int64.
-    """
-
-    images: Any
-    labels: list[int] | None
-    codes: tuple[Tensor, ...]
-
-    def _repr_png_(self) -> bytes | None:
-        """Return the PNG by which a notebook shows the images: a grid of the first 64."""
-        shown = self.images[:MAX_SHOWN]
-        if isinstance(shown, Tensor):
-            shown = to_pixels(shown)
-        pixels = np.stack([np.atleast_3d(np.asarray(image)) for image in shown])
-        return png_bytes(picture_grid(pixels)) if pixels.ndim == 4 else None
 
 
 class DrawSettings(TypedDict, total=False):
@@ -122,9 +92,9 @@ class VQPriorPipeline(Shareable):
         for note in (*codec.notes, *prior.notes):
             print(note)
         pipeline = cls(codec, prior)
-        for field in ("spec", "codec_id", "label_names", "components", "sampling"):
-            if getattr(pipeline.index, field) != getattr(index, field):
-                raise ArtifactError(f"{folder / 'config.json'}: {field} is not that of the components; assemble anew")
+        for entry in ("spec", "codec_id", "label_names", "components", "sampling"):
+            if getattr(pipeline.index, entry) != getattr(index, entry):
+                raise ArtifactError(f"{folder / 'config.json'}: {entry} is not that of the components; assemble anew")
         return pipeline
 
     def _send(self, folder: Path, repo_id: str, **options: Any) -> str:
@@ -198,7 +168,7 @@ class VQPriorPipeline(Shareable):
             guidance_power: Lets guidance rise to that scale along the tokens; None keeps it constant.
             precision: Of the prior's matrix products; "bf16" is faster on machines that have it, to other images.
             prefix: First P tokens of each image, [num_images, P]; deprecated for `given`.
-            output_type: "pil", "pt" or "np".
+            output_type: "pil", "pt" or "np"; of other kinds than pictures "pil" is "np".
             given: Tokens of each image, [num_images, T] int64, taken as they are, and -1 where one is drawn;
                 `prior.layout.given_of` makes them of whole levels. See also `complete`.
 
@@ -206,7 +176,7 @@ class VQPriorPipeline(Shareable):
             UsageError: If a setting is out of range, a label unknown, or the prior knows no null prompt.
         """
         asked: dict[str, Any] = {name: value for name, value in locals().items() if name != "self"}
-        return _joined(list(self.stream(**asked)))
+        return joined(list(self.stream(**asked)))
 
     def stream(
         self,
@@ -264,7 +234,7 @@ class VQPriorPipeline(Shareable):
         def batch(n: slice) -> PipelineOutput:
             images, codes = self.draw(classes[n], seed=seed, indices=indices[n], given=known[n], **sampling.words())
             shown = classes[n] if names and not unconditional else None
-            return PipelineOutput(_as(images, output_type), shown, codes)
+            return output_of(self.codec, images, shown, codes, output_type)
 
         return (batch(slice(n, n + size)) for n in range(0, num_images, size))
 
@@ -343,20 +313,3 @@ class VQPriorPipeline(Shareable):
 def default_batch_size(device: torch.device) -> int:
     """Return how many images are drawn at once on this kind of device."""
     return 64 if device.type == "cpu" else 256
-
-
-def _joined(batches: Sequence[PipelineOutput]) -> PipelineOutput:
-    first, shown = batches[0], [batch.images for batch in batches]
-    if isinstance(first.images, list):
-        images: Any = list(chain.from_iterable(shown))
-    else:
-        images = torch.cat(shown) if isinstance(first.images, Tensor) else np.concatenate(shown)
-    labels = None if first.labels is None else [label for batch in batches for label in batch.labels or ()]
-    return PipelineOutput(images, labels, tuple(map(torch.cat, zip(*(batch.codes for batch in batches), strict=True))))
-
-
-def _as(images: Tensor, output_type: OutputType) -> Any:
-    if output_type == "pt":
-        return images
-    pixels = to_pixels(images)
-    return pixels if output_type == "np" else [to_picture(np.ascontiguousarray(one)) for one in pixels]

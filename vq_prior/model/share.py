@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from stage1_vqvae.modalities.sheets import save_png
 from vq_prior.core.disk.artifacts import new_folder, require_replaceable, write_atomic
 from vq_prior.core.disk.code_store import CodeStore
 from vq_prior.core.disk.code_tables import CODES_FILE, read_tables, write_tables
@@ -18,7 +19,6 @@ from vq_prior.core.errors import ArtifactError, UsageError
 from vq_prior.core.hub import client as hub
 from vq_prior.core.hub import repository
 from vq_prior.core.hub.cards import README, is_ours
-from vq_prior.core.media import picture_grid, save_png
 from vq_prior.model.card import EVALUATION, codes_card, model_card
 from vq_prior.model.index import INDEX, kind_of
 
@@ -78,13 +78,11 @@ def _lay_out(pipeline: Any, model: Path, folder: Path, repo_id: str, license_id:
     for name in (INDEX, EVALUATION):
         if (model / name).is_file():
             shutil.copyfile(model / name, folder / name)
-    drawable = index.spec.rank == 2 and index.spec.channels in (1, 3)
-    if drawable:
-        columns = len(index.label_names) if 2 <= len(index.label_names) <= 10 else 8
-        pixels = pipeline(NUM_SAMPLES, seed=0, output_type="np").images
-        save_png(folder / SAMPLES, picture_grid(pixels, columns=columns))
+    columns = len(index.label_names) if 2 <= len(index.label_names) <= 10 else 8
+    drawn = pipeline(NUM_SAMPLES, seed=0, output_type="pt").drawn
+    save_png(folder / SAMPLES, pipeline.codec.modality.show.sheet(drawn, columns=columns))
     if is_ours(model / README):
-        card = model_card(folder, index, repo_id=repo_id, license_id=license_id, picture=drawable)
+        card = model_card(folder, index, repo_id=repo_id, license_id=license_id, picture=True)
         write_atomic(folder / README, card.encode("utf-8"))
     else:
         shutil.copyfile(model / README, folder / README)

@@ -28,7 +28,7 @@ TWO_PROCESSES = """
 import atexit, json, os, signal, sys, time
 import torch
 from torch import nn
-from vq_prior.core.metrics import CodeCounts
+from vq_prior.core.training.code_use import CodeCounts
 from vq_prior.core.processes.control import signal_control
 from vq_prior.core.processes.gradients import StepSums
 from vq_prior.core.processes.collectives import gather_rows, sum_over_processes, take_rows

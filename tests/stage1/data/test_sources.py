@@ -12,16 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stage1_vqvae.data.sources import ImageData, open_data
-from stage1_vqvae.modalities.pictures.pixels import (
-    PixelRows,
-    Transform,
-    decoded_ahead,
-    load_pixels,
-    read_header,
-    to_array,
-    workers_for,
-)
+from stage1_vqvae.data.loading import load_rows, stored_ahead, workers_for
+from stage1_vqvae.data.sources import Data, open_data
+from stage1_vqvae.modalities.pictures import PICTURES
+from stage1_vqvae.modalities.pictures.files import read_header, read_picture
+from stage1_vqvae.modalities.pictures.values import Transform
 from vq_prior.core.disk.code_store import held_out_rows
 from vq_prior.core.errors import ArtifactError, UsageError
 
@@ -42,12 +37,12 @@ def write(path: Path, value: int, **options: object) -> Path:
     return path
 
 
-def first_values(data: ImageData) -> list[int]:
+def first_values(data: Data) -> list[int]:
     """The grey value of every picture, which says which one it is; training rows, then held-out ones."""
     transform = Transform(6, 8, 1)
     rows = (data.train, data.validation)
-    pixels = [load_pixels(part, transform, num_workers=1) for part in rows]
-    return [int(value) for part in pixels for value in part.batch(range(len(part)))[:, 0, 0, 0]]
+    pixels = [load_rows(part, PICTURES, transform, num_workers=1) for part in rows]
+    return [int(value) for part in pixels for value in part.stored(range(len(part)))[:, 0, 0, 0]]
 
 
 def table(path: Path, values: list[int], *, features: dict | None = None, **columns: list) -> Path:
@@ -73,9 +68,9 @@ def test_digits_are_named_and_spread_over_the_byte_range() -> None:
     assert (len(data.train), len(data.validation)) == (1708, 89)
     assert data.label_names[7] == "seven"
     facts = data.facts()
-    assert facts.common_size == (8, 8)
-    assert facts.all_grey
-    pixels = load_pixels(data.train, Transform(8, 8, 1)).batch(range(1708))
+    assert facts.common_shape == (8, 8)
+    assert facts.channels == 1
+    pixels = load_rows(data.train, PICTURES, Transform(8, 8, 1)).stored(range(1708))
     assert set(np.unique(pixels)) == {int(np.floor(v * 255 / 16 + 0.5)) for v in range(17)}
     assert np.array_equal(data.validation.source_index, held_out_rows(1797))
 
@@ -227,7 +222,7 @@ def test_truncated_picture_is_named_when_it_is_decoded(tmp_path: Path) -> None:
     (tmp_path / "b.png").write_bytes(encoded(noise)[:2000])
     data = open_data(str(tmp_path))
     with pytest.raises(ArtifactError, match=r"b\.png cannot be decoded"):
-        load_pixels(data.train, Transform(8, 8, 1))
+        load_rows(data.train, PICTURES, Transform(8, 8, 1))
 
 
 @pytest.mark.parametrize("data", ["no/such/folder", "missing", "/nowhere/at/all", "digitz"])
@@ -256,9 +251,9 @@ def test_facts_take_the_common_size(tmp_path: Path) -> None:
         write(tmp_path / f"{number}.png", number, size=(40, 48))
     write(tmp_path / "odd.png", 1, size=(100, 90), mode="RGB")
     facts = open_data(str(tmp_path)).facts()
-    assert facts.common_size == (48, 40)
+    assert facts.common_shape == (48, 40)
     assert facts.short_side == 40
-    assert not facts.all_grey
+    assert facts.channels == 3
 
 
 GREY = Transform(6, 8, 1)
@@ -266,7 +261,7 @@ COLOUR = Transform(6, 8, 3)
 
 
 def corner(data: bytes, transform: Transform) -> list[int]:
-    return to_array(data, transform, "picture")[0, 0].tolist()
+    return read_picture(data, transform, lambda: "picture")[0, 0].tolist()
 
 
 def test_alpha_is_laid_over_white() -> None:
@@ -280,15 +275,15 @@ def test_palette_follows_its_colours_and_its_transparency() -> None:
     image.putpalette([0, 0, 0, 10, 20, 30])
     assert corner(encoded(image), COLOUR) == [10, 20, 30]
     assert corner(encoded(image, transparency=1), COLOUR) == [255, 255, 255]
-    assert not read_header(encoded(image), "p").grey
+    assert read_header(encoded(image), lambda: "p").channels == 3
 
 
 def test_sixteen_bits_become_eight() -> None:
     values = np.array([[0, 128, 129, 257], [32768, 65534, 65535, 300]], dtype=np.uint16)
     data = encoded(Image.fromarray(values))
     expected = np.floor(values.astype(np.float64) * 255 / 65535 + 0.5)
-    assert np.array_equal(to_array(data, Transform(2, 4, 1), "x")[..., 0], expected)
-    assert read_header(data, "x").grey
+    assert np.array_equal(read_picture(data, Transform(2, 4, 1), lambda: "x")[..., 0], expected)
+    assert read_header(data, lambda: "x").channels == 1
 
 
 def test_cmyk_and_grey_become_rgb() -> None:
@@ -303,22 +298,21 @@ def test_exif_rotation_is_applied() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     data = encoded(image, exif=exif)
-    header = read_header(data, "x")
-    assert (header.height, header.width) == (4, 6)
-    pixels = to_array(data, Transform(4, 6, 1), "x")[..., 0]
+    assert read_header(data, lambda: "x").shape == (4, 6)
+    pixels = read_picture(data, Transform(4, 6, 1), lambda: "x")[..., 0]
     assert pixels[0, 0] == 255
     assert pixels.sum() == 255
 
 
 def test_picture_of_the_right_size_is_untouched() -> None:
     values = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
-    assert np.array_equal(to_array(encoded(Image.fromarray(values)), COLOUR, "x"), values)
+    assert np.array_equal(read_picture(encoded(Image.fromarray(values)), COLOUR, lambda: "x"), values)
 
 
 def test_resize_covers_and_crops_the_centre() -> None:
     values = np.zeros((20, 60), dtype=np.uint8)
     values[:, 20:40] = 200  # the centred square
-    pixels = to_array(encoded(Image.fromarray(values)), Transform(10, 10, 1), "x")[..., 0]
+    pixels = read_picture(encoded(Image.fromarray(values)), Transform(10, 10, 1), lambda: "x")[..., 0]
     # columns 1 to 8 are far enough from the edge for the bicubic kernel (2 pixels of the result)
     assert (pixels[:, 2:8] == 200).all()
 
@@ -326,10 +320,10 @@ def test_resize_covers_and_crops_the_centre() -> None:
 @pytest.mark.parametrize("num_workers", [1, 3])
 def test_cached_and_lazy_pixels_are_the_same(num_workers: int) -> None:
     data = open_data("digits")
-    cached = load_pixels(data.train, Transform(12, 12, 3), num_workers=num_workers)
-    lazy: PixelRows = load_pixels(data.train, Transform(12, 12, 3), num_workers=num_workers, max_bytes=0)
+    cached = load_rows(data.train, PICTURES, Transform(12, 12, 3), num_workers=num_workers)
+    lazy = load_rows(data.train, PICTURES, Transform(12, 12, 3), num_workers=num_workers, max_bytes=0)
     rows = [5, 3, 1700, 3]
-    assert np.array_equal(cached.batch(rows), lazy.batch(rows))
+    assert np.array_equal(cached.stored(rows), lazy.stored(rows))
 
 
 def test_pictures_are_read_by_as_many_threads_as_they_are_worth(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -344,8 +338,8 @@ def test_pictures_are_read_by_as_many_threads_as_they_are_worth(monkeypatch: pyt
 @pytest.mark.parametrize("worth", [1, 4])
 def test_batches_are_the_same_whoever_reads_them(monkeypatch: pytest.MonkeyPatch, worth: int) -> None:
     rows, transform = open_data("digits").train.subset(range(150)), Transform(8, 8, 1)
-    alone = list(decoded_ahead(rows, transform, 64, num_workers=1))
-    monkeypatch.setattr("stage1_vqvae.modalities.pictures.pixels.workers_for", lambda *_: worth)
-    found = list(decoded_ahead(rows, transform, 64, num_workers=None))
+    alone = list(stored_ahead(rows, PICTURES, transform, 64, num_workers=1))
+    monkeypatch.setattr("stage1_vqvae.data.loading.workers_for", lambda *_: worth)
+    found = list(stored_ahead(rows, PICTURES, transform, 64, num_workers=None))
     assert [len(batch) for batch in found] == [64, 64, 22]
     assert all(np.array_equal(one, other) for one, other in zip(alone, found, strict=True))

@@ -123,7 +123,7 @@ def stock_images(name: str, module: Any, codes: torch.Tensor) -> torch.Tensor:
 
 
 def opened(folder: Path, **options: Any) -> ForeignCodec:
-    codec = open_codec(folder, **{"image_size": SIZE, "to_decode": False} | options)
+    codec = open_codec(folder, **{"shape": SIZE, "to_decode": False} | options)
     assert isinstance(codec, ForeignCodec)
     return codec
 
@@ -163,7 +163,7 @@ def test_codec_id_sees_encoder_codebook_size_and_preprocessing_only(tmp_path: Pa
     folder = saved(tmp_path / "codec", name)
     reference = opened(folder).codec_id
     assert opened(folder).codec_id == reference
-    assert opened(folder, image_size=(16, 8)).codec_id != reference
+    assert opened(folder, shape=(16, 8)).codec_id != reference
     changes = {"encoder.conv_in.bias": True, "quantize.embedding.weight": True, "quant_conv.bias": True}
     if name == "emu3_vqgan":
         changes = {"encoder.conv_in.bias": True, "encoder.time_res_stack.0.norm1.running_var": True}
@@ -248,29 +248,29 @@ def test_of_a_whole_model_only_the_tokeniser_is_read(tmp_path: Path, name: str, 
 def test_size_is_that_of_the_config_or_the_one_asked_for(tmp_path: Path) -> None:
     for name in ("chameleon_vqgan", "janus_vqgan", "VQModel"):
         folder = saved(tmp_path / name, name)
-        assert opened(folder, image_size=None).spec.shape == SIZE
-        codec = opened(folder, image_size=(12, 20))
+        assert opened(folder, shape=None).spec.shape == SIZE
+        codec = opened(folder, shape=(12, 20))
         (codes,) = codec.encode(images(2, (12, 20)))
         assert codes.shape == (2, 6, 10)
         if name in DECODING:
             assert codec.decode((codes,)).shape == (2, 3, 12, 20)
         with pytest.raises(UsageError, match=r"image size 15x16 does not fit .*multiple of 2"):
-            opened(folder, image_size=(15, 16))
+            opened(folder, shape=(15, 16))
     with pytest.raises(UsageError, match=r"names no image size; give one .*multiple of 2"):
-        opened(saved(tmp_path / "emu3", "emu3_vqgan"), image_size=None)
+        opened(saved(tmp_path / "emu3", "emu3_vqgan"), shape=None)
     whole_model("janus_vqgan").save_pretrained(tmp_path / "whole")
-    assert opened(tmp_path / "whole", image_size=None).spec.shape == SIZE  # 32 / 4 patches of 2 pixels
+    assert opened(tmp_path / "whole", shape=None).spec.shape == SIZE  # 32 / 4 patches of 2 pixels
 
 
 @pytest.mark.parametrize("name", DECODING)
 def test_a_written_codec_is_the_same_codec(tmp_path: Path, name: str) -> None:
-    codec = opened(saved(tmp_path / "codec", name), image_size=(8, 12))
+    codec = opened(saved(tmp_path / "codec", name), shape=(8, 12))
     for copy in ("a", "b"):
         with new_folder(tmp_path / copy) as staging:
             write_codec(codec, staging)
     for path in (tmp_path / "a").iterdir():
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
-    again = opened(tmp_path / "a", image_size=None)
+    again = opened(tmp_path / "a", shape=None)
     assert (again.codec_id, again.spec, again.notes) == (codec.codec_id, codec.spec, ())
     (codes,) = codec.encode(images(2, (8, 12)))
     assert torch.equal(again.decode((codes,)), codec.decode((codes,)))
@@ -408,7 +408,7 @@ def test_the_whole_road_with_a_foreign_codec(tmp_path: Path, pictures: Path, run
     given = ("--codec", tmp_path / "whole", "--data", pictures)
     out = done("extract-codes", *given, "--image-size", "8x12", "--out", codes)
     assert "no manifest.json" in out
-    store, codec = CodeStore.open(codes), opened(tmp_path / "whole", image_size=(8, 12))
+    store, codec = CodeStore.open(codes), opened(tmp_path / "whole", shape=(8, 12))
     assert store.index.codec.id == codec.codec_id
     assert store.spec.levels[0].grid == (4, 6)
     done("train-prior", "--codes", codes, "--codec", tmp_path / "whole", "--out", run, "--steps", 4, "--batch-size", 8)
@@ -460,4 +460,4 @@ def test_the_size_of_our_own_codec_is_fixed(tmp_path: Path) -> None:
         write_codec(own, staging)
     assert open_codec(tmp_path).codec_id == own.codec_id
     with pytest.raises(UsageError, match="is for images of 8x8, which is fixed; leave --image-size out"):
-        open_codec(tmp_path, image_size=(8, 8))
+        open_codec(tmp_path, shape=(8, 8))

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from stage1_vqvae.modalities.pictures.pixels import shifted_and_mirrored
+from stage1_vqvae.modalities.pictures.values import shifted_and_mirrored
 from vq_prior.core.training.randomness import keyed_generator
 
 

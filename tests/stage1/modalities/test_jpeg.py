@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stage1_vqvae.modalities.pictures import jpeg, pixels
-from stage1_vqvae.modalities.pictures.pixels import Transform, read_header, to_array
+from stage1_vqvae.modalities.pictures import files as files_of_pictures
+from stage1_vqvae.modalities.pictures import jpeg
+from stage1_vqvae.modalities.pictures.files import read_header, read_picture
+from stage1_vqvae.modalities.pictures.values import Transform
 from vq_prior.core.errors import ArtifactError
 
 SIZES = ((32, 32), (31, 45), (64, 32), (130, 140), (1, 7))
@@ -42,8 +44,8 @@ def long_way(monkeypatch: pytest.MonkeyPatch) -> Callable[[bytes, Transform], np
 
     def decode(encoded: bytes, transform: Transform) -> np.ndarray:
         with monkeypatch.context() as patched:
-            patched.setattr(pixels, "plain_jpeg", lambda _: None)
-            return to_array(encoded, transform, "a.jpg")
+            patched.setattr(files_of_pictures, "plain_jpeg", lambda _: None)
+            return read_picture(encoded, transform, lambda: "a.jpg")
 
     return decode
 
@@ -63,16 +65,19 @@ def test_pixels_are_those_of_pillow(
     for number, encoded in enumerate([*files, *files]):  # the second time the fast decoder is trusted
         for transform in (Transform(32, 32, 3), Transform(24, 40, 1), Transform(size[1], size[0], 3)):
             expected = long_way(encoded, transform)
-            assert np.array_equal(to_array(encoded, transform, "a.jpg"), expected), (number % len(files), transform)
+            assert np.array_equal(read_picture(encoded, transform, lambda: "a.jpg"), expected), (
+                number % len(files),
+                transform,
+            )
 
 
 def test_headers_say_the_same_the_short_way(monkeypatch: pytest.MonkeyPatch) -> None:
     files = [jpeg_bytes(size, mode) for size in SIZES for mode in ("RGB", "L", "CMYK")]
     files += [jpeg_bytes((31, 45), turned=True)]
-    short = [read_header(encoded, "a.jpg") for encoded in files]
+    short = [read_header(encoded, lambda: "a.jpg") for encoded in files]
     assert sum(jpeg.plain_jpeg(encoded) is not None for encoded in files) == 2 * len(SIZES)
-    monkeypatch.setattr(pixels, "plain_jpeg", lambda _: None)
-    assert short == [read_header(encoded, "a.jpg") for encoded in files]
+    monkeypatch.setattr(files_of_pictures, "plain_jpeg", lambda _: None)
+    assert short == [read_header(encoded, lambda: "a.jpg") for encoded in files]
 
 
 def test_a_header_that_was_just_read_is_remembered_and_says_the_same() -> None:
@@ -102,7 +107,7 @@ def test_a_cut_file_is_refused_as_pillow_refuses_it(
         whole = jpeg_bytes((32, 32), **options)
         for length in range(2, len(whole), 7):
             with pytest.raises(ArtifactError) as refusal:
-                to_array(whole[:length], transform, "a.jpg")
+                read_picture(whole[:length], transform, lambda: "a.jpg")
             with pytest.raises(ArtifactError) as expected:
                 long_way(whole[:length], transform)
             assert str(refusal.value) == str(expected.value)
@@ -119,9 +124,9 @@ def test_a_damaged_file_gives_pillows_pixels_or_its_refusal(long_way: Callable) 
             expected = long_way(bytes(damaged), transform)
         except ArtifactError:
             with pytest.raises(ArtifactError, match=r"a\.jpg"):
-                to_array(bytes(damaged), transform, "a.jpg")
+                read_picture(bytes(damaged), transform, lambda: "a.jpg")
         else:
-            assert np.array_equal(to_array(bytes(damaged), transform, "a.jpg"), expected)
+            assert np.array_equal(read_picture(bytes(damaged), transform, lambda: "a.jpg"), expected)
 
 
 def test_a_decoder_whose_pixels_differ_is_never_used(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,9 +139,9 @@ def test_a_decoder_whose_pixels_differ_is_never_used(monkeypatch: pytest.MonkeyP
 
     encoded, transform = jpeg_bytes((32, 32)), Transform(32, 32, 3)
     monkeypatch.setattr(jpeg, "simplejpeg", None)
-    expected = to_array(encoded, transform, "a.jpg")
+    expected = read_picture(encoded, transform, lambda: "a.jpg")
     monkeypatch.setattr(jpeg, "simplejpeg", Other)
     monkeypatch.setattr(jpeg, "TRUSTED", {})
     for _ in range(3):
-        assert np.array_equal(to_array(encoded, transform, "a.jpg"), expected)
+        assert np.array_equal(read_picture(encoded, transform, lambda: "a.jpg"), expected)
     assert list(jpeg.TRUSTED.values()) == [False]

@@ -9,8 +9,11 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from stage1_vqvae.data.loading import stored_views
 from stage1_vqvae.data.rows import ArrayRows
-from stage1_vqvae.modalities.pictures.pixels import Transform, to_array, views_of
+from stage1_vqvae.modalities.pictures import PICTURES
+from stage1_vqvae.modalities.pictures.files import read_picture
+from stage1_vqvae.modalities.pictures.values import Transform
 from stage1_vqvae.model import VQVAE
 from vq_prior.cli import main
 from vq_prior.core.disk.code_store import CodeStore
@@ -24,14 +27,14 @@ def test_the_views_are_the_picture_its_corners_and_their_mirror_images() -> None
     picture = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
     transform = Transform(height=20, width=20, channels=3)
     rows = ArrayRows(picture[None], "picture")
-    views = views_of(rows, 0, transform, "ten-crop")
-    assert np.array_equal(views[0], to_array(picture, transform, "picture"))
+    views = stored_views(rows, 0, PICTURES, transform, "ten-crop")
+    assert np.array_equal(views[0], read_picture(picture, transform, lambda: "picture"))
     assert np.array_equal(views[1::2], views[::2, :, ::-1])
     large = np.asarray(Image.fromarray(picture).resize((22, 22), Image.Resampling.BICUBIC, box=(5, 0, 35, 30)))
     corners = [large[:20, :20], large[:20, 2:], large[2:, :20], large[2:, 2:]]
     assert np.array_equal(views[2::2], corners)
-    assert np.array_equal(views_of(rows, 0, transform, "flip"), views[:2])
-    assert np.array_equal(views_of(rows, 0, transform, "none"), views[:1])
+    assert np.array_equal(stored_views(rows, 0, PICTURES, transform, "flip"), views[:2])
+    assert np.array_equal(stored_views(rows, 0, PICTURES, transform, "none"), views[:1])
 
 
 @pytest.mark.parametrize(("views", "each", "rows_per_shard"), [("flip", 2, 4096), ("ten-crop", 10, 4090)])
@@ -52,7 +55,8 @@ def test_the_codes_of_every_view_stand_beside_each_other(
     codec = VQVAE.from_pretrained(tiny_run / "vqvae")
     for image in (0, 1, 900):
         number = int(once["source_index"][image])
-        pixels = views_of(ArrayRows(digit(number)[None], "digit"), 0, Transform(height=8, width=8, channels=1), views)
+        rows_of_one, transform = ArrayRows(digit(number)[None], "digit"), Transform(height=8, width=8, channels=1)
+        pixels = stored_views(rows_of_one, 0, PICTURES, transform, views)
         (codes,) = codec.encode(torch.from_numpy(pixels).float().div(127.5).sub(1).permute(0, 3, 1, 2))
         assert np.array_equal(codes, rows["codes.0"][image * each : (image + 1) * each])
     held_out, wanted = (CodeStore.open(at / "codes", "validation") for at in (tmp_path, tiny_run))

@@ -4,6 +4,7 @@
 `metrics.jsonl`, `checkpoints/`, `images/` and, if libraries warned, `library.log`.
 """
 
+import io
 import json
 import logging
 import shutil
@@ -17,7 +18,6 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
@@ -25,11 +25,11 @@ from vq_prior.core.config import from_json, pretty_json, read_json, to_json
 from vq_prior.core.disk.artifacts import remove, write_atomic
 from vq_prior.core.disk.locks import claim
 from vq_prior.core.errors import ArtifactError, NumericError, UsageError
-from vq_prior.core.media import save_png
 from vq_prior.core.settings import (
     Free,
     Once,
     Place,
+    Unsaid,
     absent_means,
     given_names,
     names_marked,
@@ -61,8 +61,9 @@ class RunConfig:
 
 def run_config(command: str, settings: Any, inputs: dict[str, str]) -> RunConfig:
     """Return the config of a run with these resolved settings (a dataclass); one-off flags are left out."""
-    once = names_marked(type(settings), Once)
-    kept = {name: value for name, value in to_json(settings).items() if name not in once}
+    once, unsaid = names_marked(type(settings), Once), names_marked(type(settings), Unsaid)
+    told = to_json(settings).items()
+    kept = {name: value for name, value in told if name not in once and not (name in unsaid and value is None)}
     return RunConfig(1, command, kept, inputs)
 
 
@@ -287,11 +288,13 @@ class RunLog:
             with tqdm.external_write_mode(file=sys.stdout):
                 print(line, flush=True)
 
-    def show(self, step: int, name: str, picture: Image.Image) -> None:
-        """Write a picture of the state after optimiser step `step` to `images/`; on the main process only."""
+    def show(self, step: int, name: str, picture: Any) -> None:
+        """Write a picture, of Pillow's class, of the state after step `step` to `images/`; on the main process only."""
         path = self._path.parent / "images" / f"step-{step:08d}.png"
         path.parent.mkdir(exist_ok=True)
-        save_png(path, picture)
+        file = io.BytesIO()
+        picture.save(file, format="PNG")
+        write_atomic(path, file.getvalue())
         if self._tracker is not None:
             self._tracker.show(step, name, picture)
 

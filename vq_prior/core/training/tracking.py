@@ -8,14 +8,11 @@ import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 from uuid import uuid4
 
 from vq_prior.core.disk.artifacts import write_atomic
 from vq_prior.core.errors import EnvironmentFault, UsageError
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 TrackerName = Literal["none", "tensorboard", "wandb", "trackio"]
 PROJECT = "vq-prior"
@@ -48,8 +45,8 @@ class Tracker:
         """Send named numbers of the state after optimiser step `step`."""
         self._send(lambda: self._tracker.log(values, step=step))
 
-    def show(self, step: int, name: str, picture: "Image.Image") -> None:
-        """Send a picture of the state after optimiser step `step`."""
+    def show(self, step: int, name: str, picture: Any) -> None:
+        """Send a picture (of Pillow's class) of the state after optimiser step `step`."""
         picture = picture.convert("RGB")
         if self.name == "trackio":  # for which Accelerate knows numbers only
             import trackio

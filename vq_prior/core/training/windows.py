@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from vq_prior.core.errors import ArtifactError
-from vq_prior.core.metrics import CodeCounts
 from vq_prior.core.processes.runtime import Runtime
+from vq_prior.core.training.code_use import CodeCounts
 
 
 class Window:

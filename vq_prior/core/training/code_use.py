@@ -1,50 +1,12 @@
-"""Numbers that judge images and codes.
+"""How a codec uses its codes.
 
-Letters: B batch, C channels, K number of codes.
+Letters: K number of codes.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from vq_prior.core.processes.collectives import sum_over_processes
-
-
-def mse(first: Tensor, second: Tensor) -> Tensor:
-    """Return the mean squared error of each image, [B], from images [B, C, *shape] in [-1, 1]."""
-    return (first.float() - second.float()).square().flatten(1).mean(1)
-
-
-def psnr(first: Tensor, second: Tensor) -> Tensor:
-    """Return the peak signal-to-noise ratio of each image in dB, [B]; the peak-to-peak range is 2."""
-    return 10 * torch.log10(4.0 / mse(first, second).clamp_min(1e-12))
-
-
-def ssim(first: Tensor, second: Tensor) -> Tensor:
-    """Return the structural similarity of each image, [B] (Wang et al. 2004, eq. 13).
-
-    Images [B, C, height, width] in [-1, 1]. Gaussian window of 11 pixels and sigma 1.5 (of the
-    largest odd size that fits, on smaller images), K1 = 0.01, K2 = 0.03, population statistics,
-    averaged over the positions at which the whole window lies inside. The same number as on pixels from 0 to 255.
-    """
-    window = min(11, *(size - 1 + size % 2 for size in first.shape[2:]))
-    offsets = torch.arange(window, dtype=torch.float64, device=first.device) - window // 2
-    kernel = torch.exp(-(offsets**2) / (2 * 1.5**2))
-    kernel = (kernel / kernel.sum()).to(torch.float64)
-    C = first.shape[1]
-
-    def smooth(x: Tensor) -> Tensor:
-        x = F.conv2d(x, kernel.view(1, 1, -1, 1).expand(C, 1, -1, 1), groups=C)
-        return F.conv2d(x, kernel.view(1, 1, 1, -1).expand(C, 1, 1, -1), groups=C)
-
-    x, y = first.double() + 1, second.double() + 1  # the luminance term is defined for intensities from 0
-    mean_x, mean_y = smooth(x), smooth(y)
-    var_x, var_y = smooth(x * x) - mean_x**2, smooth(y * y) - mean_y**2
-    covariance = smooth(x * y) - mean_x * mean_y
-    c1, c2 = (0.01 * 2) ** 2, (0.03 * 2) ** 2
-    score = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
-    score = score / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))
-    return score.flatten(1).mean(1).float()
 
 
 def perplexity(counts: Tensor) -> float:

@@ -1,11 +1,14 @@
 import io
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from vq_prior.core.media import picture_grid, png_bytes, save_png, to_picture, to_pixels, to_unit_range
+from stage1_vqvae.modalities.pictures.values import to_pixels, to_unit_range
+from stage1_vqvae.modalities.sheets import picture_grid, png_bytes, save_png, to_picture
 
 
 def pixels_of(*shape):
@@ -60,3 +63,25 @@ def test_small_pictures_are_enlarged_by_a_whole_factor():
     assert grid[2:34, 2:34].shape == (32, 32)
     assert (grid[2:34:4, 2:34:4] == pixels[0, ..., 0]).all()
     assert (grid[5:34:4, 5:34:4] == pixels[0, ..., 0]).all()
+
+
+def test_the_module_that_guides_showed_is_still_there_and_says_where_it_went(repository, child_environment):
+    code = (
+        "import warnings\n"
+        "with warnings.catch_warnings(record=True) as told:\n"
+        "    warnings.simplefilter('always')\n"
+        "    from vq_prior.core.media import picture_grid, to_pixels\n"
+        "print([str(each.message) for each in told if each.category is DeprecationWarning][0])\n"
+        "print(picture_grid.__module__, to_pixels.__module__)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=repository,
+        env=child_environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "vq_prior.core.media has moved to stage1_vqvae.modalities.sheets" in done.stdout
+    assert "stage1_vqvae.modalities.sheets stage1_vqvae.modalities.pictures.values" in done.stdout

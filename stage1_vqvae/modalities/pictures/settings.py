@@ -1,0 +1,69 @@
+"""What a user may say of pictures, and what is chosen where nothing is said. Imports nothing heavy."""
+
+import re
+from dataclasses import dataclass
+
+from vq_prior.core.errors import UsageError
+from vq_prior.core.modality import Facts
+
+MAX_SIDE = 4096
+SQUARES = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pnm")
+COLUMNS = ("image", "img", "jpg", "png", "pixels")
+
+
+@dataclass(kw_only=True)
+class PictureSize:
+    """The flag of a training on pictures."""
+
+    image_size: str | None = None
+    """Side in pixels ("32"), or height x width ("48x40"); left out: the size of the images, or a square near it."""
+
+
+@dataclass(kw_only=True)
+class CodecSize:
+    """The flag of a codec whose size is open."""
+
+    image_size: str | None = None
+    """Side in pixels ("256"), or height x width ("48x40"), for a codec of transformers or diffusers; left out: the size
+    its folder names. That of our own codecs is fixed."""
+
+
+def asked_size(settings: PictureSize | CodecSize) -> tuple[int, int] | None:
+    """Return the (height, width) that was asked for, None if it was left open; raises what `parse_size` does."""
+    return None if settings.image_size is None else parse_size(settings.image_size)
+
+
+def holds_pictures(dtype: str, shape: tuple[int, ...]) -> bool:
+    """Return whether an array is pictures: uint8 [N, height, width], or with 1, 3 or 4 channels as a last axis."""
+    return dtype == "uint8" and (len(shape) == 3 or (len(shape) == 4 and shape[-1] in (1, 3, 4)))
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Return (height, width) of "32" or "48x40" (height x width).
+
+    Raises:
+        UsageError: If it is neither, or a side is not between 4 and 4096.
+    """
+    match = re.fullmatch(r"([0-9]{1,6})(?:x([0-9]{1,6}))?", text.strip().lower())
+    height = int(match[1]) if match else 0
+    width = int(match[2] or match[1]) if match else 0
+    if not (4 <= height <= MAX_SIDE and 4 <= width <= MAX_SIDE):
+        raise UsageError(
+            f"--image-size must be a side such as 32, or height x width such as 48x40, "
+            f"each between 4 and {MAX_SIDE}, got {text}"
+        )
+    return height, width
+
+
+def default_size(facts: Facts, device_type: str) -> tuple[int, int]:
+    """Return the size most images have if it is not too large, else the largest square that most images fill.
+
+    At most 64 pixels a side on a CPU, 256 elsewhere.
+    """
+    largest = 64 if device_type == "cpu" else 256
+    common = facts.common_shape
+    if common is not None and min(common) >= 4 and max(common) <= largest:
+        return common[0], common[1]
+    side = max((side for side in SQUARES if side <= min(facts.short_side, largest)), default=SQUARES[0])
+    return side, side

@@ -1,0 +1,41 @@
+"""Pictures as people see and give them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from stage1_vqvae.modalities.pictures.files import open_picture, picture_array
+from stage1_vqvae.modalities.pictures.values import Transform, to_pixels
+from stage1_vqvae.modalities.sheets import Sheets
+from vq_prior.core.errors import UsageError
+
+Pixels = NDArray[np.uint8]
+
+
+class PictureShow(Sheets):
+    """How pictures are shown; implements `vq_prior.core.modality.Show`."""
+
+    output = "images"
+    sampling_rate = None
+
+    def pictures(self, values: Tensor) -> Pixels:
+        """Return the pixels of each image, [B, height, width, C] uint8."""
+        return to_pixels(values)
+
+    def beside(self, first: NDArray[Any], second: NDArray[Any]) -> NDArray[Any]:
+        """Return two pictures side by side, as one."""
+        return np.concatenate([first, second], axis=1)
+
+    def accept(self, given: Any, transform: Transform, name: Callable[[], str]) -> Pixels:
+        """Return the pixels of a PIL picture, of a picture file's bytes, or of pixels [height, width, 1 or 3] uint8."""
+        if isinstance(given, Image.Image):
+            return picture_array(given.copy(), transform, name())
+        pixels = isinstance(given, np.ndarray) and given.dtype == np.uint8 and given.ndim == 3
+        if isinstance(given, bytes) or (pixels and given.shape[-1] in (1, 3)):
+            return picture_array(open_picture(given, name()), transform, name())
+        what = f"{given.dtype} {list(given.shape)}" if hasattr(given, "dtype") else type(given).__name__
+        raise UsageError(f"{name()} must be a PIL picture, a path, or uint8 pixels [height, width, 1 or 3], got {what}")

@@ -1,0 +1,144 @@
+"""Pictures as numbers: uint8 pixels [height, width, C] in memory, float32 [B, C, height, width] in [-1, 1] to networks.
+
+Letters: B batch, C channels, n pictures, V views.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from stage1_vqvae.modalities.pictures.settings import PictureSize, default_size, parse_size
+from vq_prior.core.errors import ArtifactError, UsageError
+from vq_prior.core.modality import Facts
+
+Pixels = NDArray[np.uint8]
+ENLARGED = 1.1  # sides of the picture that crops are taken from
+RULE = "exif, 16-bit to 8, alpha on white, bicubic cover, centre crop; 1"
+
+
+@dataclass(frozen=True)
+class Transform:
+    """The size and channels that pictures are brought to; implements `vq_prior.core.modality.Form`."""
+
+    height: int
+    width: int
+    channels: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.height, self.width
+
+    def describe(self) -> dict[str, Any]:
+        """Return the transform as JSON values, the rule's version included."""
+        return description_of(self.shape, self.channels)
+
+
+def description_of(shape: tuple[int, ...], channels: int) -> dict[str, Any]:
+    """Return the transform to pictures of a shape as JSON values."""
+    return {"image_size": list(shape), "channels": channels, "rule": RULE}
+
+
+def to_unit_range(pixels: Tensor) -> Tensor:
+    """Return images [B, C, height, width] float32 in [-1, 1] from uint8 pixels [B, height, width, C]."""
+    return pixels.movedim(-1, 1).to(torch.float32).div_(127.5).sub_(1.0)
+
+
+def to_pixels(images: Tensor) -> Pixels:
+    """Return uint8 pixels [B, height, width, C] from images [B, C, height, width] in [-1, 1]; values beyond are cut."""
+    scaled = images.detach().float().add(1.0).mul(127.5).round().clamp(0, 255)
+    return scaled.to(torch.uint8).movedim(1, -1).contiguous().cpu().numpy()
+
+
+def views_of(read: Callable[[Transform], Pixels], transform: Transform, views: str) -> Pixels:
+    """Return the views of a picture, [V, height, width, C] uint8: first the picture, then its mirror image.
+
+    "ten-crop" adds the four corners of the picture brought to 1.1 times the size, each followed by its mirror image
+    (Sun et al. 2024, "LlamaGen", who extract the codes of ten crops of each image before they train).
+
+    Args:
+        read: Gives the picture in any form.
+        transform: The form of the codec.
+        views: "none", "flip" or "ten-crop".
+    """
+    pixels = read(transform)
+    if views == "none":
+        return pixels[None]
+    crops = [pixels]
+    if views == "ten-crop":
+        height, width = (round(ENLARGED * side) for side in transform.shape)
+        large = read(replace(transform, height=height, width=width))
+        down, across = height - transform.height, width - transform.width
+        corners = ((y, x) for y in (0, down) for x in (0, across))
+        crops += [large[y : y + transform.height, x : x + transform.width] for y, x in corners]
+    return np.stack([view for crop in crops for view in (crop, crop[:, ::-1])])
+
+
+def shifted_and_mirrored(pixels: Pixels, rng: np.random.Generator, *, most: int, rows: slice) -> Pixels:
+    """Return pictures moved by up to `most` pixels along each axis, the border repeated, and half of them mirrored.
+
+    Args:
+        pixels: This process's rows of the global batch, [n, height, width, C].
+        rng: Of the step; what happens to a row of the global batch does not depend on the processes.
+        most: Largest shift.
+        rows: Which rows of the global batch these are.
+    """
+    n, height, width, _ = pixels.shape
+    draws = rng.random((rows.stop, 3))[rows]
+    shifts = np.floor(draws[:, :2] * (2 * most + 1)).astype(np.int64) - most
+    y = np.clip(np.arange(height) + shifts[:, :1], 0, height - 1)
+    x = np.clip(np.arange(width) + shifts[:, 1:], 0, width - 1)
+    x = np.where(draws[:, 2:] < 0.5, x[:, ::-1], x)
+    return pixels[np.arange(n)[:, None, None], y[:, :, None], x[:, None, :]]
+
+
+class PictureValues:
+    """Pictures as numbers; implements `vq_prior.core.modality.Values`."""
+
+    bounds = (-1.0, 1.0)
+    views = {"none": 1, "flip": 2, "ten-crop": 10}  # noqa: RUF012
+    to_values = staticmethod(to_unit_range)
+    to_stored = staticmethod(to_pixels)
+    read_views = staticmethod(views_of)
+    augment = staticmethod(shifted_and_mirrored)
+
+    def transform(
+        self, settings: PictureSize, facts: Facts | None, *, channels: int | None, device_type: str
+    ) -> Transform:
+        """Return the size asked for, or one that fits most pictures, and grey where every picture is grey."""
+        if channels not in (None, 1, 3):
+            raise UsageError(f"--model.channels must be 1 or 3 for pictures, got {channels}")
+        if settings.image_size:
+            height, width = parse_size(settings.image_size)
+        else:
+            assert facts is not None
+            height, width = default_size(facts, device_type)
+        if channels is None:
+            assert facts is not None
+            channels = 1 if facts.channels == 1 else 3
+        return Transform(height, width, channels)
+
+    def settings_of(self, transform: Transform) -> PictureSize:
+        """Return the size, as it is typed."""
+        return PictureSize(image_size=f"{transform.height}x{transform.width}")
+
+    def from_description(self, description: Mapping[str, Any], where: str) -> Transform:
+        """Return the transform that `describe` told of."""
+        size, channels = description.get("image_size"), description.get("channels")
+        sides = size if isinstance(size, list) and len(size) == 2 else [0]
+        if not all(type(side) is int and 1 <= side <= 65_536 for side in sides):
+            raise ArtifactError(f"{where}: image_size must be [height, width], got {str(size)[:60]}")
+        if type(channels) is not int or channels not in (1, 3):
+            raise ArtifactError(f"{where}: channels must be 1 or 3 for pictures, got {str(channels)[:60]}")
+        if description.get("rule") != RULE:
+            raise ArtifactError(f"{where}: rule must be {RULE!r}, got {str(description.get('rule'))[:80]!r}")
+        return Transform(sides[0], sides[1], channels)
+
+    def stored_like(self, transform: Transform) -> tuple[tuple[int, ...], np.dtype[Any]]:
+        """Return the shape and dtype of pixels."""
+        return (*transform.shape, transform.channels), np.dtype(np.uint8)
