@@ -13,12 +13,12 @@ from stage1_vqvae.modalities.sheets import heat, save_png
 from stage2_prior import prior
 from stage2_prior.forward import pack
 from stage2_prior.layout import SequenceLayout
+from stage2_prior.likelihood import score_codes
 from stage2_prior.prior import CausalPrior
 from vq_prior import VQPriorPipeline
 from vq_prior.cli import main
 from vq_prior.core.errors import UsageError
 from vq_prior.draw import score
-from vq_prior.draw.likelihood import score_codes
 
 
 def count_packings(monkeypatch):

@@ -19,6 +19,7 @@ from stage1_vqvae.data.rows import DataRows
 from stage1_vqvae.data.sources import Data, open_data_of, rows_called
 from stage1_vqvae.modalities.sheets import grid_of_files, save_png, to_picture
 from stage2_prior.layout import SequenceLayout
+from stage2_prior.likelihood import Scores, chance_nats, score_codes
 from vq_prior.core.config import pretty_json
 from vq_prior.core.disk.artifacts import write_atomic
 from vq_prior.core.disk.components import WEIGHTS, find_component, label_index
@@ -27,7 +28,6 @@ from vq_prior.core.errors import UsageError
 from vq_prior.core.hub.repository import local
 from vq_prior.core.identity import file_sha256
 from vq_prior.core.processes.runtime import Runtime, start_runtime
-from vq_prior.draw.likelihood import Scores, chance_nats, score_codes
 from vq_prior.draw.sample_folder import (
     already_done,
     holds_samples,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from stage1_vqvae.codecs import AnyCodec, open_codec, write_codec
+from stage2_prior.likelihood import Scores, score_codes
 from stage2_prior.prior import CausalPrior, load_prior, save_prior
 from stage2_prior.sampling import checked_given, given_from_prefix, sample_tokens
 from stage2_prior.sampling_settings import Sampling
@@ -17,7 +18,6 @@ from vq_prior.core.disk.records import keep_record
 from vq_prior.core.errors import ArtifactError, UsageError
 from vq_prior.core.hub.shareable import Shareable
 from vq_prior.core.processes.runtime import Precision
-from vq_prior.draw.likelihood import Scores, score_codes
 from vq_prior.model.folder import assemble, index_of
 from vq_prior.model.given_images import GivenImage, Keep, images_of, kept_rows
 from vq_prior.model.index import read_index
