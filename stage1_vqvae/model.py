@@ -17,7 +17,7 @@ from stage1_vqvae.blocks import NETWORKS, SMALLEST_HEAD, Sizes, crop_to, kernel_
 from stage1_vqvae.factors import ALLOWED, as_one, can_be_taken, factors_of, grid_of, strides_of
 from stage1_vqvae.modalities import read_preprocessing
 from stage1_vqvae.modalities.pictures.values import description_of
-from stage1_vqvae.quantizer_settings import QuantizerSettings, check_quantizer
+from stage1_vqvae.quantizer_settings import QuantizerSettings, check_quantizer_settings
 from stage1_vqvae.quantizers import QUANTIZERS
 from vq_prior.core.config import from_json, pretty_json, read_json, to_json
 from vq_prior.core.disk.artifacts import write_atomic
@@ -106,7 +106,7 @@ class Architecture:
         if quantizer.num_codes is None or quantizer.code_dim is None:
             raise ArtifactError(f"{where}.quantizer must have num_codes and code_dim")
         try:
-            check_quantizer(quantizer, typed=False)
+            check_quantizer_settings(quantizer, typed=False)
         except UsageError as error:
             raise ArtifactError(f"{where}.quantizer: {error}") from error
         spec = self.spec()

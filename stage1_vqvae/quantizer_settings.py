@@ -98,7 +98,7 @@ def fixed_code_dim(name: str, num_codes: int) -> int | None:
     return None
 
 
-def check_quantizer(quantizer: QuantizerSettings, *, typed: bool = True) -> None:
+def check_quantizer_settings(quantizer: QuantizerSettings, *, typed: bool = True) -> None:
     """Check every value, alone and together, that can be checked without data.
 
     Args:
@@ -111,13 +111,9 @@ def check_quantizer(quantizer: QuantizerSettings, *, typed: bool = True) -> None
     """
     check_ranges(quantizer, "--quantizer.")
     if quantizer.name not in SUITS:
-        return  # the registry names what exists
-    for field in fields(quantizer) if typed else ():
-        value = getattr(quantizer, field.name)
-        if field.name in ("name", "num_codes", "code_dim") or field.name in SUITS[quantizer.name]:
-            continue
-        if value != field.default:
-            raise UsageError(f"{_flag(field.name)} does not apply to {quantizer.name}, got {value}; leave it out")
+        return  # the registry names what exists, and what is no quantiser of ours says itself what it reads
+    if typed:
+        refuse_unused(quantizer, SUITS[quantizer.name])
     if quantizer.num_codes is not None:
         fixed = fixed_code_dim(quantizer.name, quantizer.num_codes)
         if fixed is not None and quantizer.code_dim not in (None, fixed):
@@ -125,6 +121,19 @@ def check_quantizer(quantizer: QuantizerSettings, *, typed: bool = True) -> None
                 f"--quantizer.code-dim must be {fixed} with {quantizer.name} and {quantizer.num_codes} codes, "
                 f"got {quantizer.code_dim}; leave it out"
             )
+
+
+def refuse_unused(quantizer: QuantizerSettings, used: frozenset[str]) -> None:
+    """Raise `UsageError` that names a setting that was given though this quantiser does not read it.
+
+    Args:
+        quantizer: The settings.
+        used: Those that it reads beside name, number of codes and code dimension.
+    """
+    for field in fields(quantizer):
+        value = getattr(quantizer, field.name)
+        if field.name not in {"name", "num_codes", "code_dim", *used} and value != field.default:
+            raise UsageError(f"{_flag(field.name)} does not apply to {quantizer.name}, got {value}; leave it out")
 
 
 def _flag(name: str) -> str:

@@ -14,7 +14,7 @@ import tyro
 from stage1_vqvae.factors import ALLOWED, as_one, can_be_taken, grid_of
 from stage1_vqvae.modalities import MODALITIES, own_settings, with_own_settings
 from stage1_vqvae.modalities.pictures.settings import CodecSize, PictureSize, asked_size
-from stage1_vqvae.quantizer_settings import QuantizerSettings, check_quantizer, fixed_code_dim
+from stage1_vqvae.quantizer_settings import QuantizerSettings, check_quantizer_settings, fixed_code_dim
 from vq_prior.core.errors import UsageError
 from vq_prior.core.modality import Facts, Form, KindSettings, Modality
 from vq_prior.core.settings import (
@@ -231,7 +231,7 @@ def check(settings: TrainVQVAE | ExtractCodes | Reconstruct) -> None:
         return
     require_tracker(settings.report_to)
     _check_model(settings.model)
-    check_quantizer(settings.quantizer)
+    check_quantizer_settings(settings.quantizer)
 
 
 def _check_model(model: ModelSettings) -> None:

@@ -20,7 +20,7 @@ from stage1_vqvae.losses import reconstruction_terms, weighted_sum
 from stage1_vqvae.modalities import preprocessing
 from stage1_vqvae.model import VQVAE, Architecture, VQVAEConfig, VQVAEOutput, save_codec
 from stage1_vqvae.plan import describe, dry_run_text
-from stage1_vqvae.quantizers import QUANTIZERS
+from stage1_vqvae.quantizers import quantizer_class
 from stage1_vqvae.run import Training, is_result_of, prepare, resume, save
 from stage1_vqvae.settings import TINY, TrainVQVAE, check, resolve, trained_form
 from vq_prior.core.disk.artifacts import new_folder, remove
@@ -70,7 +70,7 @@ def train_vqvae(settings: TrainVQVAE, make_adversary: MakeAdversary | None = Non
     check(settings)
     typed, folder, final = settings, settings.out / "vqvae-training", settings.out / "vqvae"
     settings = settings if settings.overwrite else continued(settings, folder)
-    QUANTIZERS[settings.quantizer.name]
+    quantizer_class(typed.quantizer)
     runtime = start_runtime(settings.precision, reproducible=settings.reproducible)
     notes: list[str] = []
     data = open_data_of(settings, say=notes.append)

@@ -1,5 +1,6 @@
 """Quantisers by name. A new one is a file here and a line below; `contract.py` says what it must do."""
 
+from stage1_vqvae.quantizer_settings import SUITS, QuantizerSettings, refuse_unused
 from stage1_vqvae.quantizers.contract import Quantized, Quantizer
 from stage1_vqvae.quantizers.ema import EMAQuantizer
 from stage1_vqvae.quantizers.fsq import FSQQuantizer
@@ -17,4 +18,18 @@ QUANTIZERS.add("fsq", FSQQuantizer)
 QUANTIZERS.add("lfq", LFQQuantizer)
 QUANTIZERS.add("gumbel", GumbelQuantizer)
 
-__all__ = ["QUANTIZERS", "Quantized", "Quantizer"]
+
+def quantizer_class(settings: QuantizerSettings) -> type[Quantizer]:
+    """Return the class of the quantiser that typed settings name.
+
+    Raises:
+        UsageError: If there is none of this name, or it is an installed one and does not read what was typed.
+        EnvironmentFault: If it is an installed one that cannot be loaded.
+    """
+    found = QUANTIZERS[settings.name]
+    if settings.name not in SUITS:
+        refuse_unused(settings, found.settings_used)
+    return found
+
+
+__all__ = ["QUANTIZERS", "Quantized", "Quantizer", "quantizer_class"]

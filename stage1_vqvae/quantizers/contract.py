@@ -49,6 +49,8 @@ class Quantizer(nn.Module):
     Attributes:
         loss_terms: Name of every term that a forward pass may give -> its weight in the training loss, or None where
             `LossSettings` has one, NAME_weight.
+        settings_used: Of the shared `--quantizer.*`, those that it reads beside number of codes and code dimension; any
+            other that is given is refused. Ours are listed in `SUITS`.
         near_latents: Whether codes stand near the latents that choose them, so that a decoder can be handed latents.
         settings: Of `--quantizer.*`, resolved.
         num_codes: K, the number of codes that was asked for.
@@ -58,6 +60,7 @@ class Quantizer(nn.Module):
     """
 
     loss_terms: ClassVar[dict[str, float | None]] = {}
+    settings_used: ClassVar[frozenset[str]] = frozenset()
     near_latents: bool = False
 
     @classmethod
@@ -85,14 +88,16 @@ class Quantizer(nn.Module):
         noise: Callable[[int], np.random.Generator],
         sums: Callable[[Tensor], Tensor],
     ) -> None:
-        """Prepare for a forward pass in training; one of several quantisers inside another has to be told too.
+        """Prepare for a forward pass in training; quantisers inside this one are told, too.
 
         Args:
             progress: How much of the training is behind, in [0, 1).
             noise: Generator of row i of the next batch, a function of seed, step and place in the global batch.
             sums: Gives the sum of a tensor over the processes that share the next batch.
         """
-        self.progress, self.noise, self.sums = progress, noise, sums
+        for part in self.modules():
+            if isinstance(part, Quantizer):
+                part.progress, part.noise, part.sums = progress, noise, sums
 
     @abstractmethod
     def forward(self, z: Tensor) -> Quantized:

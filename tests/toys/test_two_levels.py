@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -12,12 +13,13 @@ from vq_prior_toys.two_levels import TwoLevels
 from stage1_vqvae.extract import extract_codes
 from stage1_vqvae.model import load_codec
 from stage1_vqvae.quantizer_settings import QuantizerSettings
-from stage1_vqvae.quantizers import QUANTIZERS
+from stage1_vqvae.quantizers import QUANTIZERS, Quantized
 from stage1_vqvae.settings import ExtractCodes, ModelSettings, TrainVQVAE
 from stage1_vqvae.train import train_vqvae
 from vq_prior.core.disk.code_store import CodeStore
-from vq_prior.core.errors import NumericError
+from vq_prior.core.errors import NumericError, UsageError
 from vq_prior.core.spec import LevelSpec
+from vq_prior.testing import check_quantizer
 
 
 @pytest.fixture(autouse=True)
@@ -76,3 +78,36 @@ def test_a_level_that_collapses_is_named(tmp_path: Path) -> None:
     settings = replace(settings, quantizer=alone, learning_rate=1e-6, fail_on_collapse=True)
     with pytest.raises(NumericError, match=r"only \d+ of 512 codes of level 0 were used over the last 48 images"):
         train_vqvae(settings)
+
+
+def test_it_keeps_the_contract_of_a_quantiser() -> None:
+    check_quantizer(lambda: TwoLevels(tiny(Path("run")).quantizer))
+
+
+def test_what_breaks_the_contract_is_named() -> None:
+    class Forgetful(TwoLevels):
+        def identity_tensors(self) -> dict[str, torch.Tensor]:
+            return {name: tensor for name, tensor in super().identity_tensors().items() if "fine" not in name}
+
+    class Hasty(TwoLevels):
+        def forward(self, z: torch.Tensor) -> Quantized:
+            self.coarse.codebook += 0.1
+            return super().forward(z)
+
+    class Unlisted(TwoLevels):
+        loss_terms: ClassVar[dict[str, float | None]] = {}
+
+    settings = tiny(Path("run")).quantizer
+    for wrong, message in (
+        (Forgetful, "codes must depend on identity_tensors alone"),
+        (Hasty, "axes before the last are batch"),
+        (Unlisted, "loss_terms does not list"),
+    ):
+        with pytest.raises(AssertionError, match=message):
+            check_quantizer(lambda wrong=wrong: wrong(settings))
+
+
+def test_a_setting_that_it_does_not_read_is_refused(tmp_path: Path) -> None:
+    settings = tiny(tmp_path / "run")
+    with pytest.raises(UsageError, match=r"--quantizer\.distance does not apply to two-levels, got cosine"):
+        train_vqvae(replace(settings, quantizer=replace(settings.quantizer, distance="cosine")))

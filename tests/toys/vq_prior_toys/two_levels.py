@@ -18,6 +18,7 @@ from stage1_vqvae.quantizers.gradients import straight_through
 class TwoLevels(Quantizer):
     """z is the sum of a code of the first codebook, of K, and one of the second, of K / 2; both follow averages."""
 
+    settings_used: ClassVar[frozenset[str]] = frozenset({"decay", "revive_below", "start"})
     loss_terms: ClassVar[dict[str, float | None]] = {"commitment": None}
 
     @classmethod
