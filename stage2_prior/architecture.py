@@ -1,10 +1,12 @@
 """The stock transformers model of a prior: its config and its first weights."""
 
+import copy
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from stage2_prior.conditions import attach, conditions_of
 from stage2_prior.layout import SequenceLayout
 from stage2_prior.settings import PriorModel, given
 
@@ -12,10 +14,11 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 
-def model_config(architecture: PriorModel, layout: SequenceLayout) -> "PretrainedConfig":
+def model_config(architecture: PriorModel, layout: SequenceLayout, num_vectors: int = 0) -> "PretrainedConfig":
     """Return the transformers config of a resolved architecture (every size given).
 
-    No id ends, begins or pads a sequence: the defaults of transformers would cut images short.
+    No id ends, begins or pads a sequence: the defaults of transformers would cut images short. In the prompt,
+    `num_vectors` stand behind the class.
     """
     from transformers import LlamaConfig, Qwen3Config
 
@@ -30,7 +33,7 @@ def model_config(architecture: PriorModel, layout: SequenceLayout) -> "Pretraine
         num_attention_heads=a.num_heads,
         num_key_value_heads=a.num_key_value_heads,
         head_dim=given(a.hidden_size) // given(a.num_heads),
-        max_position_embeddings=layout.num_tokens + 1,
+        max_position_embeddings=layout.num_tokens + 1 + num_vectors,
         rope_parameters={"rope_type": "default", "rope_theta": a.rope_theta},
         tie_word_embeddings=False,
         bos_token_id=None,
@@ -47,6 +50,14 @@ def model_of(config: "PretrainedConfig") -> nn.Module:
 
     classes: dict[str, Any] = {"qwen3": Qwen3ForCausalLM, "llama": LlamaForCausalLM}
     return classes[config.model_type](config)
+
+
+def twin_of(model: nn.Module, config: "PretrainedConfig | None" = None) -> nn.Module:
+    """Return a model like this one, of its config or another, with a copy of its conditions; weights are to be set."""
+    other: Any = model.config if config is None else config
+    twin = model_of(other)
+    attach(twin, copy.deepcopy(conditions_of(model)))
+    return twin
 
 
 def initialise(model: nn.Module, seed: int) -> None:

@@ -125,13 +125,14 @@ class Decoder:
         """Return logits [R, high - low] float32 of ids low to high - 1 at the place after `position`.
 
         Args:
-            tokens: The token at `position` of each row, [R] int64; position 0 is the prompt.
+            tokens: The token at `position` of each row, [R] int64, or a vector of the prompt, [R, D] float32;
+                position 0 is the prompt's first place.
             position: Place of `tokens` in the sequence; all places before it are in the cache.
             cache: From `new_cache`; written in place.
             low: First id wanted.
             high: End of the ids wanted.
         """
-        x = F.embedding(tokens, self.embedding)
+        x = tokens if tokens.is_floating_point() else F.embedding(tokens, self.embedding)
         rotation = self.rotation[position]
         for layer in range(len(self.blocks)):
             x = self._block(x, layer, rotation, cache, position)

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stage2_prior.architecture import model_of
+from stage2_prior.architecture import twin_of
 from stage2_prior.prior import CausalPrior, load_prior
 from stage2_prior.settings import PriorModel, TrainPrior, given
 from vq_prior.core.config import to_json
@@ -90,7 +90,7 @@ def with_classes(base: CausalPrior, label_names: Sequence[str]) -> CausalPrior:
     config: Any = copy.deepcopy(base.model.config)
     config.vocab_size = layout.vocab_size
     config.tie_word_embeddings = False  # the two differ once the prompts alone are trained
-    model = model_of(config)
+    model = twin_of(base.model, config)
     state = full_state(base.model)
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
         state[name] = state[name][rows]
@@ -165,6 +165,6 @@ def merged(prior: CausalPrior) -> CausalPrior:
     for name, layer in layers.items():
         tensors[f"{name}.weight"] = layer.get_base_layer().weight + layer.get_delta_weight(ADAPTER)
     tensors["model.embed_tokens.weight"] = trained.model.embed_tokens.weight
-    model = model_of(trained.config).to(prior.device)
+    model = twin_of(trained).to(prior.device)
     model.load_state_dict({name: tensors[name] for name in model.state_dict()})
     return dataclasses.replace(prior, model=model.eval(), _decoders=None)

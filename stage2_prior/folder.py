@@ -4,6 +4,7 @@
 """
 
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,18 +12,26 @@ import torch
 from torch import nn
 
 from stage2_prior.architecture import model_of
+from stage2_prior.conditions import Condition, attach, build_condition, num_vectors
 from stage2_prior.layout import Order, SequenceLayout
 from vq_prior.core.config import from_json, pretty_json, read_json, to_json
 from vq_prior.core.disk.artifacts import write_atomic
-from vq_prior.core.disk.components import WEIGHTS, check_sealed, check_transformers_config, load_strictly
+from vq_prior.core.disk.code_store import Column
+from vq_prior.core.disk.components import MAX_DIMENSION, WEIGHTS, check_sealed, check_transformers_config, load_strictly
 from vq_prior.core.disk.tensors import check_header, read_header, write_tensors
-from vq_prior.core.errors import ArtifactError
+from vq_prior.core.errors import ArtifactError, UsageError
 from vq_prior.core.processes.runtime import full_state
 from vq_prior.core.spec import CodeSpec
 
 PRIOR_CONFIG = "prior_config.json"
+CONDITIONS_FILE = "conditions.safetensors"  # tensors 0.NAME of the first condition, 1.NAME of the second, ...
+ATTACHED = "conditions."
 MAX_LAYERS = 1024
-LATER = ("given_levels", "num_special")  # keys of prior_config.json that are absent where they say nothing
+LATER = (
+    "given_levels",
+    "num_special",
+    "conditions",
+)  # keys of prior_config.json that are absent where empty
 MAX_CONFIG_BYTES = 20 << 20  # a compacted vocabulary is listed, a code a line
 SEVERAL_LEVELS = (
     "several code grids: transformers' generate() does not keep ids legal by position; sample with vq-prior generate"
@@ -38,6 +47,14 @@ class SamplingDefaults:
 
 
 @dataclass(frozen=True)
+class ConditionConfig:
+    """A condition beside the class: the column of the code store, and the name of the kind that reads it."""
+
+    column: Column
+    kind: str
+
+
+@dataclass(frozen=True)
 class PriorConfig:
     """`prior_config.json`: what transformers' own config.json does not say.
 
@@ -49,6 +66,7 @@ class PriorConfig:
         note: What a reader without our sampler must know.
         given_levels: Levels that are given, never drawn; see `SequenceLayout`.
         num_special: Ids between codes and classes.
+        conditions: Conditions beside the class, in the order of the prompt; their weights are in another file.
     """
 
     format_version: int
@@ -66,6 +84,7 @@ class PriorConfig:
     note: str | None = None
     given_levels: tuple[int, ...] = ()
     num_special: int = 0
+    conditions: tuple[ConditionConfig, ...] = ()
 
     @property
     def layout(self) -> SequenceLayout:
@@ -110,7 +129,11 @@ def write_folder(folder: Path, model: nn.Module, ours: PriorConfig) -> None:
         pad_token_id=None,
     )
     generation.save_pretrained(folder)
-    write_tensors(folder / WEIGHTS, full_state(model))
+    state = full_state(model)
+    attached = {name: tensor for name, tensor in state.items() if name.startswith(ATTACHED)}
+    write_tensors(folder / WEIGHTS, {name: tensor for name, tensor in state.items() if name not in attached})
+    if attached:
+        write_tensors(folder / CONDITIONS_FILE, {name.removeprefix(ATTACHED): part for name, part in attached.items()})
     values = to_json(ours)
     # A key that came later is written only where it says something: older programs read what they know.
     write_atomic(folder / PRIOR_CONFIG, pretty_json({k: v for k, v in values.items() if k not in LATER or v}))
@@ -164,7 +187,32 @@ def read_folder(folder: Path) -> FolderContents:
     except Exception as error:  # transformers and its validators raise many kinds
         raise ArtifactError(f"{folder / 'config.json'} describes no model: {str(error).splitlines()[0]}") from error
     load_strictly(model, folder / WEIGHTS)
+    conditions = _read_conditions(folder, ours.conditions, values["hidden_size"])
+    attach(model, conditions)
+    places = ours.layout.num_tokens + num_vectors(model)
+    if values["max_position_embeddings"] < places:
+        raise ArtifactError(f"{folder}: max_position_embeddings is too small for conditions, which need {places}")
     return FolderContents(model.eval(), ours, tuple(notes))
+
+
+def _read_conditions(folder: Path, listed: tuple[ConditionConfig, ...], width: int) -> list[Condition]:
+    """Return the conditions of a prior, their weights read strictly; raises `ArtifactError` if they do not fit."""
+    path = folder / CONDITIONS_FILE
+    if not listed:
+        if path.exists():
+            raise ArtifactError(f"{path} is there, but {PRIOR_CONFIG} lists no conditions")
+        return []
+    conditions = []
+    for each in listed:
+        size = prod(each.column.shape)
+        if each.kind == "class" or len(each.column.shape) > 3 or not 1 <= size <= MAX_DIMENSION:
+            raise ArtifactError(f"{folder / PRIOR_CONFIG}: condition {each.column.name} is no column of values")
+        try:
+            conditions.append(build_condition(each.kind, each.column, width))
+        except UsageError as error:
+            raise ArtifactError(f"{folder / PRIOR_CONFIG}: {error}; install the package that brings it") from error
+    load_strictly(nn.ModuleList(conditions), path)
+    return conditions
 
 
 def _check_weights(folder: Path, config: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ backward pass: left to autograd, it takes as long as they do. The logits are tho
 Letters: R rows, S positions, D width, H query heads, G key-value heads, d head width, V vocabulary.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from stage2_prior.conditions import prompt_vectors
 from vq_prior.core.fast.products import linear
 
 
@@ -231,22 +233,40 @@ class SequenceModel(nn.Module):
         layers: Any = stock.model.layers  # type: ignore[union-attr]
         self.layers = nn.ModuleList(_Layer(layer, dtype) for layer in layers)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Return the logits of whole sequences (prompt first)."""
+    def forward(self, tokens: Tensor, columns: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Return the logits of whole sequences, prompt first; `columns` are conditions beside the class, by name."""
         w, again = _pack_ends(self.stock, self.dtype), self.checkpointing and torch.is_grad_enabled()
-        x = F.embedding(tokens, w.embedding)
+        vectors = prompt_vectors(self.stock, columns or {}, len(tokens))
+        x = _embedded(w, tokens, vectors)
         for layer in self.layers:
             x = checkpoint(layer, x, w, use_reentrant=False) if again else layer(x, w)
-        return _head(x, w)
+        return _head(_answers(x, vectors), w)
 
 
 def _head(x: Tensor, w: Packed) -> Tensor:
     return linear(_RMSNorm.apply(x, w.eps).to(w.head.dtype), w.head)
 
 
-def logits(w: Packed, tokens: Tensor) -> Tensor:
-    """Return logits [R, S, V], in the dtype of the matrices, of whole sequences [R, S] (prompt first)."""
+def _embedded(w: Packed, tokens: Tensor, vectors: Tensor | None) -> Tensor:
+    """Return what the blocks read: tokens [R, S], and vectors [R, P, D] of the prompt behind the first of them."""
     x = F.embedding(tokens, w.embedding)
+    return x if vectors is None else torch.cat([x[:, :1], vectors, x[:, 1:]], dim=1)
+
+
+def _answers(x: Tensor, vectors: Tensor | None) -> Tensor:
+    """Return the places that say what comes next: all but those of the prompt before its last."""
+    return x if vectors is None else x[:, vectors.shape[1] :]
+
+
+def logits(w: Packed, tokens: Tensor, vectors: Tensor | None = None) -> Tensor:
+    """Return logits [R, S, V], in the dtype of the matrices, of whole sequences [R, S] (prompt first).
+
+    Args:
+        w: The weights.
+        tokens: [R, S].
+        vectors: What stands in the prompt behind its token, [R, P, D]; None for nothing.
+    """
+    x = _embedded(w, tokens, vectors)
     for block in w.blocks:
         x = _block_output(x, block, w)
-    return _head(x, w)
+    return _head(_answers(x, vectors), w)

@@ -355,7 +355,7 @@ class SequenceLayout:
         grids = []
         for number, level in enumerate(self.levels_at()):
             part = tokens[:, level.positions].to(torch.int64)
-            _require_range(part, level.low, level.high, f"tokens at {_told(level.positions)}")
+            _require_range(part, level.low, level.high, f"tokens at {_in_words(level.positions)}")
             part = part - level.low
             kept = self.kept[number] if self.kept else None
             if kept is not None:
@@ -372,7 +372,7 @@ class SequenceLayout:
         ]
         for number, (spec, level) in enumerate(zip(self.levels, self.levels_at(), strict=True)):
             grid, given = spec.grid, ", given" if number in self.given_levels else ""
-            where, ids = _told(level.positions), f"ids {level.low} to {level.high - 1}"
+            where, ids = _in_words(level.positions), f"ids {level.low} to {level.high - 1}"
             lines.append(f"codes.{number}: {by(grid)}, {where}, {ids}{given}")
             if len(grid) <= 2 and grid[-1] <= 16 and spec.num_tokens <= 256:
                 positions = torch.arange(self.num_tokens)[level.positions].tolist()
@@ -382,7 +382,7 @@ class SequenceLayout:
         return "\n".join(lines)
 
 
-def _told(positions: slice | Tensor) -> str:
+def _in_words(positions: slice | Tensor) -> str:
     """Return in words where the codes of a level stand."""
     if isinstance(positions, Tensor):
         return f"positions {int(positions.min())} to {int(positions.max())}, in an order of their own"

@@ -13,11 +13,29 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stage2_prior.architecture import initialise, model_config, model_of
+from stage2_prior.conditions import (
+    ClassCondition,
+    Conditioned,
+    attach,
+    build_condition,
+    conditions_of,
+    kind_of,
+    num_vectors,
+    prompt_vectors,
+)
 from stage2_prior.decoder import Decoder
-from stage2_prior.folder import SEVERAL_LEVELS, PriorConfig, SamplingDefaults, read_folder, write_folder
+from stage2_prior.folder import (
+    SEVERAL_LEVELS,
+    ConditionConfig,
+    PriorConfig,
+    SamplingDefaults,
+    read_folder,
+    write_folder,
+)
 from stage2_prior.forward import Packed, logits, pack
 from stage2_prior.layout import Order, SequenceLayout
-from stage2_prior.settings import PriorModel
+from stage2_prior.settings import PriorModel, given
+from vq_prior.core.disk.code_store import Column
 from vq_prior.core.disk.components import find_component
 from vq_prior.core.hub.repository import local
 from vq_prior.core.hub.shareable import Shareable
@@ -38,8 +56,17 @@ class Prior(Protocol):
         """Whether the null prompt was trained, which guidance needs."""
         ...
 
-    def log_probs(self, tokens: Tensor, labels: Tensor) -> Tensor:
+    @property
+    def num_vectors(self) -> int:
+        """Vectors of the prompt behind the class, of conditions."""
+        ...
+
+    def log_probs(self, tokens: Tensor, labels: Tensor | Conditioned) -> Tensor:
         """Return the log-probability in nats of each token given those before it, [B, T] float32."""
+        ...
+
+    def prompt_vectors(self, conditioned: Conditioned) -> Tensor | None:
+        """Return what stands in the prompt behind the class, [B, P, D]; None without conditions."""
         ...
 
     def decoder(self, precision: Precision = "fp32") -> Decoder:
@@ -113,24 +140,42 @@ class CausalPrior(Shareable):
         return built[precision]
 
     @torch.no_grad()
-    def log_probs(self, tokens: Tensor, labels: Tensor) -> Tensor:
-        """Return the log-probability in nats of each token given its class and those before it.
+    def log_probs(self, tokens: Tensor, labels: Tensor | Conditioned) -> Tensor:
+        """Return the log-probability in nats of each token given its conditions and those before it.
 
         The softmax is over the ids legal at each position. A token of a level that is given counts as certain: 0.
 
         Args:
             tokens: [B, T] int64.
-            labels: [B] int64; `null_label` for unconditional.
+            labels: [B] int64, `null_label` for unconditional; or all conditions of the rows.
 
         Returns:
             [B, T] float32, each at most 0.
         """
-        return -token_nats(self.layout, self.logits(shifted(self.layout, tokens, labels)), tokens)
+        return -token_nats(self.layout, self.token_logits(tokens, labels), tokens)
+
+    def token_logits(self, tokens: Tensor, labels: Tensor | Conditioned) -> Tensor:
+        """Return the logits of each token, [B, T, V] float32, given its conditions and those before it."""
+        conditioned = Conditioned.of(labels)
+        return self.logits(shifted(self.layout, tokens, conditioned.labels), self.prompt_vectors(conditioned))
 
     @torch.no_grad()
-    def logits(self, inputs: Tensor) -> Tensor:
-        """Return the logits, [B, S, V] float32, of whole sequences [B, S], prompt first."""
-        return logits(self._packed or pack(self.model), inputs)
+    def logits(self, inputs: Tensor, vectors: Tensor | None = None) -> Tensor:
+        """Return the logits, [B, S, V] float32, of whole sequences [B, S], prompt first.
+
+        `vectors` [B, P, D] are what stands in the prompt behind the class; see `prompt_vectors`.
+        """
+        return logits(self._packed or pack(self.model), inputs, vectors)
+
+    @property
+    def num_vectors(self) -> int:
+        """Vectors of the prompt behind the class, of conditions."""
+        return num_vectors(self.model)
+
+    @torch.no_grad()
+    def prompt_vectors(self, conditioned: Conditioned) -> Tensor | None:
+        """Return what stands in the prompt behind the class, [B, P, D]; None without conditions."""
+        return prompt_vectors(self.model, conditioned.to(self.device).columns, len(conditioned))
 
     @torch.no_grad()
     def packed(self) -> "CausalPrior":
@@ -140,7 +185,7 @@ class CausalPrior(Shareable):
 
 def shifted(layout: SequenceLayout, tokens: Tensor, labels: Tensor) -> Tensor:
     """Return what the model reads, [B, T] int64: the prompt and all tokens but the last."""
-    return torch.cat([layout.prompt(labels)[:, None], tokens[:, :-1]], dim=1)
+    return torch.cat([ClassCondition(layout).prompt(labels), tokens[:, :-1]], dim=1)
 
 
 def token_nats(layout: SequenceLayout, logits: Tensor, tokens: Tensor) -> Tensor:
@@ -174,6 +219,7 @@ def build_prior(
     order: Order = "raster",
     given_levels: tuple[int, ...] = (),
     num_special: int = 0,
+    conditions: Sequence[Column] = (),
     seed: int = 0,
 ) -> CausalPrior:
     """Return an untrained prior.
@@ -188,12 +234,16 @@ def build_prior(
         order: How the codes follow each other; see `SequenceLayout`.
         given_levels: Levels that are given, never drawn.
         num_special: Ids between codes and classes.
+        conditions: Columns that it is conditioned on beside the class, each by the kind that takes it.
         seed: Seed of the weights.
     """
     classes = len(label_names) if num_classes is None else num_classes
     layout = SequenceLayout(spec.levels, classes, kept, order, given_levels, num_special)
-    model = model_of(model_config(architecture, layout))
+    width = given(architecture.hidden_size)
+    attached = [build_condition(kind_of(column), column, width, seed=seed) for column in conditions]
+    model = model_of(model_config(architecture, layout, sum(each.num_places for each in attached)))
     initialise(model, seed)
+    attach(model, attached)
     return CausalPrior(model.eval(), layout, spec, codec_id, tuple(label_names))
 
 
@@ -216,6 +266,7 @@ def save_prior(prior: CausalPrior, folder: Path) -> None:
         note=SEVERAL_LEVELS if len(layout.levels) > 1 else None,
         given_levels=layout.given_levels,
         num_special=layout.num_special,
+        conditions=tuple(ConditionConfig(each.column, each.kind) for each in conditions_of(prior.model)),
     )
     write_folder(folder, prior.model, ours)
 

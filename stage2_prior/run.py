@@ -4,10 +4,12 @@ import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from stage2_prior.baselines import Baselines, measure_baselines
+from stage2_prior.conditions import condition_columns, conditions_of
 from stage2_prior.fine_tuning import add_adapters, with_classes
 from stage2_prior.folder import PRIOR_CONFIG, read_prior_config
 from stage2_prior.forward import SequenceModel
@@ -18,7 +20,7 @@ from stage2_prior.settings import TrainPrior, given
 from vq_prior.core.config import from_json
 from vq_prior.core.disk.checkpoints import Checkpoint, latest_checkpoint, save_checkpoint
 from vq_prior.core.disk.code_store import CodeStore
-from vq_prior.core.errors import ArtifactError
+from vq_prior.core.errors import ArtifactError, UsageError
 from vq_prior.core.processes.runtime import Runtime, full_state
 from vq_prior.core.processes.sharding import gathered, like, shard
 from vq_prior.core.spec import Codec
@@ -108,11 +110,13 @@ def prepare(
 ) -> Training:
     """Return a run at step 0 from resolved settings, starting from `base` if there is one; writes nothing."""
     prior = _starting_prior(settings, store, validation, base)
+    train = Sequences.read(store, prior.layout)
+    if base is None:
+        _fit_conditions(prior, train)
     dtype = torch.bfloat16 if runtime.precision == "bf16" else torch.float32
     passes = SequenceModel(prior.model.train(), dtype, checkpointing=settings.gradient_checkpointing)
     sharded = settings.fsdp and runtime.num_processes > 1
     model = shard(passes, passes.layers, runtime.device, runtime.num_processes) if sharded else runtime.wrap(passes)
-    train = Sequences.read(store, prior.layout)
     held_out = Sequences.read(validation, prior.layout, max_rows=settings.eval_rows)
     return Training(
         settings=settings,
@@ -153,14 +157,32 @@ def _starting_prior(
             kept=used_codes((store, validation)),
             order=layout.order,
             given_levels=layout.given_levels,
+            conditions=condition_columns(store.index),
             seed=settings.seed,
         )
     else:
         prior = with_classes(base, names)
         if settings.lora:
             add_adapters(prior, rank=given(settings.lora_rank), seed=settings.seed)
-    prior.unconditional = given(settings.label_dropout) > 0 or not names
+        for condition in conditions_of(prior.model):
+            condition.requires_grad_(True)
+    prior.unconditional = given(settings.label_dropout) > 0 or not (names or prior.num_vectors)
     return prior
+
+
+def _fit_conditions(prior: CausalPrior, train: Sequences) -> None:
+    """Let the conditions of an untrained prior see the training rows, and check these.
+
+    Raises:
+        ArtifactError: If a condition takes other values.
+    """
+    for condition in conditions_of(prior.model):
+        values = torch.from_numpy(train.columns[condition.column.name].astype(np.float32))
+        try:
+            condition.check(values)
+        except UsageError as error:
+            raise ArtifactError(f"the codes hold values of {condition.column.name} that do not fit: {error}") from error
+        condition.fit(values)
 
 
 def save(t: Training) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stage2_prior.conditions import Conditioned
 from stage2_prior.decoder import Decoder
 from stage2_prior.fast.invariance import attended_rows, call_rows
 from stage2_prior.filters import filtered_probabilities, guidance_at, inverse_cdf
@@ -24,8 +25,13 @@ from vq_prior.core.training.randomness import MAX_SEED, sample_uniforms
 PRECISIONS = ("fp32", "bf16")
 
 
-def check_sampling(layout: SequenceLayout, **settings: Any) -> None:
+def check_sampling(layout: SequenceLayout, *, conditioned: bool = False, **settings: Any) -> None:
     """Check sampling settings, by the names of `Sampling`, against a prior's layout.
+
+    Args:
+        layout: Of the prior.
+        conditioned: Whether the prior has conditions beside the class.
+        settings: By name.
 
     Raises:
         UsageError: Naming the setting, what was given and what is allowed.
@@ -46,7 +52,7 @@ def check_sampling(layout: SequenceLayout, **settings: Any) -> None:
         raise UsageError(f"min_p must be at least 0 and below 1, got {s.min_p}; leave it out to keep every code")
     if not (math.isfinite(guidance_scale) and guidance_scale >= 0):
         raise UsageError(f"guidance_scale must be at least 0 and finite, got {guidance_scale}; 1 is off")
-    if guidance_scale != 1 and not layout.num_classes:
+    if guidance_scale != 1 and not layout.num_classes and not conditioned:
         raise UsageError(f"guidance_scale must be 1 for a prior without classes, got {guidance_scale}; leave it out")
     if s.guidance_power is not None and not (math.isfinite(s.guidance_power) and s.guidance_power > 0):
         raise UsageError(f"guidance_power must be positive and finite, got {s.guidance_power}; leave it out for none")
@@ -57,7 +63,7 @@ def check_sampling(layout: SequenceLayout, **settings: Any) -> None:
 @torch.inference_mode()
 def sample_tokens(
     prior: Prior,
-    labels: Tensor,
+    labels: Tensor | Conditioned,
     *,
     seed: int,
     indices: Sequence[int],
@@ -72,7 +78,7 @@ def sample_tokens(
 
     Args:
         prior: A trained prior in eval mode.
-        labels: Class of each sample, [B] int64; `prior.layout.null_label` for unconditional.
+        labels: Class of each sample, [B] int64, `prior.layout.null_label` for unconditional; or all its conditions.
         seed: Seed of the whole set, in [0, 2**63).
         indices: B sample indices.
         given: [B, T] int64: tokens that are taken as they are, and -1 where one is drawn; the uniform numbers of given
@@ -88,8 +94,9 @@ def sample_tokens(
     """
     layout = prior.layout
     sampling = Sampling(**settings).filled()
-    check_sampling(layout, **sampling.words())
-    _check_rows(layout, labels, seed, indices)
+    conditioned, device = Conditioned.of(labels), Conditioned.of(labels).labels.device
+    check_sampling(layout, conditioned=prior.num_vectors > 0, **sampling.words())
+    _check_rows(layout, conditioned.labels, seed, indices)
     _check_guidance(prior, known(sampling.guidance_scale))
     taken = checked_given(layout, given, len(indices))
     decoder = prior.decoder(sampling.precision)
@@ -99,12 +106,15 @@ def sample_tokens(
     uniforms = torch.from_numpy(sample_uniforms(seed, np.asarray(indices, dtype=np.int64), layout.num_tokens))
     for first in range(0, B, rows):
         here = slice(first, min(first + rows, B))
-        prompt, draws, forced = (_padded(part[here], rows) for part in (labels.cpu(), uniforms, taken))
+        prompt, draws, forced = (_padded(part[here], rows) for part in (conditioned.labels.cpu(), uniforms, taken))
         prompts = [layout.prompt(prompt), torch.full_like(prompt, layout.null_token)][:passes]
         inputs = [part.to(decoder.device) for part in (torch.cat(prompts), draws, forced)]
+        vectors = [prior.prompt_vectors(each[here]) for each in (conditioned, conditioned.null(layout))[:passes]]
+        if prior.num_vectors:
+            inputs.append(torch.cat([_padded(part, rows) for part in vectors if part is not None]))
         scales = guidance_at(layout.num_tokens, **sampling.guidance)
         pieces.append(_draw(decoder, here.stop - first, layout, inputs, scales, sampling.filters).cpu())
-    return torch.cat(pieces).to(labels.device)
+    return torch.cat(pieces).to(device)
 
 
 def _check_guidance(prior: Prior, guidance_scale: float) -> None:
@@ -186,21 +196,25 @@ def _draw(
         decoder: The model.
         num_samples: Those of the R rows that are wanted; the others fill up the call.
         layout: Which ids are legal where.
-        inputs: Prompts [R], or [2 R] with the null rows behind; uniform numbers [R, T]; given tokens or -1 [R, T].
+        inputs: Prompts [R], or [2 R] with the null rows behind; uniform numbers [R, T]; given tokens or -1 [R, T];
+            and, for a prior with conditions, what stands in the prompt behind the class, as many rows of [P, D].
         guidance: Scale at each position.
         filters: Of `filtered_probabilities`.
     """
-    prompts, uniforms, forced = inputs
+    prompts, uniforms, forced, *vectors = inputs
     R, T = uniforms.shape
     passes = prompts.shape[0] // R
     cache = decoder.new_cache(attended_rows(decoder, num_samples, R, passes))
     tokens = torch.empty((R, T), dtype=torch.int64, device=prompts.device)
     finite = torch.ones((), dtype=torch.bool, device=prompts.device)
-    current = prompts
+    current, first = prompts, 0
+    for behind in vectors[0].unbind(1) if vectors else ():
+        decoder.step(current, first, cache, 0, 1)  # kept in the cache; what it says of the next place is not asked
+        current, first = behind.contiguous(), first + 1
     is_given = (forced >= 0).cpu()
     some, all_given = is_given.any(0).tolist(), is_given.all(0).tolist()
     for position, (low, high) in enumerate(layout.legal_ids):
-        logits = decoder.step(current, position, cache, low, high)
+        logits = decoder.step(current, first + position, cache, low, high)
         if passes == 2:
             null = logits[R:]
             logits = null + guidance[position] * (logits[:R] - null)

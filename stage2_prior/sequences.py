@@ -3,14 +3,15 @@
 Letters: n rows, T tokens of a sequence.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from stage2_prior.conditions import Conditioned, condition_columns
 from stage2_prior.layout import SequenceLayout
 from vq_prior.core.disk.code_store import CodeStore, shard_ranges
 from vq_prior.core.training.randomness import keyed_generator
@@ -26,11 +27,13 @@ class Sequences:
         layout: How code grids become tokens.
         grids: The codes of each level, [n, *grid].
         labels: [n] int64; the null label throughout if the store has no labels.
+        columns: Values of the conditions beside the class by name, [n, *shape].
     """
 
     layout: SequenceLayout
     grids: tuple[NDArray[np.generic], ...]
     labels: NDArray[np.int64]
+    columns: Mapping[str, NDArray[np.generic]] = field(default_factory=dict)
 
     @classmethod
     def read(cls, store: CodeStore, layout: SequenceLayout, *, max_rows: int | None = None) -> "Sequences":
@@ -40,7 +43,8 @@ class Sequences:
             rows = np.arange(max_rows, dtype=np.int64) * len(store) // max_rows
         columns = store.rows(rows)
         labels = columns["label"] if store.labelled else np.full(len(rows), layout.null_label, dtype=np.int64)
-        return cls(layout, tuple(columns[f"codes.{n}"] for n in range(len(layout.levels))), labels)
+        grids = tuple(columns[f"codes.{n}"] for n in range(len(layout.levels)))
+        return cls(layout, grids, labels, {each.name: columns[each.name] for each in condition_columns(store.index)})
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -49,6 +53,12 @@ class Sequences:
         """Return tokens [n, T] and labels [n], int64 on the host, of some rows."""
         codes = tuple(torch.from_numpy(grid[rows].astype(np.int64)) for grid in self.grids)
         return self.layout.to_tokens(codes), torch.from_numpy(self.labels[rows].astype(np.int64))
+
+    def conditioned(self, rows: NDArray[np.int64] | slice) -> tuple[Tensor, Conditioned]:
+        """Return tokens [n, T] of some rows and all that they are conditioned on, on the host."""
+        tokens, labels = self.batch(rows)
+        columns = {name: torch.from_numpy(each[rows].astype(np.float32)) for name, each in self.columns.items()}
+        return tokens, Conditioned(labels, columns)
 
 
 def used_codes(stores: Sequence[CodeStore]) -> tuple[tuple[int, ...] | None, ...] | None:
@@ -66,15 +76,6 @@ def used_codes(stores: Sequence[CodeStore]) -> tuple[tuple[int, ...] | None, ...
         few = used.sum() < COMPACT_BELOW * level.num_codes
         kept.append(tuple(map(int, np.flatnonzero(used))) if few else None)
     return tuple(kept) if any(kept) else None
-
-
-def drop_labels(labels: Tensor, layout: SequenceLayout, *, rate: float, seed: int, step: int) -> Tensor:
-    """Return the labels of the global batch of one step, [B], some replaced by the null label.
-
-    Which ones is a function of (seed, step), so it does not depend on the number of processes.
-    """
-    dropped = torch.from_numpy(keyed_generator(seed, step, "label dropout").random(len(labels)) < rate)
-    return labels.masked_fill(dropped, layout.null_label)
 
 
 def drop_tokens(inputs: Tensor, layout: SequenceLayout, *, rate: float, seed: int, step: int) -> Tensor:

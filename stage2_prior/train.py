@@ -8,22 +8,22 @@ import time
 from collections.abc import Callable, Sequence
 from math import isfinite
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stage2_prior.architecture import model_of
+from stage2_prior.architecture import twin_of
 from stage2_prior.baselines import bits_per_dimension
 from stage2_prior.calibrate import calibrate
+from stage2_prior.conditions import Conditioned, condition_columns, conditions_of
 from stage2_prior.fine_tuning import architecture_of, merged, open_base, prior_id
 from stage2_prior.orders import layout_of, read_order
 from stage2_prior.plan import plan_lines, size_lines
 from stage2_prior.prior import CausalPrior, save_prior, shifted, token_nats
 from stage2_prior.run import Progress, Training, prepare, resume, save, written_steps
 from stage2_prior.sampling import sample_tokens
-from stage2_prior.sequences import Sequences, drop_labels, drop_tokens
+from stage2_prior.sequences import Sequences, drop_tokens
 from stage2_prior.settings import TINY_ROWS, CodeFacts, TrainPrior, check, given, resolve
 from vq_prior.core.disk.artifacts import new_folder, remove
 from vq_prior.core.disk.code_store import CodeStore
@@ -161,6 +161,10 @@ def _require_same_codes(base: CausalPrior, stores: Sequence[CodeStore], codes: P
     require_same_codec(str(codes), store.index.codec.id, "the prior of --from", base.codec_id)
     if base.spec != store.spec:
         raise ArtifactError(f"{codes} holds codes of {store.spec}, the prior of --from is for {base.spec}")
+    known, there = [each.column for each in conditions_of(base.model)], list(condition_columns(store.index))
+    if known != there:
+        names = [", ".join(each.name for each in columns) or "none" for columns in (there, known)]
+        raise ArtifactError(f"{codes} holds the conditions {names[0]}, the prior of --from has {names[1]}")
     if base.layout.kept is not None:
         for store in stores:
             Sequences.read(store, base.layout).batch(slice(None))
@@ -173,16 +177,19 @@ def passes(t: Training, step: int) -> StepSums:
     class and null tokens take no probability.
     """
     s, layout, batch_size = t.settings, t.prior.layout, given(t.settings.batch_size)
-    tokens, labels = t.train.batch(batch_rows(len(t.train), batch_size, s.seed, step))
-    if layout.num_classes:
-        labels = drop_labels(labels, layout, rate=given(s.label_dropout), seed=s.seed, step=step)
-    inputs = drop_tokens(shifted(layout, tokens, labels), layout, rate=given(s.token_dropout), seed=s.seed, step=step)
+    tokens, conditioned = t.train.conditioned(batch_rows(len(t.train), batch_size, s.seed, step))
+    if layout.num_classes or conditioned.columns:
+        conditioned = conditioned.dropped(layout, rate=given(s.label_dropout), seed=s.seed, step=step)
+    inputs = drop_tokens(
+        shifted(layout, tokens, conditioned.labels), layout, rate=given(s.token_dropout), seed=s.seed, step=step
+    )
     sums, pieces = StepSums(t.runtime, t.model), t.runtime.pieces(batch_size, s.gradient_accumulation_steps)
     t.prior.model.zero_grad(set_to_none=True)
     for piece in pieces:
         given_tokens, wanted = (part[piece].to(t.runtime.device, non_blocking=True) for part in (inputs, tokens))
         with sums.piece(last=piece is pieces[-1]):
-            nats = token_nats(layout, t.model(given_tokens), wanted).sum() / (batch_size * layout.num_drawn)
+            columns = conditioned[piece].to(t.runtime.device).columns
+            nats = token_nats(layout, t.model(given_tokens, columns), wanted).sum() / (batch_size * layout.num_drawn)
             sums.backward(nats, {"train_nats": nats})
     return sums
 
@@ -258,7 +265,8 @@ def held_out_loss(t: Training) -> float:
     the new data not at all, and the weights that are kept must do both.
     """
     model, layout, device = unwrap(t.model), t.prior.layout, t.runtime.device
-    both = t.settings.from_model is not None and layout.num_classes > 0 and t.prior.unconditional
+    some = layout.num_classes > 0 or t.prior.num_vectors > 0
+    both = t.settings.from_model is not None and some and t.prior.unconditional
     sums, pieces = TreeSum(), t.runtime.pieces(len(t.held_out))
     # As many calls on every process: where parameters are sharded, all gather them together.
     calls = -(-len(t.held_out) // (t.runtime.num_processes * len(pieces) * EVAL_ROWS_PER_CALL))
@@ -266,11 +274,12 @@ def held_out_loss(t: Training) -> float:
         for piece in pieces:
             total = torch.zeros((), dtype=torch.float64)
             for call in cut(piece, calls):
-                tokens, labels = t.held_out.batch(call)
-                prompts = [labels, torch.full_like(labels, layout.null_label)] if both else [labels]
-                for labels in prompts:
-                    inputs, wanted = shifted(layout, tokens, labels).to(device), tokens.to(device)
-                    total += token_nats(layout, model(inputs), wanted).double().sum().cpu() / len(prompts)
+                tokens, conditioned = t.held_out.conditioned(call)
+                prompts = [conditioned, conditioned.null(layout)] if both else [conditioned]
+                for each in prompts:
+                    inputs, wanted = shifted(layout, tokens, each.labels).to(device), tokens.to(device)
+                    columns = each.to(device).columns
+                    total += token_nats(layout, model(inputs, columns), wanted).double().sum().cpu() / len(prompts)
             sums.add(total)
     whole = sums.total()
     assert whole is not None
@@ -305,12 +314,13 @@ def save_samples(t: Training, codec: Codec, log: RunLog) -> None:
     several = layout.num_classes > 1
     columns = min(layout.num_classes, 10) if several else 8
     labels = torch.arange(NUM_PICTURES) % columns if several else torch.zeros(NUM_PICTURES, dtype=torch.int64)
-    if layout.given_levels:  # those of held-out rows, with their classes
-        tokens, labels = t.held_out.batch(np.arange(NUM_PICTURES) % len(t.held_out))
+    conditioned = Conditioned(labels)
+    if layout.given_levels or t.prior.num_vectors:  # what held-out rows are conditioned and given
+        tokens, conditioned = t.held_out.conditioned(np.arange(NUM_PICTURES) % len(t.held_out))
         given = tokens.clone()
         given[:, layout.drawn_positions] = -1
     with t.average.swapped_into(t.prior.model):
-        tokens = sample_tokens(t.prior, labels, seed=t.settings.seed, indices=range(NUM_PICTURES), given=given)
+        tokens = sample_tokens(t.prior, conditioned, seed=t.settings.seed, indices=range(NUM_PICTURES), given=given)
     images = codec.decode(layout.to_codes(tokens))
     log.show(t.step, "samples", codec.modality.show.sheet(images, columns=columns))
 
@@ -321,8 +331,7 @@ def best_prior(t: Training) -> CausalPrior | None:
         best = gathered(t.best, keep=t.runtime.is_main)
         if not t.runtime.is_main:
             return None
-        config: Any = t.prior.model.config
-        model = model_of(config).to(t.runtime.device)
+        model = twin_of(t.prior.model).to(t.runtime.device)
         model.load_state_dict(best)
         return dataclasses.replace(t.prior, model=model.eval(), _decoders=None)
     if not t.runtime.is_main:
@@ -336,8 +345,7 @@ def finish(t: Training, record: TrainingRecord) -> None:
     """Choose the sampling settings on held-out rows, write RUN/prior, and say how good it is."""
     final = best_prior(t)
     if final is not None:
-        tokens, labels = t.held_out.batch(slice(None))
-        final.sampling = calibrate(final, tokens, labels).best
+        final.sampling = calibrate(final, *t.held_out.conditioned(slice(None))).best
         final.trained_steps = t.step
         b, best = t.baselines, t.progress.best_nats
         assert best is not None

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from stage2_prior.baselines import bits_per_dimension, measure_baselines
+from stage2_prior.conditions import Conditioned
 from stage2_prior.layout import SequenceLayout
-from stage2_prior.sequences import Sequences, drop_labels, drop_tokens
+from stage2_prior.sequences import Sequences, drop_tokens
 from vq_prior.core.disk.code_store import CodeStore
 from vq_prior.core.spec import CodeSpec, LevelSpec
 
@@ -70,9 +71,9 @@ def test_rows_come_back_as_tokens(code_store: Path) -> None:
 def test_dropouts_are_functions_of_seed_and_step() -> None:
     layout = SequenceLayout((LevelSpec((20,), 12),), 3)
     labels = torch.arange(5000) % 3
-    dropped = drop_labels(labels, layout, rate=0.1, seed=1, step=2)
-    assert torch.equal(dropped, drop_labels(labels, layout, rate=0.1, seed=1, step=2))
-    assert not torch.equal(dropped, drop_labels(labels, layout, rate=0.1, seed=1, step=3))
+    dropped = Conditioned(labels).dropped(layout, rate=0.1, seed=1, step=2).labels
+    assert torch.equal(dropped, Conditioned(labels).dropped(layout, rate=0.1, seed=1, step=2).labels)
+    assert not torch.equal(dropped, Conditioned(labels).dropped(layout, rate=0.1, seed=1, step=3).labels)
     share = float((dropped == layout.null_label).float().mean())
     assert abs(share - 0.1) < 0.02  # five standard deviations of 5,000 coin flips
     assert torch.equal(dropped[dropped != 3], labels[dropped != 3])

@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.numpy import load
 
 from vq_prior.core.config import parse_json
 from vq_prior.core.disk.code_store import (
     INDEX,
     CodeIndex,
     CodeStore,
+    Column,
     Shard,
     Source,
     code_dtype,
@@ -342,3 +344,21 @@ def test_shards_cover_every_row_once(num_rows, rows_per_shard):
     ranges = shard_ranges(num_rows, rows_per_shard)
     assert [row for part in ranges for row in part] == list(range(num_rows))
     assert all(len(part) == rows_per_shard for part in ranges[:-1])
+
+
+def test_float_columns_are_written_and_change_nothing_else():
+    plain, more = (
+        store_columns(SPECS["2-D"], labelled=False),
+        [Column("ink", "float32", ()), Column("place", "float64", (2,))],
+    )
+    assert store_columns(SPECS["2-D"], labelled=False, more=more) == (*plain, *more)
+    values = {"ink": np.array([0.5, -1e30]), "place": np.array([[1.0, 2.0], [3.0, 0.1]])}
+    assert load(shard_bytes(more, values))["place"].tolist() == values["place"].tolist()
+    assert load(shard_bytes(more, values))["ink"].dtype == np.float32
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf, 1e39])
+def test_a_number_that_is_not_finite_is_refused_by_column_and_row(wrong):
+    values = {"ink": np.array([0.5, 0.25, wrong])}
+    with pytest.raises(ArtifactError, match="column ink is not finite in row 2"):
+        shard_bytes([Column("ink", "float32", ())], values)

@@ -104,11 +104,11 @@ def shard_ranges(num_rows: int, rows_per_shard: int = ROWS_PER_SHARD) -> list[ra
     return [range(first, min(first + rows_per_shard, num_rows)) for first in range(0, num_rows, rows_per_shard)]
 
 
-def store_columns(spec: CodeSpec, *, labelled: bool) -> tuple[Column, ...]:
-    """Return the columns of a store with this spec."""
+def store_columns(spec: CodeSpec, *, labelled: bool, more: Sequence[Column] = ()) -> tuple[Column, ...]:
+    """Return the columns of a store with this spec, and behind them `more` of other names."""
     codes = [Column(f"codes.{n}", str(code_dtype(level.num_codes)), level.grid) for n, level in enumerate(spec.levels)]
     label = [Column("label", "int64", ())] if labelled else []
-    return (*codes, *label, Column("source_index", "int64", ()), Column("view", "uint8", ()))
+    return (*codes, *label, Column("source_index", "int64", ()), Column("view", "uint8", ()), *more)
 
 
 def shard_bytes(columns: Sequence[Column], rows: Mapping[str, NDArray[Any]]) -> bytes:
@@ -118,12 +118,24 @@ def shard_bytes(columns: Sequence[Column], rows: Mapping[str, NDArray[Any]]) -> 
     tensors = {}
     for column in columns:
         values = np.asarray(rows[column.name])
-        low, high = np.iinfo(column.dtype).min, np.iinfo(column.dtype).max
         assert values.shape[1:] == column.shape, (column, values.shape)
-        assert values.size == 0 or (low <= values.min() and values.max() <= high), column
-        tensors[column.name] = np.ascontiguousarray(values.astype(column.dtype))
+        converted = np.ascontiguousarray(values.astype(column.dtype))
+        if converted.dtype.kind == "f":
+            require_finite(converted, column.name)
+        elif converted.dtype.kind in "iu":
+            low, high = np.iinfo(column.dtype).min, np.iinfo(column.dtype).max
+            assert values.size == 0 or (low <= values.min() and values.max() <= high), column
+        tensors[column.name] = converted
     assert rows.keys() == tensors.keys()
     return save(tensors)
+
+
+def require_finite(values: NDArray[Any], name: str, first_row: int = 0) -> None:
+    """Raise `ArtifactError` that names the first row, counted from `first_row`, whose numbers are not all finite."""
+    finite = np.isfinite(values.reshape(len(values), -1)).all(axis=1)
+    if not finite.all():
+        row = first_row + int(np.flatnonzero(~finite)[0])
+        raise ArtifactError(f"column {name} is not finite in row {row}; mend the row or leave it out")
 
 
 def write_index(folder: Path, index: CodeIndex) -> None:
@@ -234,6 +246,9 @@ class CodeStore:
                 codes = columns[f"codes.{number}"]
                 if codes.size and not (codes.min() >= 0 and codes.max() < level.num_codes):
                     raise ArtifactError(f"{path}: codes.{number} must lie in [0, {level.num_codes})")
+            for column in self.index.columns:
+                if column.dtype.startswith("float"):
+                    require_finite(columns[column.name], f"{path}: {column.name}")
             labels = columns.get("label")
             if labels is not None and not (labels.min() >= 0 and labels.max() < len(self.index.label_names)):
                 raise ArtifactError(f"{path}: label must lie in [0, {len(self.index.label_names)})")

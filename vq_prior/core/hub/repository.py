@@ -15,7 +15,7 @@ from vq_prior.core.identity import hub_digest
 
 MODEL_FILE = re.compile(
     r"((vqvae|prior)/)?(config|preprocessor_config|prior_config|generation_config|manifest|training)\.json"
-    r"|((vqvae|prior)/)?model\.safetensors|README\.md|samples\.png|evaluation\.json"
+    r"|((vqvae|prior)/)?(model|conditions)\.safetensors|README\.md|samples\.png|evaluation\.json"
     r"|processor_config\.json|(diffusion_pytorch_)?model\.safetensors(\.index\.json)?"  # codecs of other libraries
 )
 DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
