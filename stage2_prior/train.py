@@ -315,7 +315,7 @@ def save_samples(t: Training, codec: Codec, log: RunLog) -> None:
     columns = min(layout.num_classes, 10) if several else 8
     labels = torch.arange(NUM_PICTURES) % columns if several else torch.zeros(NUM_PICTURES, dtype=torch.int64)
     conditioned = Conditioned(labels)
-    if layout.given_levels or t.prior.num_vectors:  # what held-out rows are conditioned and given
+    if layout.given_levels or t.prior.num_vectors:  # those of held-out rows
         tokens, conditioned = t.held_out.conditioned(np.arange(NUM_PICTURES) % len(t.held_out))
         given = tokens.clone()
         given[:, layout.drawn_positions] = -1

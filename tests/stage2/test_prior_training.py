@@ -14,6 +14,7 @@ import pytest
 import torch
 from code_stores import CODEC_ID, SPEC, write_store
 
+from stage1_vqvae.modalities.pictures import PICTURES
 from stage2_prior import run, train
 from stage2_prior.calibrate import ROWS_PER_CALL, calibrate, candidates, held_out_nats
 from stage2_prior.forward import Packed, pack
@@ -50,6 +51,7 @@ class CellsCodec:
 
     spec = SPEC
     codec_id = CODEC_ID
+    modality = PICTURES
 
     def encode(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return (((images[:, 0] + 1) * 5.5).round().to(torch.int64),)

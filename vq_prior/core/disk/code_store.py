@@ -119,7 +119,8 @@ def shard_bytes(columns: Sequence[Column], rows: Mapping[str, NDArray[Any]]) -> 
     for column in columns:
         values = np.asarray(rows[column.name])
         assert values.shape[1:] == column.shape, (column, values.shape)
-        converted = np.ascontiguousarray(values.astype(column.dtype))
+        with np.errstate(over="ignore"):  # what is too large for the type is no finite number, and refused as such
+            converted = np.ascontiguousarray(values.astype(column.dtype))
         if converted.dtype.kind == "f":
             require_finite(converted, column.name)
         elif converted.dtype.kind in "iu":
