@@ -8,6 +8,7 @@ beside OUT: `request.json` says what is being written, `store/` holds finished s
 import json
 from collections.abc import Generator, Sequence
 from contextlib import closing
+from hashlib import sha256
 from math import prod
 from pathlib import Path
 from time import monotonic
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from stage1_vqvae.codecs import AnyCodec, open_codec
+from stage1_vqvae.data.columns import condition_columns, with_columns
 from stage1_vqvae.data.loading import ahead, batched, stored_ahead, stored_views
 from stage1_vqvae.data.rows import DataRows
 from stage1_vqvae.data.sources import Data, open_data_of, rows_called
@@ -35,6 +37,7 @@ from vq_prior.core.disk.code_store import (
     SPLITS,
     CodeIndex,
     CodeStore,
+    Column,
     Shard,
     Source,
     shard_bytes,
@@ -50,6 +53,7 @@ from vq_prior.core.identity import file_sha256
 from vq_prior.core.modality import Modality, Stored
 from vq_prior.core.processes.fixed_calls import rows_per_call
 from vq_prior.core.processes.runtime import Runtime, start_runtime
+from vq_prior.core.spec import CodeSpec
 from vq_prior.core.training.code_use import perplexity, usage
 from vq_prior.core.training.runs import require_free_space
 
@@ -75,14 +79,14 @@ def extract_codes(settings: ExtractCodes) -> Path:
     say(runtime.describe())
     for note in codec.notes:
         say(note)
-    data = open_data_of(settings, say=say, modality=codec.modality)
+    data = with_columns(open_data_of(settings, say=say, modality=codec.modality), settings.condition)
     request = _request(codec, data, settings.views)
     if (settings.out / INDEX).exists() and not settings.overwrite:
-        if _answers(settings.out, request):
+        if _answers(settings.out, request, data):
             say(f"{settings.out} is finished ({' + '.join(map(str, request['num_rows']))} rows); nothing to do")
             return settings.out
         raise UsageError(
-            f"{settings.out} holds the codes of another codec, other data or other views; "
+            f"{settings.out} holds the codes of another codec, other data, other conditions or other views; "
             "choose another --out or pass --overwrite"
         )
     spec = codec.spec
@@ -113,7 +117,9 @@ def _check_views(modality: Modality, views: str) -> None:
 
 def _request(codec: AnyCodec, data: Data, views: str) -> dict[str, Any]:
     """Return what the store is a function of."""
-    return {
+    values = [(split.columns, name) for split in (data.train, data.validation) for name in sorted(split.columns)]
+    told = [sha256(np.ascontiguousarray(columns[name]).tobytes()).hexdigest() for columns, name in values]
+    return ({"conditions": [sorted(data.train.columns), told]} if told else {}) | {
         "format_version": 1,
         "codec_id": codec.codec_id,
         "data_id": data.data_id,
@@ -126,12 +132,23 @@ def _described(codec: AnyCodec, views: str) -> dict[str, Any]:
     return preprocessing(codec.modality, codec.transform) | ({} if views == "none" else {"views": views})
 
 
-def _answers(out: Path, request: dict[str, Any]) -> bool:
+def _answers(out: Path, request: dict[str, Any], data: Data) -> bool:
     """Return whether the store at `out` is complete and is what `request` asks for."""
     stores = [CodeStore.open(out, split) for split in SPLITS]
     index = stores[0].index
+    if index.columns != _columns(index.spec, data):
+        return False
+    for store, rows in zip(stores, (data.train, data.validation), strict=True):
+        there = store.rows(np.arange(len(store))) if rows.columns else {}
+        each = len(store) // len(rows)
+        if any(not np.array_equal(there[name], values.repeat(each, axis=0)) for name, values in rows.columns.items()):
+            return False
     held = [index.codec.id, index.data.id, index.transform, [len(store) for store in stores]]
     return held == [request["codec_id"], request["data_id"], request["transform"], request["num_rows"]]
+
+
+def _columns(spec: CodeSpec, data: Data) -> tuple[Column, ...]:
+    return store_columns(spec, labelled=data.train.labels is not None, more=condition_columns(data))
 
 
 def _open_partial(folder: Path, request: dict[str, Any]) -> None:
@@ -170,7 +187,7 @@ def _shards(data: Data, views: str) -> list[tuple[str, DataRows, int, range]]:
 def _write_shards(settings: ExtractCodes, runtime: Runtime, codec: AnyCodec, data: Data, store: Path) -> None:
     """Write this process's shards that are not there yet: r, r + W, ..."""
     codec.to(runtime.device)  # type: ignore[arg-type]
-    columns = store_columns(codec.spec, labelled=data.train.labels is not None)
+    columns = _columns(codec.spec, data)
     mine = _shards(data, settings.views)[runtime.process_index :: runtime.num_processes]
     todo = [shard for shard in mine if not (store / shard_file(shard[0], shard[2])).exists()]
     num_rows = sum(len(rows) for *_, rows in mine)
@@ -199,6 +216,7 @@ def _write_shards(settings: ExtractCodes, runtime: Runtime, codec: AnyCodec, dat
             each = len(rows) // len(images)
             if images.labels is not None:
                 values["label"] = images.labels.repeat(each)
+            values |= {name: each_row.repeat(each, axis=0) for name, each_row in images.columns.items()}
             values["source_index"] = images.source_index.repeat(each)
             values["view"] = np.tile(np.arange(each, dtype=np.uint8), len(images))
             write_atomic(store / shard_file(split, number), shard_bytes(columns, values))
@@ -267,7 +285,7 @@ def _publish(settings: ExtractCodes, codec: AnyCodec, data: Data, partial_folder
         data=Source(public_name(settings.data), data.data_id),
         transform=_described(codec, settings.views),
         label_names=data.label_names,
-        columns=store_columns(codec.spec, labelled=data.train.labels is not None),
+        columns=_columns(codec.spec, data),
         rows_per_shard=_rows_per_shard(codec.modality.values.views[settings.views]),
         shards=tuple(shards),
     )

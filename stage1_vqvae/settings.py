@@ -165,6 +165,9 @@ class ExtractCodes(CodecSize, KindSettings):
     views: str = "none"
     """Further code rows of each training image: its mirror image (flip), or beside that four overlapping crops of 10/11
     of each side and their mirror images (ten-crop)."""
+    condition: tuple[str, ...] = ()
+    """Columns of numbers, or lists of numbers, in the tables or metadata files of --data, all after one flag: they are
+    copied beside the codes, and a prior trained on these is conditioned on them."""
     batch_size: Annotated[int | None, Within(1, 10**6)] = None
     """Images handed to the encoder at once by each process."""
     num_workers: NumWorkers = None

@@ -75,6 +75,9 @@ class Generate(Drawing):
     given: Path | None = None
     """Code store, for a prior that does not draw every level: sample i gets the given levels of held-out row i mod n of
     it, and that row's class unless --labels or --unconditional says otherwise."""
+    condition: Path | None = None
+    """Values of the model's conditions by name: a .json object of lists, or a .npy array for a model of one condition.
+    Sample i gets row i, one row is for all; a condition that is not named is left out."""
     keep: float | None = None
     """With --reject-with: the share of candidates that is kept, 1/m for a whole number m (0.5, 0.25, ...)."""
 

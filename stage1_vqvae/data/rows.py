@@ -4,7 +4,7 @@ Letters: n rows.
 """
 
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from hashlib import sha256
@@ -110,12 +110,14 @@ class DataRows:
         source_index: Which of them these are, [n] int64, ascending.
         labels: Class of each row, [n] int64 in [0, number of classes), or None without labels.
         headers: What each row's header says.
+        columns: Numbers that stand beside the rows by name, [n, *shape] float32.
     """
 
     rows: EncodedRows
     source_index: NDArray[np.int64]
     labels: NDArray[np.int64] | None
     headers: tuple[Header, ...] = field(repr=False, default=())
+    columns: Mapping[str, NDArray[np.float32]] = field(repr=False, default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.source_index)
@@ -133,7 +135,8 @@ class DataRows:
         chosen = np.asarray(rows, dtype=np.int64)
         headers = tuple(self.headers[row] for row in chosen) if self.headers else ()
         labels = None if self.labels is None else self.labels[chosen]
-        return DataRows(self.rows, self.source_index[chosen], labels, headers)
+        columns = {name: values[chosen] for name, values in self.columns.items()}
+        return DataRows(self.rows, self.source_index[chosen], labels, headers, columns)
 
 
 def content_digest(encoded: Encoded) -> bytes:

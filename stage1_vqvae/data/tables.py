@@ -151,6 +151,14 @@ class _TableFile:
         return [value for number in range(len(self.sizes)) for value in self.column(number, column).to_pylist()]
 
 
+def table_values(path: Path, column: str) -> list[Any]:
+    """Return a whole column of a parquet or arrow file as Python values; raises `ArtifactError` if there is none."""
+    file = _TableFile(path)
+    if column not in file.schema.names:
+        raise ArtifactError(f"{path} has no column {column}, only {', '.join(file.schema.names)}")
+    return file.values(column)
+
+
 def _arrow_batches(path: Path) -> list["pa.RecordBatch"]:
     """Return the record batches of an arrow file or stream, mapped into memory."""
     import pyarrow as pa

@@ -6,9 +6,10 @@ that chose it, where there is one. See `picture_folder` for how a rerun continue
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,10 @@ from stage1_vqvae.data.loading import stored_row
 from stage1_vqvae.data.rows import FileRows
 from stage1_vqvae.data.sources import rows_called
 from stage1_vqvae.modalities.sheets import save_png
-from stage2_prior.folder import read_prior_config
+from stage2_prior.conditions import conditions_of
+from stage2_prior.folder import PriorConfig, read_prior_config
 from stage2_prior.sampling_settings import Sampling
-from vq_prior.core.config import pretty_json, read_json
+from vq_prior.core.config import canonical_json, pretty_json, read_json
 from vq_prior.core.disk.artifacts import write_atomic
 from vq_prior.core.disk.components import WEIGHTS, find_component
 from vq_prior.core.disk.locks import releasing
@@ -48,6 +50,7 @@ from vq_prior.draw.sample_folder import (
     share_of_missing,
     write_note,
 )
+from vq_prior.model.conditions import condition_values, read_conditions
 from vq_prior.model.given_images import kept_rows
 from vq_prior.model.index import ModelIndex, read_index
 from vq_prior.model.pipeline import VQPriorPipeline, default_batch_size
@@ -112,13 +115,23 @@ def _draw_set(settings: Drawing, index: ModelIndex, more: dict[str, Any], classi
     config = read_prior_config(prior_folder)
     given = open_given(settings.given if isinstance(settings, Generate) else None, index, config.given_levels)
     sampling = resolve_sampling(index, Sampling.of(settings), unconditional=settings.unconditional)
-    check_request(index, sampling, num_images=settings.num_images, seed=settings.seed, batch_size=settings.batch_size)
+    check_request(
+        index,
+        sampling,
+        num_images=settings.num_images,
+        seed=settings.seed,
+        batch_size=settings.batch_size,
+        conditioned=bool(config.conditions),
+    )
     labels = None if settings.labels is None else [part.strip() for part in settings.labels.split(",")]
     cycle = class_of_each(labels, len(index.label_names), index.label_names, unconditional=settings.unconditional)
     if given is not None:
         if labels is None and not settings.unconditional:
             cycle = given.classes(index) or cycle
         more = {**more, "given": given.store.store_id}
+    conditions = _read_conditions(settings, config)
+    if conditions:
+        more = {**more, "conditions_sha256": sha256(canonical_json(conditions)).hexdigest()}
     if settings.unconditional:
         require_null_prompt(config.unconditional)
     named = [index.label_names[c] for c in cycle] if index.label_names and not settings.unconditional else None
@@ -143,7 +156,8 @@ def _draw_set(settings: Drawing, index: ModelIndex, more: dict[str, Any], classi
     runtime = start_runtime()
     runtime.say(runtime.describe())
     pipeline.to(runtime.device)
-    draw = _drawing(pipeline, runtime, settings, cycle, sampling, classifier, given)
+    values = _condition_values(pipeline, settings, conditions, runtime)
+    draw = _drawing(pipeline, runtime, settings, cycle, sampling, classifier, given, values)
     staging = open_staging(settings.out, REQUEST, request, runtime)
     _draw_missing(draw, runtime, staging, settings, modality)
     runtime.barrier()
@@ -154,6 +168,27 @@ def _draw_set(settings: Drawing, index: ModelIndex, more: dict[str, Any], classi
     return settings.out
 
 
+def _read_conditions(settings: Drawing, config: PriorConfig) -> dict[str, Any]:
+    """Return what --condition holds, by name; raises `UsageError` if it cannot go with the rest."""
+    path = settings.condition if isinstance(settings, Generate) else None
+    if path is None:
+        return {}
+    if settings.unconditional:
+        raise UsageError(f"--condition {path} cannot go with --unconditional; leave out one of them")
+    return read_conditions(path, [each.column.name for each in config.conditions])
+
+
+def _condition_values(
+    pipeline: VQPriorPipeline, settings: Drawing, conditions: dict[str, Any], runtime: Runtime
+) -> Mapping[str, Tensor]:
+    if not settings.unconditional:
+        for condition in conditions_of(pipeline.prior.model):
+            if condition.column.name not in conditions:
+                runtime.say(f"condition {condition.column.name} is not given: every sample is drawn without it")
+    count = settings.num_images * (_candidates(settings) or 1)
+    return condition_values(pipeline.prior, conditions, count, each=_candidates(settings) or 1)
+
+
 def _drawing(
     pipeline: VQPriorPipeline,
     runtime: Runtime,
@@ -162,6 +197,7 @@ def _drawing(
     sampling: Sampling,
     files: ClassifierFiles | None,
     codes: GivenCodes | None,
+    values: Mapping[str, Tensor],
 ) -> DrawImages:
     """Return what draws the images of some indices: as they come, as completions, or the best of candidates."""
     known = pipeline.given_of(settings.image, settings.keep) if isinstance(settings, Complete) else None
@@ -170,7 +206,9 @@ def _drawing(
         given = None if known is None else known.expand(len(indices), -1)
         if codes is not None:
             given = codes.tokens(pipeline.prior.layout, indices)
-        return pipeline.draw(classes, seed=settings.seed, indices=indices, given=given, **sampling.words())[0]
+        rows = {name: each[torch.tensor(indices) % len(each)] for name, each in values.items()}
+        more = {"given": given, "condition": rows, **sampling.words()}
+        return pipeline.draw(classes, seed=settings.seed, indices=indices, **more)[0]
 
     def of_class(indices: list[int]) -> list[int]:
         return [cycle[i % len(cycle)] for i in indices]

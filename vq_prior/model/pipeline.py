@@ -1,6 +1,6 @@
 """`VQPriorPipeline`: a trained codec and prior as one object that draws images."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 from warnings import warn
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from stage1_vqvae.codecs import AnyCodec, open_codec, write_codec
+from stage2_prior.conditions import Conditioned
 from stage2_prior.likelihood import Scores, score_codes
 from stage2_prior.prior import CausalPrior, load_prior, save_prior
 from stage2_prior.sampling import checked_given, given_from_prefix, sample_tokens
@@ -18,6 +19,7 @@ from vq_prior.core.disk.records import keep_record
 from vq_prior.core.errors import ArtifactError, UsageError
 from vq_prior.core.hub.shareable import Shareable
 from vq_prior.core.processes.runtime import Precision
+from vq_prior.model.conditions import condition_values
 from vq_prior.model.folder import assemble, index_of
 from vq_prior.model.given_images import GivenImage, Keep, images_of, kept_rows
 from vq_prior.model.index import read_index
@@ -150,6 +152,7 @@ class VQPriorPipeline(Shareable):
         prefix: Tensor | None = None,
         output_type: OutputType = "pil",
         given: Tensor | None = None,
+        condition: Mapping[str, Any] | None = None,
     ) -> PipelineOutput:
         """Return new images. Image i depends on (model, labels, seed, i, sampling settings, what is given) alone.
 
@@ -171,6 +174,7 @@ class VQPriorPipeline(Shareable):
             output_type: "pil", "pt" or "np"; of other kinds than pictures "pil" is "np".
             given: Tokens of each image, [num_images, T] int64, taken as they are, and -1 where one is drawn;
                 `prior.layout.given_of` makes them of whole levels. See also `complete`.
+            condition: Values by name of the condition, one for all images or one for each; left out: without it.
 
         Raises:
             UsageError: If a setting is out of range, a label unknown, or the prior knows no null prompt.
@@ -184,6 +188,7 @@ class VQPriorPipeline(Shareable):
         *,
         prefix: Tensor | None = None,
         given: Tensor | None = None,
+        condition: Mapping[str, Any] | None = None,
         **settings: Unpack[DrawSettings],
     ) -> Iterator[PipelineOutput]:
         """Yield the images of a call in batches of `batch_size`, each as soon as it is drawn.
@@ -192,6 +197,7 @@ class VQPriorPipeline(Shareable):
             num_images: How many in all.
             prefix: As of a call.
             given: As of a call.
+            condition: As of a call.
             settings: Those of a call.
 
         Raises:
@@ -203,13 +209,14 @@ class VQPriorPipeline(Shareable):
             if given is not None:
                 raise UsageError("prefix cannot go with given; give the tokens as given alone")
             given = given_from_prefix(self.prior.layout, prefix, num_images)
-        return self._stream(num_images, given=given, **settings)
+        return self._stream(num_images, given=given, condition=condition, **settings)
 
     def _stream(
         self,
         num_images: int,
         *,
         given: Tensor | None,
+        condition: Mapping[str, Any] | None = None,
         labels: Sequence[str | int] | str | int | None = None,
         unconditional: bool = False,
         seed: int = 0,
@@ -221,7 +228,14 @@ class VQPriorPipeline(Shareable):
         if output_type not in OUTPUT_TYPES:
             raise UsageError(f"output_type must be one of {', '.join(OUTPUT_TYPES)}, got {output_type!r}")
         sampling = resolve_sampling(self.index, Sampling(**asked), unconditional=unconditional)
-        check_request(self.index, sampling, num_images=num_images, seed=seed, batch_size=batch_size)
+        check_request(
+            self.index,
+            sampling,
+            num_images=num_images,
+            seed=seed,
+            batch_size=batch_size,
+            conditioned=self.prior.num_vectors > 0,
+        )
         if unconditional:
             require_null_prompt(self.prior.unconditional)
         names = self.index.label_names
@@ -230,9 +244,13 @@ class VQPriorPipeline(Shareable):
         classes = [cycle[i % len(cycle)] for i in indices]
         size = batch_size or default_batch_size(self.device)
         known = checked_given(self.prior.layout, given, num_images)
+        values = {} if unconditional else condition_values(self.prior, condition or {}, num_images)
 
         def batch(n: slice) -> PipelineOutput:
-            images, codes = self.draw(classes[n], seed=seed, indices=indices[n], given=known[n], **sampling.words())
+            rows = {name: each[n] for name, each in values.items()}
+            images, codes = self.draw(
+                classes[n], seed=seed, indices=indices[n], given=known[n], condition=rows, **sampling.words()
+            )
             shown = classes[n] if names and not unconditional else None
             return output_of(self.codec, images, shown, codes, output_type)
 
@@ -301,11 +319,17 @@ class VQPriorPipeline(Shareable):
 
     @torch.inference_mode()
     def draw(
-        self, classes: Sequence[int], *, seed: int, indices: Sequence[int], **sampling: Any
+        self,
+        classes: Sequence[int],
+        *,
+        seed: int,
+        indices: Sequence[int],
+        condition: Mapping[str, Tensor] | None = None,
+        **sampling: Any,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Return one batch: images [B, C, *shape] in [-1, 1] and their codes of each level [B, *grid]."""
-        labels = torch.tensor(list(classes), dtype=torch.int64)
-        tokens = sample_tokens(self.prior, labels.to(self.device), seed=seed, indices=list(indices), **sampling)
+        rows = Conditioned(torch.tensor(list(classes), dtype=torch.int64), condition or {}).to(self.device)
+        tokens = sample_tokens(self.prior, rows, seed=seed, indices=list(indices), **sampling)
         codes = self.prior.layout.to_codes(tokens)
         return self.codec.decode(codes), codes
 

@@ -44,7 +44,15 @@ def class_of_each(
     return [label_index(str(label), names, num_classes) for label in given]
 
 
-def check_request(index: ModelIndex, sampling: Sampling, *, num_images: int, seed: int, batch_size: int | None) -> None:
+def check_request(
+    index: ModelIndex,
+    sampling: Sampling,
+    *,
+    num_images: int,
+    seed: int,
+    batch_size: int | None,
+    conditioned: bool = False,
+) -> None:
     """Raise `UsageError` unless the settings of a request are in range."""
     if not 1 <= num_images <= MAX_IMAGES:
         raise UsageError(f"num_images must be between 1 and {MAX_IMAGES}, got {num_images}")
@@ -52,7 +60,9 @@ def check_request(index: ModelIndex, sampling: Sampling, *, num_images: int, see
         raise UsageError(f"seed must be between 0 and {MAX_SEED}, got {seed}")
     if batch_size is not None and not 1 <= batch_size <= 65_536:
         raise UsageError(f"batch_size must be between 1 and 65536, got {batch_size}; leave it out for the default")
-    check_sampling(SequenceLayout.from_spec(index.spec, len(index.label_names)), **sampling.words())
+    check_sampling(
+        SequenceLayout.from_spec(index.spec, len(index.label_names)), conditioned=conditioned, **sampling.words()
+    )
 
 
 def require_null_prompt(trained: bool) -> None:
