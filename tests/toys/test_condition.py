@@ -154,6 +154,6 @@ def test_a_row_without_numbers_is_refused_at_the_dump(
     assert not (tmp_path / "none").exists()
 
 
-def test_a_report_and_a_push_card_know_a_conditioned_prior(road: Path, toy_cli: RunCli) -> None:
+def test_report_and_verify_know_a_conditioned_prior(road: Path, toy_cli: RunCli) -> None:
     assert "Samples" in Path(toy_cli("report", road).stdout.split()[1].rstrip(":")).read_text()
-    assert "verif" in toy_cli("verify", road / "model").stdout
+    assert "the model is whole" in toy_cli("verify", road / "model").stdout
