@@ -79,7 +79,7 @@ def _take_kind(listing: _Listing, wanted: Wanted) -> tuple[Modality | None, str]
         modality = named(name, str(listing.root))
     else:
         found: dict[str, list[str]] = {}
-        for suffix, files in listing.by_suffix.items():
+        for suffix, files in sorted(listing.by_suffix.items()):
             for kind in kinds_of_suffix(suffix):
                 found.setdefault(kind, []).append(f"{len(files)} {suffix[1:]}")
         if any(kind in MODALITIES for kind in found) or (found and not listing.tables):

@@ -1,6 +1,7 @@
 """A kind of data of one axis, brought by an installed package, on the whole road and by the real commands."""
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from vq_prior_toys.curves import CURVES, CurveFiles, CurveForm
+from warm import Warm
 
 from stage1_vqvae.modalities import MODALITIES
 from vq_prior import VQPriorPipeline
@@ -125,19 +127,25 @@ def test_a_model_is_judged_and_reported(
         assert part in page
     told = toy_cli("doctor", "--codec", road / "vqvae", "--data", data).stdout
     assert "variance_kept" in told
-    toy_cli("verify", road / "codes", "--codec", road / "vqvae")
+    toy_cli("verify", road / "codes", "--codec", road / "vqvae", "--data", data)
 
 
-def test_an_interrupted_training_goes_on_to_the_same_bytes_on_two_processes(
-    road: Path, data: Path, tmp_path: Path, toy_cli: RunCli
+def test_a_training_that_is_killed_goes_on_and_two_processes_give_the_same_bytes(
+    road: Path, data: Path, tmp_path: Path, toy_cli: RunCli, toy_warm: Warm
 ) -> None:
-    words = ["train-vqvae", "--data", data, "--out", tmp_path / "run", *CODEC.split(), "--num-processes", 2]
-    words[words.index("--steps") + 1] = 3
-    toy_cli(*words)
-    words[words.index("--steps") + 1] = 6
-    assert "continuing from step 3" in toy_cli(*words).stdout
     weights = "vqvae/model.safetensors"
-    assert file_sha256(tmp_path / "run" / weights) == file_sha256(road / weights)
+    toy_cli("train-vqvae", "--data", data, "--out", tmp_path / "two", *CODEC.split(), "--num-processes", 2)
+    assert file_sha256(tmp_path / "two" / weights) == file_sha256(road / weights)
+    words = ["train-vqvae", "--data", data, "--out", tmp_path / "killed", *CODEC.split()]
+    with (tmp_path / "told").open("w") as told:
+        running = toy_warm.start(words, stdout=told.fileno(), stderr=told.fileno(), cwd=tmp_path)
+        ends = time.monotonic() + 60
+        while not list(tmp_path.glob("killed/vqvae-training/checkpoints/step-*")) and time.monotonic() < ends:
+            time.sleep(0.005)
+        running.kill()
+        running.wait(30)
+    toy_cli(*words)
+    assert file_sha256(tmp_path / "killed" / weights) == file_sha256(road / weights)
 
 
 def test_flags_of_the_kind_are_checked_and_those_of_others_refused(
@@ -174,7 +182,7 @@ def test_a_table_of_lists_is_read_and_one_of_two_kinds_refused(tmp_path: Path, t
     (tmp_path / "both/a.toy").write_bytes(CurveFiles().encode(curves(1)[0]))
     (tmp_path / "both/a.png").write_bytes(b"")
     refused = toy_cli("check-data", tmp_path / "both", "--out", tmp_path / "checked.json", code=2)
-    assert "may be curves (1 toy files) and pictures (1 png files)" in refused.stderr
-    assert "choose by --modality curves or --modality pictures" in refused.stderr
+    assert "may be pictures (1 png files) and curves (1 toy files)" in refused.stderr
+    assert "choose by --modality pictures or --modality curves" in refused.stderr
     toy_cli("check-data", tmp_path / "both", "--modality", "curves", "--out", tmp_path / "checked.json")
     assert json.loads((tmp_path / "checked.json").read_text())["modality"] == "curves"
