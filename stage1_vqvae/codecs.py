@@ -9,25 +9,22 @@ from stage1_vqvae.foreign import (
     CONFIG,
     MAX_CONFIG_BYTES,
     PREPROCESSOR,
-    ForeignCodec,
     kind_of_config,
     load_foreign,
     require_decoder,
-    save_foreign,
 )
 from stage1_vqvae.foreign.kinds import KINDS
 from stage1_vqvae.foreign.weights import INDICES, MAX_INDEX_BYTES, PICKLES, foreign_files, has_weights
 from stage1_vqvae.modalities import read_preprocessing
 from stage1_vqvae.modalities.pictures import PICTURES
-from stage1_vqvae.model import VQVAE, VQVAEConfig, load_codec, save_codec
+from stage1_vqvae.model import VQVAE, VQVAEConfig, load_codec
 from vq_prior.core.config import read_json
 from vq_prior.core.disk.components import check_sealed, find_component
 from vq_prior.core.errors import ArtifactError, UsageError
 from vq_prior.core.hub.client import HubId, fetch, is_hub_id
 from vq_prior.core.hub.repository import local
 from vq_prior.core.modality import Modality
-
-AnyCodec = VQVAE | ForeignCodec
+from vq_prior.core.spec import Codec
 
 
 def find_codec(path: Path) -> Path:
@@ -77,7 +74,7 @@ def _config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def open_codec(path: str | Path, *, shape: Sequence[int] | None = None, to_decode: bool = True) -> AnyCodec:
+def open_codec(path: str | Path, *, shape: Sequence[int] | None = None, to_decode: bool = True) -> Codec:
     """Return the codec in a folder, a RUN or a MODEL, in eval mode on the host.
 
     Args:
@@ -104,7 +101,7 @@ def complete_codec(path: str | Path, folder: Path) -> None:
         fetch(HubId(HubId.parse(str(path)).name, folder.name), wanted=wanted)
 
 
-def _open_folder(folder: Path, shape: Sequence[int] | None, to_decode: bool) -> AnyCodec:
+def _open_folder(folder: Path, shape: Sequence[int] | None, to_decode: bool) -> Codec:
     try:
         config = _config(folder)
     except ArtifactError:
@@ -130,14 +127,9 @@ def _open_folder(folder: Path, shape: Sequence[int] | None, to_decode: bool) -> 
     return load_foreign(folder, config, shape=None if shape is None else (shape[0], shape[1]))
 
 
-def write_codec(codec: AnyCodec, folder: Path) -> None:
-    """Write a codec's component files into a staging folder of the caller."""
-    if isinstance(codec, ForeignCodec):
-        save_foreign(codec, folder)
-    else:
-        save_codec(codec, folder)
-
-
-def kind_name(codec: AnyCodec) -> str:
-    """Return what a MODEL's index calls this kind of codec."""
-    return codec.kind.name if isinstance(codec, ForeignCodec) else "vqvae"
+def open_own_codec(path: str | Path) -> VQVAE:
+    """Return a codec of ours; raises what `open_codec` does, and `UsageError` if it is of another library."""
+    codec = open_codec(path, to_decode=False)
+    if not isinstance(codec, VQVAE):
+        raise UsageError(f"{path} is a codec of another library; only those of train-vqvae can be resized")
+    return codec

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stage1_vqvae.codecs import AnyCodec, open_codec
+from stage1_vqvae.codecs import open_codec
 from stage1_vqvae.data.loading import LoadedRows, load_rows
 from stage1_vqvae.data.sources import open_data_of, rows_called
 from stage1_vqvae.modalities.sheets import save_png
@@ -14,12 +14,13 @@ from stage1_vqvae.settings import Reconstruct, check
 from vq_prior.core.disk.artifacts import new_folder, require_replaceable, write_atomic
 from vq_prior.core.errors import UsageError
 from vq_prior.core.modality import Modality
+from vq_prior.core.spec import Codec
 from vq_prior.core.training.code_use import perplexity, usage
 
 ROWS_AT_ONCE = 256
 
 
-def evaluate_codec(codec: AnyCodec, rows: LoadedRows, *, device: torch.device | str = "cpu") -> dict[str, Any]:
+def evaluate_codec(codec: Codec, rows: LoadedRows, *, device: torch.device | str = "cpu") -> dict[str, Any]:
     """Return how well a codec keeps a whole set, and which codes it uses.
 
     Args:
@@ -47,7 +48,7 @@ def evaluate_codec(codec: AnyCodec, rows: LoadedRows, *, device: torch.device | 
     return {"num_images": len(rows), **means, "levels": levels}
 
 
-def reconstructed(codec: AnyCodec, values: Tensor) -> Tensor:
+def reconstructed(codec: Codec, values: Tensor) -> Tensor:
     """Return what the codec makes of values [B, C, *shape], on its device."""
     return codec.decode(codec.encode(values))
 
@@ -88,7 +89,7 @@ def reconstruct(settings: Reconstruct) -> Path:
     some = data.validation.subset(range(min(settings.num_images, len(data.validation))))
     rows = load_rows(some, modality, codec.transform, num_workers=settings.num_workers)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    codec.to(device)  # type: ignore[arg-type]
+    codec.to(device)
     originals = rows.batch(range(len(rows)), device)
     copies = reconstructed(codec, originals)
     show, files, to_stored = modality.show, modality.files, modality.values.to_stored

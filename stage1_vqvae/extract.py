@@ -19,13 +19,12 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from stage1_vqvae.codecs import AnyCodec, open_codec
+from stage1_vqvae.codecs import open_codec
 from stage1_vqvae.data.columns import condition_columns, with_columns
 from stage1_vqvae.data.loading import ahead, batched, stored_ahead, stored_views
 from stage1_vqvae.data.rows import DataRows
 from stage1_vqvae.data.sources import Data, open_data_of, rows_called
 from stage1_vqvae.fast.joined import joined_layers
-from stage1_vqvae.foreign import ForeignCodec
 from stage1_vqvae.modalities import preprocessing
 from stage1_vqvae.modalities.pictures.settings import asked_size
 from stage1_vqvae.settings import ExtractCodes, check
@@ -53,7 +52,7 @@ from vq_prior.core.identity import file_sha256
 from vq_prior.core.modality import Modality, Stored
 from vq_prior.core.processes.fixed_calls import rows_per_call
 from vq_prior.core.processes.runtime import Runtime, start_runtime
-from vq_prior.core.spec import CodeSpec
+from vq_prior.core.spec import Codec, CodeSpec
 from vq_prior.core.training.code_use import perplexity, usage
 from vq_prior.core.training.runs import require_free_space
 
@@ -115,7 +114,7 @@ def _check_views(modality: Modality, views: str) -> None:
         raise UsageError(f"--views must be one of {known} for {modality.name}, got {views}")
 
 
-def _request(codec: AnyCodec, data: Data, views: str) -> dict[str, Any]:
+def _request(codec: Codec, data: Data, views: str) -> dict[str, Any]:
     """Return what the store is a function of."""
     values = [(split.columns, name) for split in (data.train, data.validation) for name in sorted(split.columns)]
     told = [sha256(np.ascontiguousarray(columns[name]).tobytes()).hexdigest() for columns, name in values]
@@ -128,7 +127,7 @@ def _request(codec: AnyCodec, data: Data, views: str) -> dict[str, Any]:
     }
 
 
-def _described(codec: AnyCodec, views: str) -> dict[str, Any]:
+def _described(codec: Codec, views: str) -> dict[str, Any]:
     return preprocessing(codec.modality, codec.transform) | ({} if views == "none" else {"views": views})
 
 
@@ -184,9 +183,9 @@ def _shards(data: Data, views: str) -> list[tuple[str, DataRows, int, range]]:
     ]
 
 
-def _write_shards(settings: ExtractCodes, runtime: Runtime, codec: AnyCodec, data: Data, store: Path) -> None:
+def _write_shards(settings: ExtractCodes, runtime: Runtime, codec: Codec, data: Data, store: Path) -> None:
     """Write this process's shards that are not there yet: r, r + W, ..."""
-    codec.to(runtime.device)  # type: ignore[arg-type]
+    codec.to(runtime.device)
     columns = _columns(codec.spec, data)
     mine = _shards(data, settings.views)[runtime.process_index :: runtime.num_processes]
     todo = [shard for shard in mine if not (store / shard_file(shard[0], shard[2])).exists()]
@@ -227,7 +226,7 @@ def _write_shards(settings: ExtractCodes, runtime: Runtime, codec: AnyCodec, dat
 
 
 def _encoded(
-    codec: AnyCodec,
+    codec: Codec,
     shards: Sequence[tuple[DataRows, str]],
     device: torch.device,
     settings: ExtractCodes,
@@ -271,7 +270,7 @@ def _encoded(
         torch.set_num_threads(threads)  # the count is the thread's own, but some libraries know one for all
 
 
-def _publish(settings: ExtractCodes, codec: AnyCodec, data: Data, partial_folder: Path) -> None:
+def _publish(settings: ExtractCodes, codec: Codec, data: Data, partial_folder: Path) -> None:
     """Write the index, make the store visible, and say what was written (main process)."""
     store = partial_folder / "store"
     shards = []
@@ -295,7 +294,7 @@ def _publish(settings: ExtractCodes, codec: AnyCodec, data: Data, partial_folder
     _report(settings, codec, index)
 
 
-def _report(settings: ExtractCodes, codec: AnyCodec, index: CodeIndex) -> None:
+def _report(settings: ExtractCodes, codec: Codec, index: CodeIndex) -> None:
     """Print what was written: use of the codes over the training rows, counts, the next command."""
     train = CodeStore.open(settings.out, "train")
     for number, level in enumerate(index.spec.levels):
@@ -308,10 +307,9 @@ def _report(settings: ExtractCodes, codec: AnyCodec, index: CodeIndex) -> None:
         )
     held_out = sum(shard.num_rows for shard in index.shards) - len(train)
     print(f"wrote {settings.out}: {len(train)} + {held_out} rows in {len(index.shards)} shards")
-    if isinstance(codec, ForeignCodec):  # its folder is not ours to write into
-        run, joined = settings.out.with_name(f"{settings.out.name}-prior"), codec.kind.images is not None
-    else:
-        given = Path(settings.codec)
-        run, joined = given.parent if given.name == "vqvae" else given, True
-    flag = f" --codec {settings.codec}" if joined else ""
+    given = Path(settings.codec)
+    run = given.parent if given.name == "vqvae" else given
+    if codec.loaded_from is None:  # a folder that is not ours to write into
+        run = settings.out.with_name(f"{settings.out.name}-prior")
+    flag = f" --codec {settings.codec}" if codec.can_decode else ""
     print(f"next: vq-prior train-prior --codes {settings.out}{flag} --out {run}", flush=True)

@@ -4,6 +4,7 @@ Letters: B batch, C channels, D code dimension, K number of codes.
 """
 
 import math
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -208,6 +209,35 @@ class VQVAE(Shareable, PreTrainedModel):  # type: ignore[misc]
         save_codec(self, staging)
 
     @property
+    def kind(self) -> str:
+        """What a MODEL's index calls this kind of codec."""
+        return "vqvae"
+
+    @property
+    def can_decode(self) -> bool:
+        """Whether codes can become images: yes."""
+        return True
+
+    @property
+    def latent(self) -> "VQVAE":
+        """Itself: it can tell its latents."""
+        return self
+
+    @property
+    def decodes_latents(self) -> bool:
+        """Whether codes stand near the latents that choose them, so that the decoder knows such vectors."""
+        return self.quantizer.near_latents
+
+    def to(self, *where: Any, **options: Any) -> "VQVAE":  # type: ignore[override]
+        """Return the codec itself, moved as `nn.Module.to` moves it."""
+        super().to(*where, **options)
+        return self
+
+    def save(self, folder: Path) -> None:
+        """Write its files into a staging folder of the caller."""
+        save_codec(self, folder)
+
+    @property
     def spec(self) -> CodeSpec:
         """Shapes of the images and of the codes."""
         return self.architecture.spec()
@@ -293,6 +323,15 @@ class VQVAE(Shareable, PreTrainedModel):  # type: ignore[misc]
         check_images(self.spec, images)
         latents: Tensor = self._apart(self._latents_apart, images)
         return latents
+
+    @torch.inference_mode()
+    def encode_in_bfloat16(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Return the codes of each level that a bfloat16 copy of the encoder gives images [B, C, *shape]."""
+        halved = deepcopy(self)
+        halved.encoder.bfloat16()
+        latents = [halved.latents(part.to(self.device).bfloat16()).float() for part in images.split(64)]
+        parts = [self.quantizer.encode(part) for part in latents]
+        return tuple(torch.cat(level) for level in zip(*parts, strict=True))
 
     @torch.inference_mode()
     def encode(self, images: Tensor) -> tuple[Tensor, ...]:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from stage1_vqvae.codecs import AnyCodec, open_codec
+from stage1_vqvae.codecs import open_own_codec
 from stage1_vqvae.data.loading import LoadedRows, load_rows
 from stage1_vqvae.data.sources import Data, open_data_of
 from stage1_vqvae.evaluate import ROWS_AT_ONCE, evaluate_codec
@@ -59,7 +59,7 @@ def resize_codebook(settings: ResizeCodebook) -> list[dict[str, Any]]:
     check_resize(settings)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UsageError("resize-codebook runs in one process; start it without a launcher")
-    given = _resizable(open_codec(settings.codec, to_decode=False), settings)
+    given = _resizable(open_own_codec(settings.codec), settings)
     final = _destination(settings, given)
     runtime = start_runtime("fp32")
     for note in (runtime.describe(), *given.notes):
@@ -68,7 +68,7 @@ def resize_codebook(settings: ResizeCodebook) -> list[dict[str, Any]]:
     rows = _rows_to_cluster(settings, given.spec, len(data.train))
     train = load_rows(data.train, given.modality, given.transform, num_workers=settings.num_workers)
     validation = load_rows(data.validation, given.modality, given.transform, num_workers=settings.num_workers)
-    given.to(runtime.device)  # type: ignore[arg-type]
+    given.to(runtime.device)
     vectors = _latents(given, train, rows)
     print(f"clustering {len(vectors)} latent vectors of {len(rows)} training images", flush=True)
     print(_heading(given.modality))
@@ -89,15 +89,13 @@ def resize_codebook(settings: ResizeCodebook) -> list[dict[str, Any]]:
     return table
 
 
-def _resizable(codec: AnyCodec, settings: ResizeCodebook) -> VQVAE:
+def _resizable(codec: VQVAE, settings: ResizeCodebook) -> VQVAE:
     """Return the codec if its codebook can be resized to every size asked for.
 
     Raises:
-        UsageError: If it is of another library, its quantiser has no codebook of free vectors, or it has that size.
+        UsageError: If its quantiser has no codebook of free vectors, or it has that size.
         ArtifactError: If a codebook would be too large.
     """
-    if not isinstance(codec, VQVAE):
-        raise UsageError(f"{settings.codec} is a codec of another library; only those of train-vqvae can be resized")
     a = codec.architecture
     if not isinstance(codec.quantizer, CodebookQuantizer):
         able = [name for name in QUANTIZERS.names() if issubclass(QUANTIZERS[name], CodebookQuantizer)]
@@ -193,7 +191,7 @@ def resized(codec: VQVAE, size: int, vectors: Tensor, rng: np.random.Generator) 
     assert isinstance(result.quantizer, CodebookQuantizer)
     placed = codec.quantizer.place(vectors.to(codec.device))
     result.quantizer.set_codes(clustered(codec.quantizer.table(), placed, size, rng))
-    return result.to(codec.device).eval()  # type: ignore[arg-type]
+    return result.to(codec.device).eval()
 
 
 def _fine_tune(settings: ResizeCodebook, codec: VQVAE, train: LoadedRows) -> None:

@@ -14,15 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from stage1_vqvae.blocks import SonnetEncoder
-from stage1_vqvae.codecs import AnyCodec
-from stage1_vqvae.model import VQVAE
 from vq_prior.core.processes.fixed_calls import rows_per_call
+from vq_prior.core.spec import Codec, CodeSpec, Latent
 
 VERDICTS: dict[tuple[Any, ...], bool] = {}  # shapes and threads -> whether every bit agreed
 
 
 @contextmanager
-def joined_layers(codec: AnyCodec) -> Iterator[bool]:
+def joined_layers(codec: Codec) -> Iterator[bool]:
     """Let a codec encode faster while this is open; its weights must not change meanwhile.
 
     Args:
@@ -32,7 +31,8 @@ def joined_layers(codec: AnyCodec) -> Iterator[bool]:
         Whether it did.
     """
     encoder = getattr(codec, "encoder", None)
-    if not (isinstance(codec, VQVAE) and isinstance(encoder, SonnetEncoder) and _agrees(codec, encoder)):
+    latent = codec.latent
+    if latent is None or not (isinstance(encoder, SonnetEncoder) and _agrees(codec.spec, latent, encoder)):
         yield False
         return
     encoder.joined = JoinedSonnetEncoder(encoder)
@@ -42,15 +42,16 @@ def joined_layers(codec: AnyCodec) -> Iterator[bool]:
         encoder.joined = None
 
 
-def _agrees(codec: VQVAE, encoder: SonnetEncoder) -> bool:
+def _agrees(spec: CodeSpec, codec: Latent, encoder: SonnetEncoder) -> bool:
     """Return whether latents keep their bits, with one thread and with as many as there are; tried once a process."""
-    if codec.device.type != "cpu" or not isinstance(encoder.out, nn.Conv2d) or not torch.backends.mkldnn.is_available():
+    device = encoder.out.weight.device
+    if device.type != "cpu" or not isinstance(encoder.out, nn.Conv2d) or not torch.backends.mkldnn.is_available():
         return False
     threads = torch.get_num_threads()
-    tried = (threads, codec.spec.shape, *(parameter.shape for parameter in encoder.parameters()))
+    tried = (threads, spec.shape, *(parameter.shape for parameter in encoder.parameters()))
     if tried not in VERDICTS:
         try:
-            VERDICTS[tried] = all(_agrees_with(codec, encoder, count) for count in {1, threads})
+            VERDICTS[tried] = all(_agrees_with(spec, codec, encoder, count) for count in {1, threads})
         except (AttributeError, RuntimeError, TypeError):  # a PyTorch that has not these operations, or others
             VERDICTS[tried] = False
         finally:
@@ -58,9 +59,9 @@ def _agrees(codec: VQVAE, encoder: SonnetEncoder) -> bool:
     return VERDICTS[tried]
 
 
-def _agrees_with(codec: VQVAE, encoder: SonnetEncoder, threads: int) -> bool:
-    rows = rows_per_call(codec.device, math.prod(codec.spec.shape))
-    images = torch.rand((rows, codec.spec.channels, *codec.spec.shape), generator=torch.Generator().manual_seed(0))
+def _agrees_with(spec: CodeSpec, codec: Latent, encoder: SonnetEncoder, threads: int) -> bool:
+    rows = rows_per_call(torch.device("cpu"), math.prod(spec.shape))
+    images = torch.rand((rows, spec.channels, *spec.shape), generator=torch.Generator().manual_seed(0))
     images = images * 2 - 1
     torch.set_num_threads(threads)
     plain = codec.encode_latents(images)

@@ -63,7 +63,7 @@ class ForeignCodec(nn.Module):
     """A tokeniser of another library; implements `vq_prior.core.spec.Codec`.
 
     Attributes:
-        kind: Which.
+        tokenizer: Which kind of tokeniser.
         module: The library's own module, its encoder, quantiser and decoder.
         normalization: How images enter it.
         entries: Its config, resolved.
@@ -82,22 +82,41 @@ class ForeignCodec(nn.Module):
         shape: tuple[int, int],
     ) -> None:
         super().__init__()
-        self.kind, self.module, self.normalization = kind, module, normalization
+        self.tokenizer, self.module, self.normalization = kind, module, normalization
         self.entries, self.shape = entries, shape
         self.modality = PICTURES
         self.notes: tuple[str, ...] = ()
         self.loaded_from: Path | None = None
 
     @property
+    def kind(self) -> str:
+        """What a MODEL's index calls this kind of codec."""
+        return self.tokenizer.name
+
+    @property
+    def can_decode(self) -> bool:
+        """Whether its library has a decoder for it."""
+        return self.tokenizer.images is not None
+
+    @property
+    def latent(self) -> None:
+        """None: libraries have no one way to ask for latents."""
+        return
+
+    def save(self, folder: Path) -> None:
+        """Write its files into a staging folder of the caller."""
+        save_foreign(self, folder)
+
+    @property
     def spec(self) -> CodeSpec:
         """Shapes of the images and of the codes."""
-        level = LevelSpec(self.grid, self.entries[self.kind.codes_key])
+        level = LevelSpec(self.grid, self.entries[self.tokenizer.codes_key])
         return CodeSpec(self.entries["in_channels"], self.shape, (level,))
 
     @property
     def grid(self) -> tuple[int, ...]:
         """Shape of the one code grid that these tokenisers have."""
-        factor = downsampling_of(self.kind, self.entries)
+        factor = downsampling_of(self.tokenizer, self.entries)
         return tuple(side // factor for side in self.shape)
 
     @property
@@ -111,8 +130,8 @@ class ForeignCodec(nn.Module):
         scale, shift = self.normalization.affine()
         description = {
             "preprocessing": {**self.transform.describe(), "scale": scale, "shift": shift},
-            "kind": self.kind.name,
-            "encoder": {key: self.entries[key] for key in self.kind.encoder_keys},
+            "kind": self.tokenizer.name,
+            "encoder": {key: self.entries[key] for key in self.tokenizer.encoder_keys},
         }
         tensors = {
             name: tensor
@@ -144,14 +163,14 @@ class ForeignCodec(nn.Module):
         Raises:
             UsageError: If the codes do not fit, or the kind has no decoder.
         """
-        require_decoder(self.kind)
+        require_decoder(self.tokenizer)
         check_codes(self.spec, codes)
         (grid,) = codes
         return self._map(lambda rows: self._images(rows).clamp(-1, 1), grid.to(torch.int64))
 
     def _map(self, function: Any, tensor: Tensor) -> Tensor:
         device = next(self.module.parameters()).device
-        frames = self.entries[self.kind.frames_key] if self.kind.frames_key else 1
+        frames = self.entries[self.tokenizer.frames_key] if self.tokenizer.frames_key else 1
         rows = rows_per_call(device, prod(self.shape) * frames)
         return map_rows_frozen(self, function, rows, tensor.to(device))
 
@@ -162,12 +181,12 @@ class ForeignCodec(nn.Module):
     def _codes(self, images: Tensor) -> Tensor:
         pixels = images.float().clone(memory_format=torch.contiguous_format)
         scale, shift = self._affine(pixels)
-        codes = self.kind.codes(self.module, pixels * scale + shift)
+        codes = self.tokenizer.codes(self.module, pixels * scale + shift)
         return codes.reshape(len(images), *self.grid).to(torch.int64)
 
     def _images(self, codes: Tensor) -> Tensor:
-        assert self.kind.images is not None
-        pixels = self.kind.images(self.module, codes.clone(memory_format=torch.contiguous_format))
+        assert self.tokenizer.images is not None
+        pixels = self.tokenizer.images(self.module, codes.clone(memory_format=torch.contiguous_format))
         scale, shift = self._affine(pixels)
         return (pixels - shift) / scale
 
@@ -349,7 +368,7 @@ def _shape(kind: Kind, entries: dict[str, Any], size: tuple[int, int] | None, fo
 
 def _check_computes(codec: ForeignCodec, where: str) -> None:
     """Run a module without memory, so that a config whose parts do not fit is found before any work."""
-    kind, spec = codec.kind, codec.spec
+    kind, spec = codec.tokenizer, codec.spec
     images = torch.empty(1, spec.channels, *spec.shape, device="meta")
     try:
         with torch.inference_mode():
@@ -366,7 +385,7 @@ def _check_computes(codec: ForeignCodec, where: str) -> None:
 
 def save_foreign(codec: ForeignCodec, folder: Path) -> None:
     """Write the tokeniser alone, as its library would read it, into a staging folder of the caller."""
-    kind, n = codec.kind, codec.normalization
+    kind, n = codec.tokenizer, codec.normalization
     preprocessor = codec.transform.describe() | {
         "do_normalize": True,
         "do_rescale": True,

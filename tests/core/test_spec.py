@@ -44,3 +44,14 @@ def test_an_axis_may_be_an_hour_of_sound():
 def test_a_size_beyond_reason_is_refused_with_its_value(channels, shape, levels, message):
     with pytest.raises(ArtifactError, match=message):
         CodeSpec(channels, shape, levels)
+
+
+def test_no_file_asks_which_class_a_codec_is_of_but_the_one_that_opens_them():
+    import re
+    from pathlib import Path
+
+    root = Path(__file__).resolve().parents[2]
+    files = [path for name in ("vq_prior", "stage1_vqvae", "stage2_prior") for path in (root / name).rglob("*.py")]
+    asked = re.compile(r"isinstance\([^()]*\b(VQVAE|ForeignCodec)\b")
+    found = {path.relative_to(root).as_posix() for path in files if asked.search(path.read_text(encoding="utf-8"))}
+    assert found == {"stage1_vqvae/codecs.py"}

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from stage1_vqvae.codecs import open_codec, write_codec
+from stage1_vqvae.codecs import open_codec
 from stage1_vqvae.data.sources import open_data
 from stage2_prior.prior import load_prior, save_prior
 from vq_prior.core.disk.artifacts import new_folder
@@ -65,7 +65,7 @@ def edited_codec(source: Path, out: Path, edit: Callable[[torch.nn.Module], obje
     with torch.no_grad():
         edit(codec)
     with new_folder(out) as staging:
-        write_codec(codec, staging)
+        codec.save(staging)
     return out
 
 

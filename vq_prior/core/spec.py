@@ -5,12 +5,14 @@ Letters: B batch, C channels, K codes of a level, T tokens of a sequence.
 
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from vq_prior.core.errors import ArtifactError, UsageError
 from vq_prior.core.modality import Form, Modality
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import Tensor
 
 MAX_CHANNELS = 65_536
@@ -116,12 +118,70 @@ class Codec(Protocol):
         """Hash that binds codes and priors to this codec."""
         ...
 
+    @property
+    def kind(self) -> str:
+        """What a MODEL's index calls its kind: "vqvae" is our own."""
+        ...
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should be told about where it came from."""
+        ...
+
+    @property
+    def loaded_from(self) -> "Path | None":
+        """The folder of a codec alone that it was read from; None if it was none, or held more than the codec."""
+        ...
+
+    @property
+    def can_decode(self) -> bool:
+        """Whether codes can become data again."""
+        ...
+
+    @property
+    def latent(self) -> "Latent | None":
+        """Itself where it can tell its latents, else None."""
+        ...
+
     def encode(self, images: "Tensor") -> "tuple[Tensor, ...]":
         """Return the codes of each level, `[B, *grid]` int64, from images `[B, C, *shape]` in [-1, 1]."""
         ...
 
     def decode(self, codes: "tuple[Tensor, ...]") -> "Tensor":
         """Return images `[B, C, *shape]` float32 in [-1, 1] from the codes of each level."""
+        ...
+
+    def to(self, device: Any, /) -> Any:
+        """Move it to a device."""
+        ...
+
+    def eval(self) -> Any:
+        """Leave training mode."""
+        ...
+
+    def save(self, folder: "Path", /) -> None:
+        """Write its files into a staging folder of the caller."""
+        ...
+
+
+class Latent(Protocol):
+    """What a codec can do whose encoder gives one latent vector a cell of the grid, and whose decoder takes them."""
+
+    @property
+    def decodes_latents(self) -> bool:
+        """Whether the decoder knows what to make of latents that were not quantised."""
+        ...
+
+    def encode_latents(self, images: "Tensor") -> "Tensor":
+        """Return latents `[B, *grid, D]` float32 of images `[B, C, *shape]`."""
+        ...
+
+    def decode_latents(self, latents: "Tensor") -> "Tensor":
+        """Return the images `[B, C, *shape]` of latents `[B, *grid, D]`."""
+        ...
+
+    def encode_in_bfloat16(self, images: "Tensor") -> "tuple[Tensor, ...]":
+        """Return the codes of each level that a bfloat16 copy of the encoder gives images `[B, C, *shape]`."""
         ...
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from stage1_vqvae.codecs import AnyCodec, modality_of
+from stage1_vqvae.codecs import modality_of
 from stage1_vqvae.data.loading import stored_row
 from stage1_vqvae.data.rows import FileRows
 from stage1_vqvae.data.sources import rows_called
@@ -35,6 +35,7 @@ from vq_prior.core.hub.repository import local
 from vq_prior.core.identity import file_sha256
 from vq_prior.core.modality import Modality
 from vq_prior.core.processes.runtime import Runtime, start_runtime
+from vq_prior.core.spec import Codec
 from vq_prior.draw.given_codes import GivenCodes, open_given
 from vq_prior.draw.rejection import Classifier, ClassifierFiles, Kept, best_of, candidates_of, find_classifier
 from vq_prior.draw.sample_folder import (
@@ -247,7 +248,7 @@ def _draw_missing(draw: DrawImages, runtime: Runtime, staging: Path, settings: D
         runtime.say(f"drew {len(mine)} {called} in {seconds:.1f} s ({len(mine) / seconds:.1f} {called}/s a process)")
 
 
-def _publish(staging: Path, settings: Drawing, codec: AnyCodec) -> None:
+def _publish(staging: Path, settings: Drawing, codec: Codec) -> None:
     noted, modality = _candidates(settings) is not None, codec.modality
     extension = modality.files.extension
     require_whole(staging, settings.num_images, noted=noted, extension=extension)

@@ -7,7 +7,6 @@ Letters: n rows, T tokens of a sequence, K codes of a level.
 
 import math
 from collections.abc import Sequence
-from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,12 +16,11 @@ from torch import Tensor
 
 from stage1_vqvae.collapse import COLLAPSED
 from stage1_vqvae.modalities.pictures.quality import mse
-from stage1_vqvae.model import VQVAE
 from vq_prior.core.training.code_use import perplexity
 from vq_prior.judge.finding import Examined, Finding
 
 if TYPE_CHECKING:
-    from stage1_vqvae.codecs import AnyCodec
+    from vq_prior.core.spec import Codec
 
 Codes = tuple[NDArray[np.generic], ...]
 
@@ -35,7 +33,7 @@ REPEATED = 0.5  # of the rows
 ROWS_AT_ONCE = 256
 
 
-def examine_codec(codec: "AnyCodec", train: Tensor, images: Tensor) -> Examined:
+def examine_codec(codec: "Codec", train: Tensor, images: Tensor) -> Examined:
     """Return how a codec does on values of its own form, [n, C, *shape] each.
 
     Args:
@@ -74,16 +72,15 @@ def examine_codec(codec: "AnyCodec", train: Tensor, images: Tensor) -> Examined:
     return found
 
 
-def _without_quantiser(codec: "AnyCodec", images: Tensor) -> Tensor | None:
+def _without_quantiser(codec: "Codec", images: Tensor) -> Tensor | None:
     """Return what the decoder makes of latents that were not quantised; None where these are no vectors of codes."""
-    if not isinstance(codec, VQVAE) or codec.quantizer.settings.name not in ("ema", "nearest", "simvq"):
+    latent = codec.latent
+    if latent is None or not latent.decodes_latents:
         return None
-    if codec.quantizer.settings.distance == "cosine":
-        return None
-    return torch.cat([codec.decode_latents(codec.encode_latents(part)) for part in images.split(ROWS_AT_ONCE)]).cpu()
+    return torch.cat([latent.decode_latents(latent.encode_latents(part)) for part in images.split(ROWS_AT_ONCE)]).cpu()
 
 
-def _uses(codec: "AnyCodec", train: Tensor) -> list[dict[str, Any]]:
+def _uses(codec: "Codec", train: Tensor) -> list[dict[str, Any]]:
     counts = [torch.zeros(level.num_codes, dtype=torch.int64) for level in codec.spec.levels]
     for part in train.split(ROWS_AT_ONCE):
         for total, codes in zip(counts, codec.encode(part), strict=True):
@@ -100,7 +97,7 @@ def _use(counts: NDArray[np.int64]) -> dict[str, Any]:
     return {"used": used, "possible": min(K, tokens), "num_codes": K, "perplexity": spread}
 
 
-def _ablated(codec: "AnyCodec", codes: tuple[Tensor, ...], images: Tensor, copies: Tensor) -> list[float]:
+def _ablated(codec: "Codec", codes: tuple[Tensor, ...], images: Tensor, copies: Tensor) -> list[float]:
     """Return, of each level, how much its codes matter: relative error added when images exchange them."""
     error = float(mse(images, copies).mean()) or 1e-12
     added = []
@@ -110,18 +107,11 @@ def _ablated(codec: "AnyCodec", codes: tuple[Tensor, ...], images: Tensor, copie
     return added
 
 
-def _half_precision(
-    codec: "AnyCodec", images: Tensor, codes: tuple[Tensor, ...], copies: Tensor
-) -> dict[str, Any] | None:
+def _half_precision(codec: "Codec", images: Tensor, codes: tuple[Tensor, ...], copies: Tensor) -> dict[str, Any] | None:
     """Return the share of codes that change in bfloat16, and the dB that costs; None for codecs of other libraries."""
-    if not isinstance(codec, VQVAE):
+    if codec.latent is None:
         return None
-    halved = deepcopy(codec)
-    halved.encoder.bfloat16()
-    with torch.inference_mode():
-        latents = [halved.latents(part.to(codec.device).bfloat16()).float() for part in images.split(64)]
-        parts = [codec.quantizer.encode(part) for part in latents]
-    changed = tuple(torch.cat(level) for level in zip(*parts, strict=True))
+    changed = codec.latent.encode_in_bfloat16(images)
     different = torch.cat([(one != other).reshape(-1) for one, other in zip(changed, codes, strict=True)])
     flips = float(different.double().mean())
     lost = _decibels(images, copies) - _decibels(images, codec.decode(changed).cpu())

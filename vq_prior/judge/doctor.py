@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from stage1_vqvae.codecs import AnyCodec, find_codec, open_codec
+from stage1_vqvae.codecs import find_codec, open_codec
 from stage1_vqvae.data.loading import LoadedRows, bytes_of, load_rows
 from stage1_vqvae.data.rows import DataRows
 from stage1_vqvae.data.sources import Data, open_data_of
@@ -27,6 +27,7 @@ from vq_prior.core.disk.records import read_record
 from vq_prior.core.errors import ArtifactError, NumericError, UsageError, VQPriorError
 from vq_prior.core.modality import Modality
 from vq_prior.core.processes.runtime import start_runtime
+from vq_prior.core.spec import Codec
 from vq_prior.core.training.runs import by_number, flatten, read_run_config
 from vq_prior.judge.codec import Codes, compare_codes, examine_codec, examine_codes
 from vq_prior.judge.finding import Examined, Finding
@@ -74,7 +75,7 @@ class Patient:
     """What there is to examine, and what was found so far."""
 
     say: Callable[[str], object]
-    codec: AnyCodec | None = None
+    codec: Codec | None = None
     prior: CausalPrior | None = None
     store: Path | None = None
     data: Data | None = None
@@ -110,7 +111,7 @@ def doctor(settings: Doctor, *, say: Callable[[str], object] = print) -> dict[st
     say(runtime.describe())
     for part in (patient.codec, patient.prior):
         if part is not None:
-            part.to(runtime.device)  # type: ignore[arg-type]
+            part.to(runtime.device)
     _examine(patient, settings)
     return _report(patient, settings)
 
@@ -242,7 +243,7 @@ def _rows(patient: Patient, settings: Doctor) -> tuple[Rows, Rows] | None:
     return made[0], made[1]
 
 
-def _encoded(codec: AnyCodec, rows: LoadedRows) -> Codes:
+def _encoded(codec: Codec, rows: LoadedRows) -> Codes:
     parts = [[level.cpu().numpy() for level in codec.encode(values)] for values in rows.batches(ROWS_AT_ONCE)]
     return tuple(np.concatenate(level) for level in zip(*parts, strict=True))
 
@@ -335,7 +336,7 @@ def _estimates(patient: Patient, train: Rows) -> dict[str, Any]:
     }
     if patient.store is not None:
         told["bytes_of_codes_on_disk"] = sum(p.stat().st_size for p in patient.store.rglob("*") if p.is_file())
-    modules: dict[str, torch.nn.Module] = {}
+    modules: dict[str, Any] = {}
     if patient.codec is not None:
         modules["codec"] = patient.codec
     if patient.prior is not None:

@@ -41,12 +41,12 @@ from vq_prior.judge.features import Overlap, frechet_distance, inception_score, 
 from vq_prior.settings import Evaluate
 
 if TYPE_CHECKING:
-    from stage1_vqvae.codecs import AnyCodec
     from stage1_vqvae.data.loading import LoadedRows
     from stage1_vqvae.data.rows import DataRows
     from stage1_vqvae.data.sources import Data
     from stage2_prior.prior import CausalPrior
     from vq_prior.core.processes.runtime import Runtime
+    from vq_prior.core.spec import Codec
     from vq_prior.model.pipeline import VQPriorPipeline
 
 ROWS_AT_ONCE = 256
@@ -89,7 +89,7 @@ def evaluate(settings: Evaluate) -> dict[str, Any]:
         _require_same_classes(pipeline.prior, data)
         pipeline.to(runtime.device)
     evaluator = None if settings.evaluator == "own" else _named_evaluator(settings.evaluator, runtime)
-    codec.to(runtime.device)  # type: ignore[arg-type]
+    codec.to(runtime.device)
     result = _measure(settings, codec, pipeline, data, runtime, evaluator, sampling)
     settings.out.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(settings.out, pretty_json(result))
@@ -172,7 +172,7 @@ class _Seen:
 
 def _measure(
     settings: Evaluate,
-    codec: "AnyCodec",
+    codec: "Codec",
     pipeline: "VQPriorPipeline | None",
     data: "Data",
     runtime: "Runtime",
@@ -218,7 +218,7 @@ def _spread(total: int, wanted: int) -> NDArray[np.int64]:
     return np.arange(count, dtype=np.int64) * total // count
 
 
-def _loaded(settings: Evaluate, codec: "AnyCodec", rows: "DataRows", max_bytes: int = MAX_CACHE_BYTES) -> "LoadedRows":
+def _loaded(settings: Evaluate, codec: "Codec", rows: "DataRows", max_bytes: int = MAX_CACHE_BYTES) -> "LoadedRows":
     from stage1_vqvae.data.loading import load_rows
 
     return load_rows(rows, codec.modality, codec.transform, num_workers=settings.num_workers, max_bytes=max_bytes)
@@ -231,7 +231,7 @@ def _batches(loaded: "LoadedRows", rows: NDArray[np.int64] | None = None) -> Ite
         yield loaded.modality.show.pictures(loaded.batch(numbers[first : first + ROWS_AT_ONCE]))
 
 
-def _fit(settings: Evaluate, codec: "AnyCodec", data: "Data", held_out: "LoadedRows") -> FittedNetwork:
+def _fit(settings: Evaluate, codec: "Codec", data: "Data", held_out: "LoadedRows") -> FittedNetwork:
     """Return the embedded network, fitted to the training images and scored on those held out."""
     from stage1_vqvae.data.loading import stored_ahead
 
@@ -328,9 +328,7 @@ def _budget(result: dict[str, Any]) -> dict[str, Any]:
     return {"rfid": rfid, "fid": fid, "fid_less_rfid": rest}
 
 
-def _of_set(
-    settings: Evaluate, codec: "AnyCodec", held_out: "LoadedRows", runtime: "Runtime"
-) -> dict[str, float | None]:
+def _of_set(settings: Evaluate, codec: "Codec", held_out: "LoadedRows", runtime: "Runtime") -> dict[str, float | None]:
     """Return the measures of reconstructions that need a whole set or a network: of pictures MS-SSIM and LPIPS."""
 
     def pairs() -> Iterator[tuple[Tensor, Tensor]]:
@@ -340,7 +338,7 @@ def _of_set(
     return codec.modality.quality.of_set(pairs, codec.spec.shape, network=settings.lpips)
 
 
-def _evaluate_prior(prior: "CausalPrior", codec: "AnyCodec", data: "Data", held_out: "LoadedRows") -> dict[str, Any]:
+def _evaluate_prior(prior: "CausalPrior", codec: "Codec", data: "Data", held_out: "LoadedRows") -> dict[str, Any]:
     """Return held-out nats per token and code bits per dimension under the prior."""
     from stage2_prior.baselines import bits_per_dimension
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stage1_vqvae.codecs import AnyCodec, open_codec, takes_shape
+from stage1_vqvae.codecs import open_codec, takes_shape
 from stage1_vqvae.data.loading import load_rows
 from stage1_vqvae.data.rows import DataRows
 from stage1_vqvae.data.sources import Data, columns_of, open_data
@@ -13,6 +13,7 @@ from vq_prior.core.errors import ArtifactError, UsageError
 from vq_prior.core.identity import require_same_codec
 from vq_prior.core.modality import Modality
 from vq_prior.core.processes.runtime import start_runtime
+from vq_prior.core.spec import Codec
 from vq_prior.model.inputs import settle_codec
 from vq_prior.settings import Verify
 
@@ -38,7 +39,7 @@ def recode(settings: Verify) -> str:
     codec = open_codec(folder, shape=size, to_decode=False)
     require_same_codec(str(path), index.codec.id, "--codec", codec.codec_id)
     data = _data_of(index, codec.modality, settings)
-    codec.to(start_runtime("fp32").device)  # type: ignore[arg-type]
+    codec.to(start_runtime("fp32").device)
     splits = zip(stores, (data.train, data.validation), strict=True)
     same, codes, rows = np.sum([_compared(codec, *split) for split in splits], axis=0)
     if same < AGREEMENT * codes:
@@ -70,7 +71,7 @@ def _data_of(index: CodeIndex, modality: Modality, settings: Verify) -> Data:
     return data
 
 
-def _compared(codec: AnyCodec, store: CodeStore, images: DataRows) -> tuple[int, int, int]:
+def _compared(codec: Codec, store: CodeStore, images: DataRows) -> tuple[int, int, int]:
     """Return how many codes of a sample agree, of how many, and of how many rows; views are left out."""
     place = {int(number): row for row, number in enumerate(images.source_index)}
     held = store.rows(np.unique(np.linspace(0, max(0, len(store) - 1), min(SAMPLE, len(store))).astype(np.int64)))

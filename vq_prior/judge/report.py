@@ -31,7 +31,7 @@ from vq_prior.core.training.runs import by_number, flatten, read_run_config
 from vq_prior.judge.chart import Chart, line_chart
 
 if TYPE_CHECKING:
-    from stage1_vqvae.codecs import AnyCodec
+    from vq_prior.core.spec import Codec
     from vq_prior.model.pipeline import VQPriorPipeline
     from vq_prior.settings import Report
 
@@ -264,11 +264,11 @@ def _counts(codes: Path, number: int, num_codes: int) -> Any:
     return counts
 
 
-def _sheet(codec: "AnyCodec", values: Tensor, columns: int, caption: str) -> Picture:
+def _sheet(codec: "Codec", values: Tensor, columns: int, caption: str) -> Picture:
     return _picture(png_bytes(codec.modality.show.sheet(values, columns=columns)), caption)
 
 
-def middles(codec: "AnyCodec", codes: Tensor) -> Tensor:
+def middles(codec: "Codec", codes: Tensor) -> Tensor:
     """Return the middle, two cells a side, of the value that each code of the finest level fills, coarser codes at 0.
 
     [n, C, *shape of the middle].

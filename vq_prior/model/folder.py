@@ -3,25 +3,24 @@
 import shutil
 from pathlib import Path
 
-from stage1_vqvae.codecs import AnyCodec, kind_name, open_codec, takes_shape, write_codec
-from stage1_vqvae.foreign import ForeignCodec
+from stage1_vqvae.codecs import open_codec, takes_shape
 from stage2_prior.prior import CausalPrior, load_prior
 from vq_prior.core.config import pretty_json
 from vq_prior.core.disk.artifacts import new_folder, require_replaceable, verify_manifest, write_atomic
 from vq_prior.core.errors import ArtifactError, UsageError
 from vq_prior.core.identity import require_same_codec
-from vq_prior.core.spec import CodeSpec
+from vq_prior.core.spec import Codec, CodeSpec
 from vq_prior.model.card import model_card
 from vq_prior.model.index import INDEX, ComponentEntry, ModelIndex, read_index
 
 
-def index_of(codec: AnyCodec, prior: CausalPrior) -> ModelIndex:
+def index_of(codec: Codec, prior: CausalPrior) -> ModelIndex:
     """Return the index of a MODEL of these two; raises `ArtifactError` unless the prior is of this codec."""
     codec_id = codec.codec_id
     require_same_codec("the prior", prior.codec_id, "the codec", codec_id)
     return ModelIndex(
         format_version=1,
-        components={"vqvae": ComponentEntry("vqvae", kind_name(codec)), "prior": ComponentEntry("prior", "causal")},
+        components={"vqvae": ComponentEntry("vqvae", codec.kind), "prior": ComponentEntry("prior", "causal")},
         spec=codec.spec,
         codec_id=codec_id,
         label_names=prior.label_names,
@@ -29,7 +28,7 @@ def index_of(codec: AnyCodec, prior: CausalPrior) -> ModelIndex:
     )
 
 
-def codec_for(codec_folder: Path, spec: CodeSpec) -> AnyCodec:
+def codec_for(codec_folder: Path, spec: CodeSpec) -> Codec:
     """Return the codec in a folder; one whose image size is chosen when it is opened takes that of `spec`."""
     return open_codec(codec_folder, shape=spec.shape if takes_shape(codec_folder) else None)
 
@@ -51,12 +50,12 @@ def assemble(codec_folder: Path, prior_folder: Path, out: Path, *, overwrite: bo
     codec = codec_for(codec_folder, prior.spec)
     index = index_of(codec, prior)
     require_replaceable(out, INDEX, "MODEL")
-    if isinstance(codec, ForeignCodec):
+    if codec.loaded_from is None:
         # Its folder may hold a whole model beside it, and names no size: what MODEL holds is the tokeniser alone.
         alone = out.parent / f".{out.name}.vqvae"
         try:
             with new_folder(alone) as staging:
-                write_codec(codec, staging)
+                codec.save(staging)
             return _join(alone, prior_folder, out, index, overwrite=overwrite)
         finally:
             shutil.rmtree(alone, ignore_errors=True)

@@ -9,16 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stage1_vqvae.codecs import AnyCodec
 from stage1_vqvae.data.rows import FileRows
 from vq_prior.core.errors import UsageError
-from vq_prior.core.spec import check_images
+from vq_prior.core.spec import Codec, check_images
 
 GivenImage = Any  # what the kind of data takes: a picture of Pillow or its pixels; a path; a tensor; a list of such
 Keep = float | Literal["top half"]
 
 
-def images_of(given: GivenImage, codec: AnyCodec) -> Tensor:
+def images_of(given: GivenImage, codec: Codec) -> Tensor:
     """Return values [B, C, *shape] of what was given, one or several.
 
     A tensor is taken as it is, [C, *shape] or [B, C, *shape]. A path, or what the codec's kind of data takes (of
@@ -46,7 +45,7 @@ def images_of(given: GivenImage, codec: AnyCodec) -> Tensor:
     return codec.modality.values.to_values(torch.from_numpy(stored))
 
 
-def _stored(given: Any, codec: AnyCodec, number: int) -> Any:
+def _stored(given: Any, codec: Codec, number: int) -> Any:
     accept, transform = codec.modality.show.accept, codec.transform
     if isinstance(given, (str, Path)):
         file = FileRows([Path(given)])

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stage1_vqvae.codecs import AnyCodec
 from stage1_vqvae.modalities import MODALITIES
 from stage1_vqvae.modalities.sheets import png_bytes, to_picture
 from vq_prior.core.modality import Modality
+from vq_prior.core.spec import Codec
 
 OutputType = Literal["pil", "pt", "np"]
 OUTPUT_TYPES = ("pil", "pt", "np")
@@ -62,7 +62,7 @@ class PipelineOutput:
 
 
 def output_of(
-    codec: AnyCodec, values: Tensor, labels: list[int] | None, codes: tuple[Tensor, ...], output_type: OutputType
+    codec: Codec, values: Tensor, labels: list[int] | None, codes: tuple[Tensor, ...], output_type: OutputType
 ) -> PipelineOutput:
     """Return what was drawn where its kind is to be found.
 

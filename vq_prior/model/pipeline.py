@@ -8,7 +8,7 @@ from warnings import warn
 import torch
 from torch import Tensor
 
-from stage1_vqvae.codecs import AnyCodec, open_codec, write_codec
+from stage1_vqvae.codecs import open_codec
 from stage2_prior.conditions import Conditioned
 from stage2_prior.likelihood import Scores, score_codes
 from stage2_prior.prior import CausalPrior, load_prior, save_prior
@@ -19,6 +19,7 @@ from vq_prior.core.disk.records import keep_record
 from vq_prior.core.errors import ArtifactError, UsageError
 from vq_prior.core.hub.shareable import Shareable
 from vq_prior.core.processes.runtime import Precision
+from vq_prior.core.spec import Codec
 from vq_prior.model.conditions import condition_values
 from vq_prior.model.folder import assemble, index_of
 from vq_prior.model.given_images import GivenImage, Keep, images_of, kept_rows
@@ -57,7 +58,7 @@ class VQPriorPipeline(Shareable):
 
     component = "model"
 
-    def __init__(self, codec: AnyCodec, prior: CausalPrior) -> None:
+    def __init__(self, codec: Codec, prior: CausalPrior) -> None:
         self.codec, self.prior = codec.eval(), prior
         self.index = index_of(codec, prior)
 
@@ -109,7 +110,7 @@ class VQPriorPipeline(Shareable):
         with new_folder(parts, manifest=False) as staging:
             for name in ("vqvae", "prior"):
                 (staging / name).mkdir()
-            write_codec(self.codec, staging / "vqvae")
+            self.codec.save(staging / "vqvae")
             save_prior(self.prior, staging / "prior")
             keep_record(self.codec.loaded_from, staging / "vqvae")
             keep_record(self.prior.loaded_from, staging / "prior")

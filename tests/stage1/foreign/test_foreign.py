@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from stage1_vqvae.codecs import open_codec, write_codec
+from stage1_vqvae.codecs import open_codec
 from stage1_vqvae.foreign import ForeignCodec
 from stage1_vqvae.foreign.weights import foreign_files
 from stage1_vqvae.model import VQVAE, Architecture, VQVAEConfig
@@ -267,7 +267,7 @@ def test_a_written_codec_is_the_same_codec(tmp_path: Path, name: str) -> None:
     codec = opened(saved(tmp_path / "codec", name), shape=(8, 12))
     for copy in ("a", "b"):
         with new_folder(tmp_path / copy) as staging:
-            write_codec(codec, staging)
+            codec.save(staging)
     for path in (tmp_path / "a").iterdir():
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
     again = opened(tmp_path / "a", shape=None)
@@ -457,7 +457,7 @@ def test_the_command_line_says_what_is_wrong(
 def test_the_size_of_our_own_codec_is_fixed(tmp_path: Path) -> None:
     own = VQVAE(VQVAEConfig(Architecture(3, (8, 8), 4, 16, 8, 1, QuantizerSettings(num_codes=16, code_dim=4))))
     with new_folder(tmp_path / "vqvae") as staging:
-        write_codec(own, staging)
+        own.save(staging)
     assert open_codec(tmp_path).codec_id == own.codec_id
     with pytest.raises(UsageError, match="is for images of 8x8, which is fixed; leave --image-size out"):
         open_codec(tmp_path, shape=(8, 8))
