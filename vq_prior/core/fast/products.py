@@ -5,6 +5,7 @@ for the gradient of x; not for the gradient of the weight. Of a few rows, a prod
 less time than bringing the weight into the layout that oneDNN reads; `Product` does that once.
 """
 
+import functools
 from typing import Any
 
 import torch
@@ -14,8 +15,9 @@ from torch import Tensor
 LAID_OUT_FOR = 64  # rows; what suits them suits 8 to 128
 
 
-def _has_onednn() -> bool:
-    """Return whether this torch has the products on this CPU; it counts them among its internals."""
+@functools.cache
+def has_onednn() -> bool:
+    """Return whether this torch has the products on this CPU, tried at first use; it counts them among its internals."""
     if not torch.backends.mkldnn.is_available():
         return False
     try:
@@ -28,9 +30,6 @@ def _has_onednn() -> bool:
 def _product(x: Tensor, weight: Tensor) -> Tensor:
     result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
     return result
-
-
-HAS_ONEDNN = _has_onednn()
 
 
 class _Linear(torch.autograd.Function):
@@ -53,7 +52,7 @@ class _Linear(torch.autograd.Function):
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:
     """Return x [..., n] @ weight.T, [..., m], as `F.linear` up to rounding."""
-    if HAS_ONEDNN and x.device.type == "cpu" and x.dtype == torch.float32:
+    if has_onednn() and x.device.type == "cpu" and x.dtype == torch.float32:
         result: Tensor = _Linear.apply(x, weight)
         return result
     return F.linear(x, weight)
@@ -64,7 +63,7 @@ class Product:
 
     def __init__(self, weight: Tensor) -> None:
         self.weight, self.laid_out = weight.contiguous(), False
-        if HAS_ONEDNN and weight.device.type == "cpu":
+        if has_onednn() and weight.device.type == "cpu":
             try:
                 self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight, LAID_OUT_FOR)
                 self.laid_out = True
