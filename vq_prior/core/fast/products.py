@@ -17,7 +17,7 @@ LAID_OUT_FOR = 64  # rows; what suits them suits 8 to 128
 
 @functools.cache
 def has_onednn() -> bool:
-    """Return whether this torch has the products on this CPU, tried at first use; it counts them among its internals."""
+    """Return whether this torch has the products on this CPU, tried once; it counts them among its internals."""
     if not torch.backends.mkldnn.is_available():
         return False
     try:
