@@ -16,7 +16,9 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 PACKAGES = ("vq_prior", "stage1_vqvae", "stage2_prior")
 PAGE = (REPOSITORY / "docs" / "commands.md").read_text(encoding="utf-8")
 OF_EVERY_COMMAND = {"--help", "--version", "--debug", "--config", "--recipe", "--num-processes"}
-FLAG = re.compile(r"(?<![\w-])--[a-z][\w-]*+(?:\.[a-z][\w-]*+)*+(?!\.?[*A-Z])")  # not `--model.*`, which stands for several
+FLAG = re.compile(
+    r"(?<![\w-])--[a-z][\w-]*+(?:\.[a-z][\w-]*+)*+(?!\.?[*A-Z])"
+)  # not `--model.*`, which stands for several
 
 
 def flags_of_command(name: str) -> set[str]:

@@ -75,7 +75,9 @@ def toy_cli(toy_warm: Warm) -> RunCli:
 def toys_in_process(toys_installed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the command line finds in an environment with the toys, in this process."""
     from stage1_vqvae.quantizers import QUANTIZERS
+    from stage2_prior.conditions import CONDITIONS
 
     monkeypatch.syspath_prepend(toys_installed)
-    monkeypatch.setattr(QUANTIZERS, "_installed", None)
-    monkeypatch.setattr(QUANTIZERS, "_entries", dict(QUANTIZERS._entries))
+    for registry in (QUANTIZERS, CONDITIONS):
+        monkeypatch.setattr(registry, "_installed", None)
+        monkeypatch.setattr(registry, "_entries", dict(registry._entries))

@@ -4,6 +4,7 @@ import contextlib
 import io
 import os
 import re
+import typing
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from importlib import import_module
@@ -146,6 +147,13 @@ def _renamed(settings_class: type, words: Sequence[str]) -> list[str]:
 
 def _check_flags(name: str, settings_class: type, words: Sequence[str]) -> None:
     known = ["--help", *flags_of(settings_class)]
+    given = [word.partition("=")[0].replace("_", "-") for word in words if word.startswith("--")]
+    for setting in settings_in(settings_class):
+        # The parser would keep the last list alone.
+        if typing.get_origin(setting.kind) is tuple and given.count(setting.flag) > 1:
+            raise UsageError(
+                f"{setting.flag} is given {given.count(setting.flag)} times; give all its values after one"
+            )
     for word in words:
         flag = word.partition("=")[0].replace("_", "-")
         if word.startswith("--") and flag not in known:
