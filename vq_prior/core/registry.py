@@ -82,7 +82,7 @@ class Registry(Generic[T]):
         return self._entries[name]
 
     def __contains__(self, name: object) -> bool:
-        return name in self._order or name in self._offers()
+        return name in self._entries or name in self._homes or name in self._offers()
 
     def names(self) -> tuple[str, ...]:
         """Return every name; nothing is imported for it."""
