@@ -9,9 +9,9 @@ from classifiers import DIGITS, write_classifier
 from PIL import Image
 from transformers import ViTForImageClassification, ViTImageProcessor
 
-from stage1_vqvae.modalities.sheets import save_png
 from vq_prior import VQPriorPipeline
 from vq_prior.cli import main
+from vq_prior.core.disk.artifacts import write_atomic
 from vq_prior.core.errors import UsageError
 from vq_prior.draw import sampler
 from vq_prior.draw.rejection import Classifier, candidates_of, find_classifier
@@ -60,14 +60,14 @@ def test_an_image_is_the_best_of_its_candidates(whole, classifier, tiny_model):
 
 
 def test_the_batch_size_and_an_interruption_leave_no_trace(whole, words, tmp_path, monkeypatch):
-    def stop_at_the_fifth(path, picture, **how):
+    def stop_at_the_fifth(path, file, **how):
         if path.name == "000004.png":
             raise KeyboardInterrupt
-        save_png(path, picture, **how)
+        write_atomic(path, file, **how)
 
     where = ["--batch-size", "9", "--out", str(tmp_path / "out")]
     with monkeypatch.context() as patch:
-        patch.setattr(sampler, "save_png", stop_at_the_fifth)
+        patch.setattr(sampler, "write_atomic", stop_at_the_fifth)
         assert main([*words, *where]) == 75
     assert main([*words, *where]) == 0
     assert contents(tmp_path / "out") == contents(whole)
