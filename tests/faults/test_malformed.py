@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from malformed import bytes_changed, json_changed, odd_pictures, pictures, tensors_changed
 
-from stage1_vqvae.data.checking import check_pictures, read_checked
+from stage1_vqvae.data.checking import check_rows, read_checked
+from stage1_vqvae.modalities.pictures import PICTURES
 from vq_prior.cli import main
 from vq_prior.core.disk.artifacts import MANIFEST, write_manifest
 from vq_prior.core.disk.checkpoints import load_checkpoint
@@ -80,14 +81,14 @@ class Files:
 @pytest.mark.fault("F20", "R8")
 def test_pictures(faults):
     good = pictures()
-    assert check_pictures(Files(good), 1).bad == ()
+    assert check_rows(Files(good), PICTURES, 1).bad == ()
     bounded, count = Bounded(), faults.number(150, 1000)
     for _ in range(count):
         name = faults.rng.choice(list(good))
         content = bytes_changed(faults.rng, good[name])
 
         def read(name=name, content=content):
-            for picture in check_pictures(Files({name: content}), 1).bad:
+            for picture in check_rows(Files({name: content}), PICTURES, 1).bad:
                 raise ArtifactError(picture.reason)
 
         bounded(read, (name, content))
@@ -103,7 +104,7 @@ def test_odd_pictures():
         found = []
 
         def read(name=name, content=content, found=found):
-            found += check_pictures(Files({name: content}), 1).bad
+            found += check_rows(Files({name: content}), PICTURES, 1).bad
 
         bounded(read, name)
         assert (not found) == is_read, (name, found)

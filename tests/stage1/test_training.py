@@ -339,7 +339,7 @@ def test_finished_store_says_so_and_a_stranger_is_refused(
     extraction(out)
     assert "is finished (1708 + 89 rows); nothing to do" in capsys.readouterr().out
     other = train_vqvae(tiny(tmp_path / "other", steps=1))
-    with pytest.raises(UsageError, match="another codec, other data or other views"):
+    with pytest.raises(UsageError, match="another codec, other data, other conditions or other views"):
         extraction(out, codec=str(other))
     extraction(out, codec=str(other), overwrite=True)
     assert CodeStore.open(out).index.codec.id == load_codec(other).codec_id

@@ -280,6 +280,25 @@ def _overlaid(settings: Any, other: Any, leave: Set[str], prefix: str) -> Any:
     return dataclasses.replace(settings, **changes)
 
 
+def with_defaults(settings: S, *, leave: Set[str]) -> S:
+    """Return the settings with every default that a field has, but for the dotted names in `leave`."""
+    copy: S = note_given(_with_defaults(settings, leave, ""), given_names(settings))
+    return copy
+
+
+def _with_defaults(settings: Any, leave: Set[str], prefix: str) -> Any:
+    changes = {}
+    for field in dataclasses.fields(settings):
+        value, name = getattr(settings, field.name), prefix + field.name
+        if dataclasses.is_dataclass(value):
+            changes[field.name] = _with_defaults(value, leave, f"{name}.")
+        elif name not in leave and field.default is not dataclasses.MISSING:
+            changes[field.name] = field.default
+        elif name not in leave and field.default_factory is not dataclasses.MISSING:
+            changes[field.name] = field.default_factory()
+    return dataclasses.replace(settings, **changes)
+
+
 def with_absent(settings_class: type, saved: Mapping[str, Any]) -> dict[str, Any]:
     """Return saved settings (JSON values) and, of those that they do not name, what the program did before it had them.
 

@@ -36,6 +36,7 @@ from vq_prior.core.settings import (
     overlaid,
     settings_in,
     with_absent,
+    with_defaults,
 )
 from vq_prior.core.training.tracking import Tracker, TrackerName
 
@@ -119,11 +120,12 @@ def explained(typed: S, settings: S, resolve: Callable[[S], S]) -> S:
     """Return what was typed and what else is to be typed so that `resolve` gives `settings`, for the record of a run.
 
     Args:
-        typed: What was typed.
+        typed: What was typed; of what was not given, only where something lies.
         settings: Resolved, partly from a run that was there.
         resolve: Makes every choice that is left open.
     """
     known: set[str] = set(free_names(type(typed)))
+    typed = with_defaults(typed, leave=given_names(typed) | names_marked(type(typed), Place))
     while True:
         try:
             chosen = flatten(to_json(resolve(typed)))
