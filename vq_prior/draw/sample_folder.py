@@ -67,8 +67,8 @@ def holds_samples(out: Path, count: int, extension: str | None = ".png") -> bool
 def join_samples(staging: Path, count: int, name: str) -> None:
     """Write the samples of a kind whose values belong in one file into `samples.npz`, an array [count, ...] by name."""
     file = io.BytesIO()
-    samples = np.stack([np.load(staging / sample_name(i, None)) for i in range(count)])
-    np.savez(file, **{name: samples})  # plain numbers: objects were refused when they were read
+    arrays: dict[str, Any] = {name: np.stack([np.load(staging / sample_name(i, None)) for i in range(count)])}
+    np.savez(file, **arrays)  # plain numbers: objects were refused when they were read
     write_atomic(staging / JOINED, file.getvalue())
 
 
