@@ -31,6 +31,9 @@ WHAT_TAKES_SECONDS = ("accelerate.commands.launch", "datasets", "peft", "sklearn
 WHAT_TAKES_SECONDS += ("stage2_prior.train", "vq_prior.cli.commands", "vq_prior.model.pipeline", "vq_prior.model.share")
 MAX_REQUEST_BYTES = 100_000
 
+# The evaluator's embedded network is fitted for a moment, not for its 800 steps: where pictures are not what is tested.
+BRIEFLY = "from vq_prior.judge import evaluate, evaluator; evaluate.STEPS = evaluator.STEPS = 40"
+
 
 def same_imports(one: dict[str, str], other: dict[str, str]) -> bool:
     """Return whether libraries that are imported under either environment are the same."""
@@ -88,17 +91,18 @@ class Warm:
     Args:
         environment: Under which it imports.
         folder: Where it may put what it needs; new.
+        first: Python that it runs after its imports, such as `BRIEFLY`.
     """
 
-    def __init__(self, environment: dict[str, str], folder: Path) -> None:
-        self.environment, self.folder = environment, folder
+    def __init__(self, environment: dict[str, str], folder: Path, first: str = "") -> None:
+        self.environment, self.folder, self._first = environment, folder, first
         self._short = tempfile.TemporaryDirectory(prefix="vq-prior-")  # the path of a socket has a hundred letters
         self.address = str(Path(self._short.name) / "socket")
 
     def __enter__(self) -> "Warm":
         path = os.pathsep.join([str(REPOSITORY), self.environment.get("PYTHONPATH", "")])
         self._process = subprocess.Popen(
-            [sys.executable, "-P", str(Path(__file__)), "serve", self.address],
+            [sys.executable, "-P", str(Path(__file__)), "serve", self.address, self._first],
             env=self.environment | {"PYTHONPATH": path},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -168,7 +172,7 @@ class Warm:
         return program
 
 
-def _serve(address: str) -> None:
+def _serve(address: str, first: str) -> None:
     from vq_prior.cli import _quiet_libraries
 
     before = dict(os.environ)
@@ -176,6 +180,7 @@ def _serve(address: str) -> None:
     quiet = {name: value for name, value in os.environ.items() if name not in before}
     for module in WHAT_TAKES_SECONDS:
         import_module(module)
+    exec(first)
 
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     listener.bind(address)
@@ -269,6 +274,6 @@ def _stand_in(address: str, python: list[str]) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1] == "serve":
-        _serve(sys.argv[2])
+        _serve(*sys.argv[2:])
     else:
         _stand_in(sys.argv[2], ["-u", "-m", "vq_prior", *sys.argv[3:]] if sys.argv[1] == "run" else sys.argv[3:])

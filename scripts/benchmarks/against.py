@@ -1,11 +1,12 @@
 """This code against that of another clone: a training step of each stage, the dump, and drawing 1, 16 and 64 images.
 
-PATH is a plain clone at another commit. Each tree works in a process of its own, started by the same Python with the
-tree on PYTHONPATH, that stays to the end (`jobs_of_tree.py`). A round does a job in both, one after the other; which
-one begins changes with every round, so that what the machine does beside falls on both. `ratios` are the medians over
-the rounds of their seconds over ours: above 1 this code is faster.
+PATH is a plain clone at another commit. A round starts one process a tree, by the same Python with the tree on
+PYTHONPATH (`jobs_of_tree.py`), and does every job in both, one after the other; which tree is started first, and which
+does a job first, changes with every round. Two processes of the same code can differ by some percent for as long as
+they live (where their memory happens to lie), so a pair that stayed for all rounds would measure its own luck.
+`ratios` are the medians over the rounds of their seconds over ours: above 1 this code is faster.
 
-Every round is written to FOLDER when it is done; the same call goes on where it stopped. The pictures are coloured
+Every pair is written to FOLDER when it is done; the same call goes on where it stopped. The pictures are coloured
 noise of 32x32 as JPEGs, and all settings are the defaults: a step costs the same, whatever is learnt.
 """
 
@@ -16,6 +17,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from shutil import rmtree
 from statistics import median
@@ -69,9 +71,9 @@ def content_id(tree: Path) -> str:
 
 
 class Tree:
-    """The process that works with the code of one tree."""
+    """The process that works with the code of one tree, until `stack` ends it."""
 
-    def __init__(self, name: str, tree: Path, table: Path, arguments: argparse.Namespace) -> None:
+    def __init__(self, name: str, tree: Path, table: Path, arguments: argparse.Namespace, stack: ExitStack) -> None:
         folder = arguments.out.resolve()
         self.name, self.log = name, folder / f"{name}.txt"
         worker = Path(__file__).resolve().with_name("jobs_of_tree.py")
@@ -87,6 +89,8 @@ class Tree:
                 stderr=log,
                 text=True,
             )
+        stack.callback(rmtree, folder / name, ignore_errors=True)
+        stack.callback(self.process.communicate)  # ends it: no more lines
         assert self._answer() == "ready"
 
     def _answer(self) -> Any:
@@ -102,10 +106,6 @@ class Tree:
         self.process.stdin.write(job + "\n")
         self.process.stdin.flush()
         return float(self._answer())
-
-    def end(self) -> None:
-        """End the process."""
-        self.process.communicate()
 
 
 class Rounds:
@@ -148,20 +148,20 @@ def measure(rounds: Rounds, arguments: argparse.Namespace) -> None:
         return
     table = arguments.out.resolve() / "noise.parquet"
     write_table(table, arguments.num_images, arguments.side)
-    trees = [Tree("ours", ROOT, table, arguments), Tree("theirs", arguments.against, table, arguments)]
-    try:
-        for job, count in missing.items():
-            if count > 0:
-                for tree in trees:  # not kept: what a first call pays once
-                    tree.seconds(job)
-            for _ in range(count):
-                first = len(rounds.of(job)) % 2
-                turns = trees[first:] + trees[:first]
-                rounds.add(job, {tree.name: tree.seconds(job) for tree in turns})
-    finally:
-        for tree in trees:
-            tree.end()
-            rmtree(arguments.out / tree.name, ignore_errors=True)
+    for number in range(arguments.rounds):
+        jobs = [job for job, count in missing.items() if arguments.rounds - count <= number]
+        if jobs:
+            _round(number, jobs, rounds, table, arguments)
+
+
+def _round(number: int, jobs: list[str], rounds: Rounds, table: Path, arguments: argparse.Namespace) -> None:
+    """Do these jobs once in a new process of each tree."""
+    places = [("ours", ROOT), ("theirs", arguments.against)]
+    first = number % 2
+    with ExitStack() as stack:
+        trees = [Tree(name, place, table, arguments, stack) for name, place in places[first:] + places[:first]]
+        for job in jobs:
+            rounds.add(job, {tree.name: tree.seconds(job) for tree in trees})
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -52,7 +52,10 @@ class StepClock:
 
 
 class Jobs:
-    """The jobs, on a codec, codes and a prior that this tree made of the table: their speed is that of trained ones."""
+    """The jobs, on a codec, codes and a prior that this tree made of the table: their speed is that of trained ones.
+
+    Making them is also what pays for all that a process does once.
+    """
 
     def __init__(self, table: Path, folder: Path, *, steps: int, calls: int) -> None:
         self.table, self.folder, self.steps, self.calls = table, folder, steps, calls

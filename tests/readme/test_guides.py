@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hub.server import LoopbackHub, hub_environment
 from PIL import Image
-from warm import Warm
+from warm import BRIEFLY, Warm
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 BLOCK = re.compile(r"^```(?P<language>bash|python)\n(?P<body>.*?)^```", re.MULTILINE | re.DOTALL)
@@ -64,7 +64,7 @@ def type_in(
     outside = tmp_path_factory.mktemp("outside")
     with LoopbackHub(upload_mode="lfs", require_token=TOKEN) as hub:
         environment = child_environment(**hub_environment(hub, outside / "cache", token=TOKEN))
-        with Warm(environment, outside) as warm:
+        with Warm(environment, outside, BRIEFLY) as warm:
             path = os.pathsep.join([str(warm.shim()), os.environ["PATH"]])
             search = os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
             environment |= {"PATH": path, "PYTHONPATH": search}

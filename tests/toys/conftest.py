@@ -5,13 +5,15 @@ Installing is copying: the package and a `*.dist-info` with the entry points of 
 """
 
 import shutil
+import signal
 import subprocess
+import time
 import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from warm import Warm
+from warm import BRIEFLY, Warm
 
 HERE = Path(__file__).resolve().parent
 
@@ -49,7 +51,7 @@ def toy_warm(
 ) -> Iterator[Warm]:
     """A process that forks for each command, as `warm`, where the toys are installed."""
     environment = child_environment(PYTHONPATH=str(toys_installed))
-    with Warm(environment, tmp_path_factory.mktemp("warm-toys")) as process:
+    with Warm(environment, tmp_path_factory.mktemp("warm-toys"), BRIEFLY) as process:
         yield process
 
 
@@ -67,6 +69,22 @@ def toy_cli(toy_warm: Warm) -> RunCli:
         done = toy_warm.run(words, environment, cwd=cwd, timeout=timeout)
         assert done.returncode == code, f"{words}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
         return done
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def toy_cli_killed(toy_warm: Warm) -> Callable[..., None]:
+    """Start a training and kill it as soon as RUN has a checkpoint: `toy_cli_killed(RUN, "train-prior", ...)`."""
+
+    def run(run: Path, *words: object) -> None:
+        with (run.parent / f"{run.name}.txt").open("w") as told:
+            running = toy_warm.start(words, stdout=told.fileno(), stderr=told.fileno(), cwd=run.parent)
+            ends = time.monotonic() + 60
+            while not list(run.glob("*-training/checkpoints/step-*")) and time.monotonic() < ends:
+                time.sleep(0.005)
+            running.kill()
+            assert running.wait(30) in (0, -signal.SIGKILL)
 
     return run
 

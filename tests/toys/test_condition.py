@@ -10,17 +10,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from stage2_prior import train as training
-from stage2_prior.run import Training
-from stage2_prior.settings import PriorModel, TrainPrior
 from vq_prior.core.disk.code_store import CodeStore
 from vq_prior.core.identity import file_sha256
-from vq_prior.judge import evaluate, evaluator
-from vq_prior.settings import Evaluate
 
 RunCli = Callable[..., "CompletedProcess[str]"]
 ROWS = 120
@@ -160,40 +154,20 @@ def test_a_row_without_numbers_is_refused_at_the_dump(
     assert not (tmp_path / "none").exists()
 
 
-@pytest.mark.usefixtures("toys_in_process")
-def test_a_training_cut_short_goes_on_to_the_same_bits(
-    road: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_training_that_is_killed_goes_on_to_the_same_bits(
+    road: Path, tmp_path: Path, toy_cli: RunCli, toy_cli_killed: RunCli
 ) -> None:
-    sizes = PriorModel(num_layers=2, hidden_size=16, num_heads=2)
-    options = {"steps": 12, "batch_size": 8, "eval_every": 6, "checkpoint_every": 4, "warmup_steps": 2}
-
-    def settings(name: str) -> TrainPrior:
-        return TrainPrior(road / "codes", tmp_path / name, model=sizes, **options)
-
-    whole, update, left = training.train_prior(settings("whole")), training.update, list(range(6))
-
-    def cut(t: Training) -> dict[str, torch.Tensor]:
-        if not left:
-            raise KeyboardInterrupt  # nothing after this moment is written, as if the process were gone
-        left.pop()
-        return update(t)
-
-    monkeypatch.setattr(training, "update", cut)
-    with pytest.raises(KeyboardInterrupt):
-        training.train_prior(settings("cut"))
-    monkeypatch.setattr(training, "update", update)
-    again = training.train_prior(settings("cut"))
+    words = train(road, tmp_path / "killed")
+    toy_cli_killed(tmp_path / "killed", *words)
+    toy_cli(*words)
     for name in ("model.safetensors", "conditions.safetensors", "prior_config.json"):
-        assert file_sha256(again / name) == file_sha256(whole / name)
+        assert file_sha256(tmp_path / "killed/prior" / name) == file_sha256(road / "prior" / name)
 
 
-@pytest.mark.usefixtures("toys_in_process")
-def test_evaluate_draws_with_the_class_alone(road: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (evaluate, evaluator):
-        monkeypatch.setattr(module, "STEPS", 2)  # the network that compares pictures is not what is looked at here
-    data = str(road.parent / "digits.parquet")
-    asked = Evaluate(data=data, out=tmp_path / "evaluation.json", model=road / "model", num_images=20)
-    result = evaluate.evaluate(asked)
+def test_evaluate_draws_with_the_class_alone(road: Path, tmp_path: Path, toy_cli: RunCli) -> None:
+    data, out = road.parent / "digits.parquet", tmp_path / "evaluation.json"
+    toy_cli("evaluate", "--data", data, "--out", out, "--model", road / "model", "--num-images", 20)
+    result = json.loads(out.read_text())
     assert result["samples"]["num_images"] == 20
     assert result["prior"]["nats_per_token"] > 0
 

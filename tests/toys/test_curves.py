@@ -1,7 +1,6 @@
 """A kind of data of one axis, brought by an installed package, on the whole road and by the real commands."""
 
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -10,14 +9,11 @@ import numpy as np
 import pytest
 import torch
 from vq_prior_toys.curves import CURVES, CurveFiles, CurveForm
-from warm import Warm
 
 from stage1_vqvae.modalities import MODALITIES
 from vq_prior import VQPriorPipeline
 from vq_prior.core.disk.code_store import CodeStore
 from vq_prior.core.identity import file_sha256
-from vq_prior.judge import evaluate, evaluator
-from vq_prior.settings import Evaluate
 from vq_prior.testing import check_modality
 
 RunCli = Callable[..., "CompletedProcess[str]"]
@@ -111,14 +107,10 @@ def test_python_gets_arrays_by_the_name_of_the_kind(road: Path) -> None:
     assert scores.maps[0].shape == (2, *pipe.codec.spec.levels[0].grid)
 
 
-@pytest.mark.usefixtures("_installed")
-def test_a_model_is_judged_and_reported(
-    road: Path, data: Path, toy_cli: RunCli, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for module in (evaluate, evaluator):
-        monkeypatch.setattr(module, "STEPS", 2)  # the network that compares pictures is not what is looked at here
-    asked = Evaluate(data=str(data), out=road / "evaluation.json", model=road / "model", num_images=12)
-    result = evaluate.evaluate(asked)
+def test_a_model_is_judged_and_reported(road: Path, data: Path, toy_cli: RunCli) -> None:
+    asked = ["--data", data, "--model", road / "model", "--num-images", 12, "--out", road / "evaluation.json"]
+    toy_cli("evaluate", *asked)
+    result = json.loads((road / "evaluation.json").read_text())
     assert result["samples"]["fid"] > 0
     assert set(result["codec"]) == {"num_images", "mse", "levels"}
     toy_cli("report", road)
@@ -131,19 +123,13 @@ def test_a_model_is_judged_and_reported(
 
 
 def test_a_training_that_is_killed_goes_on_and_two_processes_give_the_same_bytes(
-    road: Path, data: Path, tmp_path: Path, toy_cli: RunCli, toy_warm: Warm
+    road: Path, data: Path, tmp_path: Path, toy_cli: RunCli, toy_cli_killed: RunCli
 ) -> None:
     weights = "vqvae/model.safetensors"
     toy_cli("train-vqvae", "--data", data, "--out", tmp_path / "two", *CODEC.split(), "--num-processes", 2)
     assert file_sha256(tmp_path / "two" / weights) == file_sha256(road / weights)
     words = ["train-vqvae", "--data", data, "--out", tmp_path / "killed", *CODEC.split()]
-    with (tmp_path / "told").open("w") as told:
-        running = toy_warm.start(words, stdout=told.fileno(), stderr=told.fileno(), cwd=tmp_path)
-        ends = time.monotonic() + 60
-        while not list(tmp_path.glob("killed/vqvae-training/checkpoints/step-*")) and time.monotonic() < ends:
-            time.sleep(0.005)
-        running.kill()
-        running.wait(30)
+    toy_cli_killed(tmp_path / "killed", *words)
     toy_cli(*words)
     assert file_sha256(tmp_path / "killed" / weights) == file_sha256(road / weights)
 

@@ -9,15 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from stage2_prior import train as training
-from stage2_prior.run import Training
-from stage2_prior.settings import PriorModel, TrainPrior
 from vq_prior import VQPriorPipeline
 from vq_prior.core.disk.code_store import CodeStore
 from vq_prior.core.errors import UsageError
 from vq_prior.core.identity import file_sha256
-from vq_prior.judge import evaluate, evaluator
-from vq_prior.settings import Evaluate
 
 RunCli = Callable[..., "CompletedProcess[str]"]
 ORDER = [*range(16), *np.random.default_rng(0).permutation(np.arange(16, 32)).tolist()]
@@ -65,31 +60,14 @@ def test_a_rerun_needs_neither_the_file_nor_the_flags(road: Path, tmp_path: Path
     (tmp_path / "order.json").rename(road / "order.json")
 
 
-def test_a_training_cut_short_goes_on_to_the_same_bits(
-    road: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_training_that_is_killed_goes_on_to_the_same_bits(
+    road: Path, tmp_path: Path, toy_cli: RunCli, toy_cli_killed: RunCli
 ) -> None:
-    sizes = PriorModel(num_layers=2, hidden_size=16, num_heads=2)
-    options = {"steps": 12, "batch_size": 8, "eval_every": 6, "checkpoint_every": 4, "warmup_steps": 2}
-
-    def settings(name: str) -> TrainPrior:
-        order = json.dumps(ORDER)
-        return TrainPrior(road / "codes", tmp_path / name, model=sizes, order=order, given_levels=(0,), **options)
-
-    whole, update, left = training.train_prior(settings("whole")), training.update, list(range(6))
-
-    def cut(t: Training) -> dict[str, torch.Tensor]:
-        if not left:
-            raise KeyboardInterrupt  # nothing after this moment is written, as if the process were gone
-        left.pop()
-        return update(t)
-
-    monkeypatch.setattr(training, "update", cut)
-    with pytest.raises(KeyboardInterrupt):
-        training.train_prior(settings("cut"))
-    monkeypatch.setattr(training, "update", update)
-    again = training.train_prior(settings("cut"))
-    assert file_sha256(again / "model.safetensors") == file_sha256(whole / "model.safetensors")
-    assert (again / "prior_config.json").read_bytes() == (whole / "prior_config.json").read_bytes()
+    words = train(road, tmp_path / "killed")
+    toy_cli_killed(tmp_path / "killed", *words, "--order", road / "order.json", "--given-levels", 0)
+    toy_cli(*words)
+    for name in ("model.safetensors", "prior_config.json"):
+        assert file_sha256(tmp_path / "killed/prior" / name) == file_sha256(road / "prior" / name)
 
 
 def test_two_processes_train_as_one(road: Path, tmp_path: Path, toy_cli: RunCli) -> None:
@@ -134,14 +112,10 @@ def test_what_is_measured_leaves_the_given_level_out(road: Path, toy_cli: RunCli
     assert "Samples" in Path(toy_cli("report", road).stdout.split()[1].rstrip(":")).read_text()
 
 
-@pytest.mark.usefixtures("toys_in_process")
-def test_evaluate_gives_samples_the_level_of_their_images(
-    road: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for module in (evaluate, evaluator):
-        monkeypatch.setattr(module, "STEPS", 2)  # the network that compares pictures is not what is looked at here
-    asked = Evaluate(data="digits", out=tmp_path / "evaluation.json", model=road / "model", num_images=20)
-    result = evaluate.evaluate(asked)
+def test_evaluate_gives_samples_the_level_of_their_images(road: Path, tmp_path: Path, toy_cli: RunCli) -> None:
+    out = tmp_path / "evaluation.json"
+    toy_cli("evaluate", "--data", "digits", "--out", out, "--model", road / "model", "--num-images", 20)
+    result = json.loads(out.read_text())
     bits = result["prior"]["nats_per_token"] * 16 / np.log(2) / 64  # 16 cells drawn, 8 x 8 pixels
     assert abs(result["prior"]["bits_per_dimension"] - bits) < 1e-9
     assert result["samples"]["num_images"] == 20

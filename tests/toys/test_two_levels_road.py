@@ -12,7 +12,7 @@ def files(folder):
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_two_levels_go_the_whole_road(tmp_path, toy_cli):
+def test_two_levels_go_the_whole_road(tmp_path, toy_cli, toy_cli_killed):
     train = ["train-vqvae", "--data", "digits", *SMALL, *NETWORK, *SIZES]
     one, two = tmp_path / "one", tmp_path / "two"
     toy_cli(*train, "--out", one)
@@ -29,6 +29,15 @@ def test_two_levels_go_the_whole_road(tmp_path, toy_cli):
     toy_cli(*draw, "--out", tmp_path / "a")
     toy_cli(*draw, "--out", tmp_path / "b", "--num-processes", 2)
     assert (tmp_path / "a" / "000002.png").read_bytes() == (tmp_path / "b" / "000002.png").read_bytes()
+    killed = [*train, "--checkpoint-every", 2, "--out", tmp_path / "killed"]
+    toy_cli_killed(tmp_path / "killed", *killed)
+    toy_cli(*killed)
+    assert files(tmp_path / "killed/vqvae")["model.safetensors"] == files(one / "vqvae")["model.safetensors"]
+    asked = ["--data", "digits", "--num-images", 20, "--out", one / "evaluation.json"]
+    toy_cli("evaluate", "--model", one / "model", *asked)
+    result = json.loads((one / "evaluation.json").read_text())
+    assert [level["num_codes"] for level in result["codec"]["levels"]] == [16, 8]
+    assert result["samples"]["num_images"] == 20
     toy_cli("report", one)
     assert "of the finest level" in (one / "report.html").read_text()
     line = json.loads((one / "vqvae-training" / "metrics.jsonl").read_text().splitlines()[-1])
