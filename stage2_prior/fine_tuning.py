@@ -24,6 +24,7 @@ from vq_prior.core.config import to_json
 from vq_prior.core.disk.components import find_component
 from vq_prior.core.errors import EnvironmentFault, UsageError
 from vq_prior.core.identity import content_id
+from vq_prior.core.labels import one_form
 from vq_prior.core.processes.runtime import full_state
 from vq_prior.core.training.randomness import keyed_generator
 
@@ -85,8 +86,8 @@ def with_classes(base: CausalPrior, label_names: Sequence[str]) -> CausalPrior:
     """
     layout = dataclasses.replace(base.layout, num_classes=len(label_names))
     null, K = base.layout.null_token, layout.first_class
-    known = {name: K + number for number, name in enumerate(base.label_names)}
-    rows = [*range(K), *(known.get(name, null) for name in label_names), null]
+    known = {one_form(name): K + number for number, name in enumerate(base.label_names)}
+    rows = [*range(K), *(known.get(one_form(name), null) for name in label_names), null]
     config: Any = copy.deepcopy(base.model.config)
     config.vocab_size = layout.vocab_size
     config.tie_word_embeddings = False  # the two differ once the prompts alone are trained

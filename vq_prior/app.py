@@ -16,7 +16,6 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from stage1_vqvae.modalities.sheets import to_picture
-from vq_prior.core.disk.components import label_index
 from vq_prior.core.errors import EnvironmentFault, UsageError, VQPriorError
 from vq_prior.judge.doctor import doctor
 from vq_prior.judge.report import middles
@@ -151,7 +150,7 @@ class _Asked:
             raise UsageError(f"images must be between 1 and {MOST_IMAGES}, got {count:g}")
         labels = None
         if self.names and label != EVERY_CLASS:
-            labels = label_index(str(label), tuple(self.names), len(self.names))
+            labels = str(label)
         return {
             "num_images": int(count),
             "labels": labels,

@@ -58,7 +58,8 @@ class Drawing(SampleSettings):
     num_images: Annotated[int, tyro.conf.arg(aliases=["--num-samples"])] = 16
     """How many images, or samples of another kind."""
     labels: str | None = None
-    """Classes by name or index, separated by commas; sample i gets labels[i mod n]. Left out: every class in turn."""
+    """Classes by name or index, separated by commas; sample i gets labels[i mod n]. An index is index:1, or a bare
+    number where no name of a class looks like one. Left out: every class in turn."""
     unconditional: bool = False
     """Draw every sample without a class, from a model that has classes; not with --labels."""
     overwrite: bool = False

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from stage2_prior.layout import SequenceLayout
 from vq_prior.core.disk.code_store import CodeStore
-from vq_prior.core.disk.components import label_index
 from vq_prior.core.errors import ArtifactError, UsageError
 from vq_prior.core.identity import require_same_codec
+from vq_prior.core.labels import label_index
 from vq_prior.model.index import ModelIndex
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from vq_prior.core.errors import ArtifactError, NumericError, UsageError, in_one_line
+from vq_prior.core.labels import one_form
 from vq_prior.core.processes.fixed_calls import map_rows
 from vq_prior.model.networks import CONFIG, PROCESSOR, check_network, files_id, network_inputs
 
@@ -79,6 +80,7 @@ def _class_names(config: dict[str, Any], folder: Path) -> list[str]:
 
 
 def _match(theirs: Sequence[str], ours: Sequence[str], folder: Path) -> tuple[tuple[int, ...], str]:
+    theirs, ours = [*map(one_form, theirs)], [*map(one_form, ours)]
     common = set(theirs) & set(ours)
     if len(common) == len(ours):
         return tuple(theirs.index(name) for name in ours), "classes of the classifier matched by name"

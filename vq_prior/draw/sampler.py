@@ -33,6 +33,7 @@ from vq_prior.core.disk.locks import releasing
 from vq_prior.core.errors import ArtifactError, UsageError
 from vq_prior.core.hub.repository import local
 from vq_prior.core.identity import file_sha256
+from vq_prior.core.labels import split_labels
 from vq_prior.core.modality import Modality
 from vq_prior.core.processes.runtime import Runtime, start_runtime
 from vq_prior.core.spec import Codec
@@ -124,7 +125,7 @@ def _draw_set(settings: Drawing, index: ModelIndex, more: dict[str, Any], classi
         batch_size=settings.batch_size,
         conditioned=bool(config.conditions),
     )
-    labels = None if settings.labels is None else [part.strip() for part in settings.labels.split(",")]
+    labels = None if settings.labels is None else split_labels(settings.labels, index.label_names)
     cycle = class_of_each(labels, len(index.label_names), index.label_names, unconditional=settings.unconditional)
     if given is not None:
         if labels is None and not settings.unconditional:

@@ -22,11 +22,12 @@ from stage2_prior.layout import SequenceLayout
 from stage2_prior.likelihood import Scores, chance_nats, score_codes
 from vq_prior.core.config import pretty_json
 from vq_prior.core.disk.artifacts import write_atomic
-from vq_prior.core.disk.components import WEIGHTS, find_component, label_index
+from vq_prior.core.disk.components import WEIGHTS, find_component
 from vq_prior.core.disk.locks import releasing
 from vq_prior.core.errors import UsageError
 from vq_prior.core.hub.repository import local
 from vq_prior.core.identity import file_sha256
+from vq_prior.core.labels import label_index
 from vq_prior.core.processes.runtime import Runtime, start_runtime
 from vq_prior.draw.sample_folder import (
     already_done,

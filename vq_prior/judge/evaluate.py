@@ -24,6 +24,7 @@ from vq_prior import __version__
 from vq_prior.core.config import pretty_json
 from vq_prior.core.disk.artifacts import write_atomic
 from vq_prior.core.errors import ArtifactError, UsageError
+from vq_prior.core.labels import one_form
 from vq_prior.core.training.randomness import MAX_SEED
 from vq_prior.core.training.runs import by_number, flatten
 from vq_prior.judge.evaluator import (
@@ -120,7 +121,7 @@ def _named_evaluator(name: str, runtime: "Runtime") -> Evaluator:
 
 
 def _require_same_classes(prior: "CausalPrior", data: "Data") -> None:
-    if prior.layout.num_classes and data.label_names != prior.label_names:
+    if prior.layout.num_classes and [*map(one_form, data.label_names)] != [*map(one_form, prior.label_names)]:
         raise ArtifactError(
             f"the data has the classes {', '.join(data.label_names) or 'none'}, "
             f"the prior {', '.join(prior.label_names)}; evaluate on data of the same classes"
@@ -270,7 +271,8 @@ def _samples(
 ) -> dict[str, Any]:
     """Return how the samples compare with the reference; sample i has the class and the given levels of its image i."""
     count, conditional = len(real), pipeline.prior.layout.num_classes > 1 and classes is not None
-    labels = classes.tolist() if conditional and classes is not None else None
+    names = pipeline.index.label_names
+    labels = [names[label] for label in classes] if conditional and classes is not None else None
     batches = pipeline.stream(
         count,
         labels=labels,

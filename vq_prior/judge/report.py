@@ -293,7 +293,7 @@ def _drawn(run: Path) -> list[Section]:
     pipeline = VQPriorPipeline.from_pretrained(run / "model")
     names = pipeline.index.label_names
     classes = range(min(len(names), MOST_CLASSES)) if names else range(MOST_CLASSES)
-    labels = [number for number in classes for _ in range(OF_A_CLASS)] if names else None
+    labels = [names[number] for number in classes for _ in range(OF_A_CLASS)] if names else None
     given, count = None, OF_A_CLASS * len(classes)
     if pipeline.prior.layout.given_levels:
         if not (run / "codes" / INDEX).is_file():
@@ -301,7 +301,7 @@ def _drawn(run: Path) -> list[Section]:
         known = open_given(run / "codes", pipeline.index, pipeline.prior.layout.given_levels)
         assert known is not None
         given = known.tokens(pipeline.prior.layout, range(count))
-        labels = known.classes(pipeline.index) or labels
+        labels = [names[number] for number in known.classes(pipeline.index) or []] or labels
     drawn = pipeline(count, labels=labels, given=given, output_type="pt").drawn
     sampling = pipeline.index.sampling
     text = f"Seed 0, temperature {sampling.temperature:g}, guidance {sampling.guidance_scale:g}; nothing was picked."
@@ -327,7 +327,8 @@ def _completions(codes: Path, pipeline: "VQPriorPipeline") -> list[Section]:
         return []
     grids = grids[fitting]
     given = layout.given_rows(grids, rows).repeat_interleave(each, dim=0)
-    labels = chosen["label"][fitting].repeat(each).tolist() if store.labelled else None
+    names = pipeline.index.label_names
+    labels = [names[n] for n in chosen["label"][fitting].repeat(each)] if store.labelled and names else None
     drawn = pipeline(len(given), labels=labels, given=given, output_type="pt").drawn
     originals = pipeline.codec.decode((grids,))
     strips = [torch.cat([originals[n : n + 1], drawn[n * each : (n + 1) * each]]) for n in range(len(grids))]

@@ -6,8 +6,8 @@ from dataclasses import replace
 from stage2_prior.layout import SequenceLayout
 from stage2_prior.sampling import check_sampling
 from stage2_prior.sampling_settings import Sampling
-from vq_prior.core.disk.components import label_index
 from vq_prior.core.errors import UsageError
+from vq_prior.core.labels import label_index
 from vq_prior.core.training.randomness import MAX_SEED
 from vq_prior.model.index import ModelIndex
 
@@ -24,7 +24,7 @@ def class_of_each(
     """Return the classes that samples cycle through; `[num_classes]`, the null label, for unconditional samples.
 
     Args:
-        labels: A label or several, by name or by index; None for every class in turn.
+        labels: A label or several, as `vq_prior.core.labels.label_index` reads each; None for every class in turn.
         num_classes: Classes of the model.
         names: Their names.
         unconditional: Whether to leave the classes aside; a model without classes always does.
@@ -41,7 +41,8 @@ def class_of_each(
     given = [labels] if isinstance(labels, (str, int)) else list(labels)
     if not given:
         raise UsageError("labels must name at least one class; leave them out for every class in turn")
-    return [label_index(str(label), names, num_classes) for label in given]
+    class_of = {label: label_index(str(label), names, num_classes) for label in dict.fromkeys(given)}
+    return [class_of[label] for label in given]
 
 
 def check_request(

@@ -10,12 +10,11 @@ from vq_prior.core.disk.components import (
     check_sealed,
     check_transformers_config,
     find_component,
-    label_index,
     load_strictly,
     plain_config,
 )
 from vq_prior.core.disk.tensors import write_tensors
-from vq_prior.core.errors import ArtifactError, UsageError
+from vq_prior.core.errors import ArtifactError
 
 
 def network():
@@ -100,24 +99,6 @@ def test_weights_are_loaded_whole_or_not_at_all(tmp_path):
         with pytest.raises(ArtifactError, match=message):
             load_strictly(module, path)
         assert torch.equal(module.weight, before)
-
-
-NAMES = ("cat", "dog", "1", "zero")
-
-
-def test_a_label_is_a_name_first_and_then_an_index():
-    assert [label_index(label, NAMES, 4) for label in ("cat", "zero", "1", "0", "3")] == [0, 3, 2, 0, 3]
-
-
-@pytest.mark.parametrize("label", ["cow", "4", "-1", "", "1.0", "٣", "9" * 5000])
-def test_an_unknown_label_is_refused_with_what_exists(label):
-    with pytest.raises(UsageError, match=r"unknown label .*its classes are cat, dog, 1, zero \(0 to 3\)"):
-        label_index(label, NAMES, 4)
-
-
-def test_a_model_without_classes_has_no_label():
-    with pytest.raises(UsageError, match="it has no classes"):
-        label_index("0", (), 0)
 
 
 def test_a_plain_config_says_nothing_about_where_it_came_from():

@@ -100,23 +100,6 @@ def load_strictly(module: nn.Module, path: Path) -> None:
     module.load_state_dict(tensors, strict=True, assign=False)
 
 
-def label_index(label: str, label_names: tuple[str, ...], num_classes: int) -> int:
-    """Return the class of a label given as a name, then as an index.
-
-    Raises:
-        UsageError: Listing what exists.
-    """
-    from vq_prior.core.errors import UsageError
-
-    if label in label_names:
-        return label_names.index(label)
-    if label.isascii() and label.isdigit() and len(label) < 10 and int(label) < num_classes:
-        return int(label)
-    known = ", ".join(label_names[:20]) + (", ..." if len(label_names) > 20 else "")
-    allowed = f"its classes are {known or 'unnamed'} (0 to {num_classes - 1})" if num_classes else "it has no classes"
-    raise UsageError(f"unknown label {label!r} for this model; {allowed}")
-
-
 def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the entries of a transformers config dict that describe architecture: no paths, no versions."""
     dropped = {"_name_or_path", "transformers_version", "dtype", "torch_dtype"}
