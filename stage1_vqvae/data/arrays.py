@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stage1_vqvae.data.classes import Label, read_labels
 from stage1_vqvae.data.rows import ArrayRows, RawData, Split
 from stage1_vqvae.modalities import Wanted, chosen, kinds_of_array, named
 from vq_prior.core.errors import ArtifactError, UsageError
@@ -33,15 +34,19 @@ def open_array_file(path: Path, wanted: Wanted) -> RawData:
     (values,) = arrays.values()
     if values.ndim < 2 or not len(values):
         raise ArtifactError(f"{path} must hold an array [N, ...] of at least one row, got {list(values.shape)}")
-    if labels is not None and (labels.shape != values.shape[:1] or labels.dtype.kind not in "iu"):
-        raise ArtifactError(f"{path}: {label} must be {len(values)} integers, got {labels.dtype} {list(labels.shape)}")
+    if labels is not None and labels.shape[:1] != values.shape[:1]:
+        raise ArtifactError(f"{path}: {label} must be {len(values)} labels, got {labels.dtype} {list(labels.shape)}")
     told = f"{values.dtype} {list(values.shape)}"
     if wanted.modality is not None:
         modality, why = named(wanted.modality, str(path)), "by --modality"
     else:
         modality, why = chosen(dict.fromkeys(kinds_of_array(values.dtype.name, values.shape), told), str(path))
-    split = Split(ArrayRows(values, str(path)), None if labels is None else labels.tolist())
-    return RawData(split, None, modality, why)
+    found: list[Label] | None = None
+    notes: list[str] = []
+    if labels is not None:
+        assert label is not None
+        found, notes = read_labels(labels.tolist(), label, str(path), asked=wanted.label_column is not None)
+    return RawData(Split(ArrayRows(values, str(path)), found), None, modality, why, None, tuple(notes))
 
 
 def _read(path: Path) -> dict[str, NDArray[Any]]:

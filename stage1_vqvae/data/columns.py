@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stage1_vqvae.data.folders import METADATA_NAMES
+from stage1_vqvae.data.listing import METADATA_NAMES
 from stage1_vqvae.data.rows import DataRows
 from stage1_vqvae.data.sources import Data
 from stage1_vqvae.data.tables import TABLE_SUFFIXES, table_values

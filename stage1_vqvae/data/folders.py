@@ -1,73 +1,21 @@
 """Folders of files: flat, one sub-folder a class, split into train/ and validation/, or listed in a metadata file."""
 
-import csv
-import json
-import os
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
+from stage1_vqvae.data.classes import Label
+from stage1_vqvae.data.listing import Listing, list_files
+from stage1_vqvae.data.metadata import Metadata, read_metadata
 from stage1_vqvae.data.rows import FileRows, RawData, Split
-from stage1_vqvae.data.tables import TABLE_SUFFIXES, open_table_files
+from stage1_vqvae.data.splits import MOST_NAMED, Part, split_folders, told
+from stage1_vqvae.data.tables import open_table_files
 from stage1_vqvae.modalities import MODALITIES, Wanted, chosen, column_flag, kinds_of_suffix, named
 from vq_prior.core.errors import ArtifactError, UsageError
 from vq_prior.core.modality import Modality
 
-METADATA_NAMES = ("metadata.csv", "metadata.jsonl")
-SPLIT_NAMES = {
-    "train": ("train", "training"),
-    "validation": ("validation", "valid", "val", "dev"),
-    "test": ("test", "testing", "eval"),
-}
 
-
-@dataclass
-class _Listing:
-    """The files below a folder by their path relative to it, sorted."""
-
-    root: Path
-    values: list[str] = field(default_factory=list)
-    by_suffix: dict[str, list[str]] = field(default_factory=dict)
-    tables: list[str] = field(default_factory=list)
-    metadata: list[str] = field(default_factory=list)
-    num_other: int = 0
-    num_hidden: int = 0
-
-    def below(self, names: Iterable[str]) -> tuple[str, ...]:
-        """Return which of these top-level folders exist."""
-        return tuple(name for name in names if (self.root / name).is_dir())
-
-
-def _list(root: Path) -> _Listing:
-    listing = _Listing(root)
-
-    def fail(error: OSError) -> None:
-        raise ArtifactError(f"{error.filename} cannot be read: {error.strerror}") from error
-
-    for folder, subfolders, files in os.walk(root, followlinks=True, onerror=fail):
-        hidden = [name for name in subfolders if name.startswith(".")]
-        listing.num_hidden += len(hidden)
-        subfolders[:] = sorted(set(subfolders) - set(hidden))
-        if len(Path(folder).parts) > len(root.parts) + 32:
-            raise ArtifactError(f"{folder} is nested more than 32 folders deep; a link to itself?")
-        for name in files:
-            relative = Path(folder, name).relative_to(root).as_posix()
-            suffix = Path(name).suffix.lower()
-            if name.startswith("."):
-                listing.num_hidden += 1
-            elif name in METADATA_NAMES:
-                listing.metadata.append(relative)
-            elif suffix in TABLE_SUFFIXES:
-                listing.tables.append(relative)
-            else:
-                listing.by_suffix.setdefault(suffix, []).append(relative)
-    listing.tables.sort()
-    listing.metadata.sort()
-    return listing
-
-
-def _take_kind(listing: _Listing, wanted: Wanted) -> tuple[Modality | None, str]:
+def _take_kind(listing: Listing, wanted: Wanted) -> tuple[Modality | None, str]:
     """Return the kind of the files of a folder and why, its files taken and all others counted; None if there is none.
 
     Raises:
@@ -99,10 +47,16 @@ def open_folder(path: Path, wanted: Wanted) -> RawData:
 
     Raises:
         UsageError: If its files may be of several kinds.
-        ArtifactError: If it holds no rows, or rows as files and tables, or its metadata names a missing file.
+        ArtifactError: If it holds no rows, or rows as files and tables, or several folders of one split.
     """
-    listing, label_column = _list(path), wanted.label_column
+    listing = list_files(path)
     modality, why = _take_kind(listing, wanted)
+    if (
+        listing.ours and not listing.values and not listing.tables
+    ):  # sets that were drawn are meant where nothing else is
+        listing = list_files(path, sets=True)
+        modality, why = _take_kind(listing, wanted)
+    notes = [f"left out what vq-prior wrote: {_some(listing.ours)}"] if listing.ours else []
     if listing.tables:
         if listing.values:
             assert modality is not None
@@ -110,150 +64,94 @@ def open_folder(path: Path, wanted: Wanted) -> RawData:
                 f"{path} holds {len(listing.values)} {_called(modality)} files and {len(listing.tables)} tables "
                 f"({listing.tables[0]}, ...); give one kind"
             )
-        return open_table_files([path / name for name in listing.tables], wanted)
+        raw = open_table_files([path / name for name in listing.tables], wanted, path)
+        return replace(raw, notes=(*notes, *raw.notes))
     for kind in wanted.columns:
         flag, files = column_flag(MODALITIES[kind]), _called(modality or MODALITIES[kind])
         raise UsageError(f"{flag} applies to tables, and {path} is a folder of {files} files; leave it out")
+    metadata = read_metadata(listing, wanted.label_column)
+    if wanted.label_column is not None and metadata is None:
+        raise UsageError(f"--label-column applies to tables and metadata files, and {path} has none; leave it out")
     if modality is None or not listing.values:
         called, suffixes = ("image", MODALITIES["pictures"].signs.suffixes)
         if modality is not None:
             called, suffixes = _called(modality), modality.signs.suffixes
-        raise ArtifactError(f"{path} holds no {called}s ({', '.join(sorted(suffixes))})")
-    called = _called(modality)
-    notes = []
+        ours = f", apart from what vq-prior wrote ({_some(listing.ours)})" if listing.ours else ""
+        raise ArtifactError(f"{path} holds no {called}s ({', '.join(sorted(suffixes))}){ours}")
+    return _rows_of(listing, metadata, modality, why, notes)
+
+
+def _rows_of(listing: Listing, metadata: Metadata | None, modality: Modality, why: str, notes: list[str]) -> RawData:
+    """Return the rows of the listed files, each with its split and its class."""
+    called, root, names = _called(modality), listing.root, listing.values
     if listing.num_other:
         notes.append(f"skipped {listing.num_other} file(s) that are no {called}s by their names")
     if listing.num_hidden:
         notes.append(f"skipped {listing.num_hidden} hidden file(s) or folder(s)")
-    labels_of = _read_metadata(listing, label_column)
-    groups = _split_groups(listing, called, notes)
-    if labels_of is not None:
-        _require_listed_files(listing, labels_of)
-        left_out = sum(name not in labels_of for names in groups.values() for name in names)
-        groups = {split: [name for name in names if name in labels_of] for split, names in groups.items()}
-        if left_out:
+    missing: list[str] = []
+    if metadata is not None:
+        names, missing = metadata.listed(listing)
+        if left_out := len(set(listing.values).difference(names)):
             notes.append(f"skipped {left_out} {called}(s) that the metadata does not list")
+    groups = _split_groups(names, str(root), called, notes)
+    labels_of = metadata.labels if metadata is not None else {}
+    in_folders = all(label is None for label in labels_of.values())
+    if metadata is not None:
+        notes += metadata.notes
+        if in_folders:
+            notes.append(metadata.no_labels())
     splits = {}
-    for split, names in groups.items():
-        prefix = _prefix_of(listing, split, names)
-        labels: list[str | int | None] | None
-        if labels_of is None:
-            labels = _class_folders(names, prefix, called, notes)
-        else:
-            labels = [labels_of[name] for name in names]
-        splits[split] = Split(FileRows([path / name for name in names]), labels)
-    if label_column is not None and labels_of is None:
-        raise UsageError(f"--label-column applies to tables and metadata files, and {path} has none; leave it out")
-    return RawData(splits["train"], splits.get("validation"), modality, why, None, tuple(notes))
+    for split, (members, leads) in groups.items():
+        labels: list[Label] | None
+        labels = _class_folders(members, leads, called, notes) if in_folders else [labels_of[name] for name in members]
+        splits[split] = Split(FileRows([root / name for name in members]), labels)
+    causes = {str(root / name): "is listed in the metadata but is not there (or no image)" for name in missing}
+    return RawData(splits["train"], splits.get("validation"), modality, why, None, tuple(notes), causes)
 
 
 def _called(modality: Modality) -> str:
     return "image" if modality.name == "pictures" else "row"
 
 
-def _split_groups(listing: _Listing, called: str, notes: list[str]) -> dict[str, list[str]]:
-    """Return the files of each split; without a train/ folder everything is training data."""
-    present = {split: listing.below(names) for split, names in SPLIT_NAMES.items()}
-    for split, names in present.items():
-        if len(names) > 1 and present["train"]:
-            raise ArtifactError(f"{listing.root} has more than one {split} folder ({', '.join(names)}); keep one")
-    if not present["train"]:
-        return {"train": listing.values}
-    groups: dict[str, list[str]] = {}
-    used = 0
-    for split, names in present.items():
-        members = [name for name in listing.values if names and name.startswith(names[0] + "/")]
-        used += len(members)
-        if members and split != "test":
-            groups[split] = members
-        elif members:
-            notes.append(f"left the {len(members)} {called}s of {names[0]}/ untouched")
-    if "train" not in groups:
-        raise ArtifactError(f"{listing.root / present['train'][0]} holds no {called}s")
-    if used < len(listing.values):
-        notes.append(f"skipped {len(listing.values) - used} {called}(s) outside the split folders")
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:MOST_NAMED]) + (f", ... ({len(names)} in all)" if len(names) > MOST_NAMED else "")
+
+
+def _split_groups(names: list[str], root: str, called: str, notes: list[str]) -> dict[str, tuple[list[str], list[int]]]:
+    """Return the files of each split, and how many leading parts of each name say nothing of its class.
+
+    Without a folder to train on, everything is training data.
+    """
+    parts = split_folders(names, root)
+    if not parts:
+        return {"train": (names, [0] * len(names))}
+    notes.append(f"folders: {told({part.folder: part.split for part in parts})}")
+    groups: dict[str, tuple[list[str], list[int]]] = {}
+    for split in ("train", "validation"):
+        placed = sorted((name, part.lead) for part in parts if part.split == split for name in part.files)
+        if placed:
+            groups[split] = ([name for name, _ in placed], [lead for _, lead in placed])
+    notes += [
+        f"left the {len(part.files)} {called}s of {part.folder}/ untouched" for part in parts if part.split == "test"
+    ]
+    if outside := len(names) - sum(len(part.files) for part in parts):
+        notes.append(f"skipped {outside} {called}(s) outside the split folders{_where(names, parts)}")
     return groups
 
 
-def _prefix_of(listing: _Listing, split: str, names: list[str]) -> int:
-    """Return how many leading parts of a name are the split's folder."""
-    folders = listing.below(SPLIT_NAMES[split]) if listing.below(SPLIT_NAMES["train"]) else ()
-    return 1 if folders and all(name.startswith(folders[0] + "/") for name in names) else 0
+def _where(names: Sequence[str], parts: Sequence[Part]) -> str:
+    """Return the folders of the files that lie in no split, to be said behind their number."""
+    inside = {name for part in parts for name in part.files}
+    folders = sorted({name.rpartition("/")[0] for name in names if name not in inside} - {""})
+    return f" ({_some(folders)})" if folders else ""
 
 
-def _class_folders(names: list[str], prefix: int, called: str, notes: list[str]) -> list[str | int | None] | None:
+def _class_folders(names: list[str], leads: list[int], called: str, notes: list[str]) -> list[Label] | None:
     """Return the class of each file: the first folder below the split; None for a flat folder."""
-    parts = [name.split("/")[prefix:] for name in names]
-    loose = sum(len(part) == 1 for part in parts)
-    if loose == 0:
+    parts = [name.split("/")[lead:] for name, lead in zip(names, leads, strict=True)]
+    loose = [name for name, part in zip(names, parts, strict=True) if len(part) == 1]
+    if not loose:
         return [part[0] for part in parts]
-    if loose < len(parts):
-        notes.append(f"no labels: {loose} {called}(s) lie beside the sub-folders, not in one")
+    if len(loose) < len(parts):
+        notes.append(f"no labels: {len(loose)} {called}(s) lie beside the sub-folders, not in one ({_some(loose)})")
     return None
-
-
-def _require_listed_files(listing: _Listing, labels_of: dict[str, str | int | None]) -> None:
-    present = set(listing.values)
-    for name in labels_of:
-        if name not in present:
-            raise ArtifactError(f"{listing.root / name} is listed in the metadata but is not there (or no image)")
-
-
-def _read_metadata(listing: _Listing, label_column: str | None) -> dict[str, str | int | None] | None:
-    """Return the label (or None) of each listed file by its path; None without a metadata file."""
-    if not listing.metadata:
-        return None
-    labels_of: dict[str, str | int | None] = {}
-    for relative in listing.metadata:
-        path = listing.root / relative
-        rows = _read_csv(path) if path.suffix == ".csv" else _read_jsonl(path)
-        folder = Path(relative).parent
-        columns = {name for row in rows for name in row}
-        if "file_name" not in columns:
-            raise ArtifactError(f"{path} must have a file_name column, got {', '.join(sorted(columns)) or 'no rows'}")
-        if label_column is not None and label_column not in columns:
-            raise UsageError(f"--label-column {label_column} is not in {path}, which has {', '.join(sorted(columns))}")
-        chosen = label_column or "label"
-        for number, row in enumerate(rows):
-            name = row.get("file_name")
-            if not isinstance(name, str) or ".." in Path(name).parts or Path(name).is_absolute():
-                raise ArtifactError(f"{path} row {number}: file_name must be a path within the folder, got {name!r}")
-            key = (folder / name).as_posix()
-            if key in labels_of:
-                raise ArtifactError(f"{path} row {number}: {name} is listed twice")
-            label = row.get(chosen)
-            if label is not None and (isinstance(label, bool) or not isinstance(label, (str, int))):
-                raise ArtifactError(f"{path} row {number}: {chosen} must be a name or an integer, got {label!r}")
-            labels_of[key] = label
-    return labels_of
-
-
-def _read_csv(path: Path) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]]
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = [dict(row) for row in csv.DictReader(file)]
-    except (UnicodeError, csv.Error, OSError) as error:
-        raise ArtifactError(f"{path} is not readable CSV text ({error})") from error
-    for name in {name for row in rows for name in row if name and name != "file_name"}:
-        values = [row.get(name) for row in rows]
-        if all(isinstance(value, str) and value.isascii() and value.isdigit() for value in values):
-            for row in rows:
-                row[name] = int(row[name])
-    return [{name: value if value != "" else None for name, value in row.items() if name} for row in rows]
-
-
-def _read_jsonl(path: Path) -> list[dict[str, Any]]:
-    rows = []
-    try:
-        for line in path.read_text(encoding="utf-8").splitlines():
-            if line.strip():
-                row = json.loads(line)
-                if not isinstance(row, dict):
-                    raise ArtifactError(f"{path} must hold one object a line, got {line[:40]}")
-                rows.append(row)
-    except (UnicodeError, OSError, ValueError, RecursionError) as error:
-        if isinstance(error, ArtifactError):
-            raise
-        raise ArtifactError(f"{path} is not readable JSON lines ({error})") from error
-    return rows

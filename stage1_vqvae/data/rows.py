@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from stage1_vqvae.data.loading import EncodedRows, in_threads
 from vq_prior.core.config import canonical_json
 from vq_prior.core.errors import ArtifactError
+from vq_prior.core.labels import one_form
 from vq_prior.core.modality import Encoded, Header, Modality
 
 MAX_FILE_BYTES = 1 << 30
@@ -46,6 +47,7 @@ class RawData:
         why: By what that was found.
         label_names: Names of integer labels where the source has a list of them.
         notes: What was skipped, counted and why; a sentence each.
+        missing: What is wrong with rows that are no rows, by what they are called.
     """
 
     train: Split
@@ -54,6 +56,7 @@ class RawData:
     why: str
     label_names: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()
+    missing: Mapping[str, str] = field(default_factory=dict)
 
 
 class FileRows:
@@ -171,7 +174,7 @@ def number_labels(
     """Return class names and the class of each row, [n] int64.
 
     Named classes keep the source's order; strings are sorted; integers without names
-    are sorted by value and named by their digits.
+    are sorted by value and named by their digits. Names that differ in Unicode normalisation alone are one.
 
     Raises:
         ArtifactError: If some rows lack a label, or an integer is not one of the named classes.
@@ -186,7 +189,7 @@ def number_labels(
                 f"{source}: labels must lie in 0..{len(names) - 1} (it names {len(names)} classes), "
                 f"got {int(numbers.min())} to {int(numbers.max())}"
             )
-        return names, numbers
+        return _as_one(names, numbers)
     if all(isinstance(label, int) for label in labels):
         values: list[Any] = sorted({label for label in labels if label is not None})
     else:
@@ -194,7 +197,17 @@ def number_labels(
         values = sorted(set(labels))
     number_of = {value: number for number, value in enumerate(values)}
     numbers = np.fromiter((number_of[label] for label in labels), dtype=np.int64, count=len(labels))
-    return tuple(map(str, values)), numbers
+    return _as_one(tuple(map(str, values)), numbers)
+
+
+def _as_one(names: tuple[str, ...], numbers: NDArray[np.int64]) -> tuple[tuple[str, ...], NDArray[np.int64]]:
+    """Return class names and classes, in which names that differ in Unicode normalisation alone are one."""
+    number_of: dict[str, int] = {}
+    for name in names:
+        number_of.setdefault(one_form(name), len(number_of))
+    if len(number_of) == len(names):
+        return names, numbers
+    return tuple(number_of), np.array([number_of[one_form(name)] for name in names], dtype=np.int64)[numbers]
 
 
 def content_hash(

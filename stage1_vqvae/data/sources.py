@@ -16,6 +16,7 @@ from stage1_vqvae.data.arrays import ARRAY_SUFFIXES, open_array_file
 from stage1_vqvae.data.checking import SUFFIX, CheckedData, check_rows, read_checked, require_unchanged
 from stage1_vqvae.data.folders import open_folder
 from stage1_vqvae.data.rows import ArrayRows, DataRows, RawData, Split, content_hash, inspect_rows, number_labels
+from stage1_vqvae.data.splits import MOST_NAMED
 from stage1_vqvae.data.tables import TABLE_SUFFIXES, open_hub, open_table_files
 from stage1_vqvae.modalities import MODALITIES, Wanted, installed, named
 from stage1_vqvae.settings import CheckData
@@ -97,8 +98,12 @@ def _opened(data: str, wanted: Wanted, num_workers: int | None) -> Data:
         good = _good_rows(checked, splits, data)
         num_bad = sum(len(split.bad) for split in checked.splits.values())
         notes.append(f"left out {num_bad} {called[:-1]}(s) that {data} calls bad")
-    label_names, numbers = _labels(splits, raw.label_names, data)
-    whole, contents = {}, []
+    elif raw.missing:
+        raise ArtifactError(missing_told(raw.missing))
+    splits = _labelled_alike(splits, called, notes)
+    label_names, numbers = _labels(splits, good, raw.label_names, data)
+    whole: dict[str, DataRows] = {}
+    contents = []
     for name, split in splits.items():
         rows, labels = good[name], numbers[name]
         digests, headers = inspect_rows(split.rows, raw.modality, num_workers, rows)
@@ -121,7 +126,23 @@ def _opened(data: str, wanted: Wanted, num_workers: int | None) -> Data:
     classes = f"{len(label_names)} classes" if label_names else "no labels"
     counts = f"{len(train)} {called} to train on, {len(validation)} to validate ({kind}), {classes}"
     notes.insert(1, f"data {data}: {counts}")
+    if (labels := whole["train"].labels) is not None:
+        notes.insert(2, classes_told(label_names, labels))
     return Data(data, data_id, raw.modality, train, validation, label_names, tuple(notes))
+
+
+def classes_told(names: tuple[str, ...], labels: NDArray[np.int64]) -> str:
+    """Return the classes and how many rows each has, the first ten."""
+    counts = np.bincount(labels, minlength=len(names))
+    first = ", ".join(f"{name} ({count})" for name, count in zip(names[:MOST_NAMED], counts, strict=False))
+    return f"{len(names)} class{'es' if len(names) > 1 else ''}: {first}{', ...' if len(names) > MOST_NAMED else ''}"
+
+
+def missing_told(missing: Mapping[str, str]) -> str:
+    """Return what is said of rows that are no rows: the cause of the first, and the names of others."""
+    names = list(missing)
+    others = f", as are {len(names) - 1} more ({', '.join(names[1:MOST_NAMED])})" if len(names) > 1 else ""
+    return f"{names[0]} {missing[names[0]]}{others}; mend the list, or leave them out by check-data --policy skip"
 
 
 def rows_called(modality: Modality) -> str:
@@ -219,23 +240,48 @@ def open_data_of(settings: Any, *, say: Callable[[str], object], modality: Modal
     return data
 
 
+def _labelled_alike(splits: dict[str, Split], called: str, notes: list[str]) -> dict[str, Split]:
+    """Return the splits without a held-out one that has no labels where the rows to train on have some."""
+    has = {name: not {None, -1}.issuperset(split.labels or ()) for name, split in splits.items()}
+    splits = {name: split if has[name] else Split(split.rows, None) for name, split in splits.items()}
+    if has.get("validation", True) == has["train"] or "validation" not in splits:
+        return splits
+    if not has["train"]:
+        notes.append(f"no labels: the validation split has some, the {called} to train on have none")
+        return splits
+    count = len(splits["validation"].rows)
+    notes.append(f"left the {count} {called} of the validation split untouched: they have no labels, unlike the others")
+    return {"train": splits["train"]}
+
+
 def _labels(
-    splits: dict[str, Split], names: tuple[str, ...] | None, source: str
+    splits: dict[str, Split], good: dict[str, NDArray[np.int64]], names: tuple[str, ...] | None, source: str
 ) -> tuple[tuple[str, ...], dict[str, NDArray[np.int64] | None]]:
-    """Return class names and, for each split, the class of each row; no labels unless every split has them."""
-    everything: list[str | int | None] = []
-    for split in splits.values():
-        if split.labels is None:
-            return (), dict.fromkeys(splits)
-        everything += split.labels
-    if all(label is None or label == -1 for label in everything):
+    """Return class names and, for each split, the class of each row; no labels unless every split has them.
+
+    Raises:
+        ArtifactError: If some of the good rows have no label, naming the first.
+    """
+    labels = {name: list(split.labels or ()) for name, split in splits.items()}
+    everything = [label for each in labels.values() for label in each if label is not None]
+    if not all(labels.values()):
         return (), dict.fromkeys(splits)
-    label_names, numbers = number_labels(everything, names, source)
+    bare = [splits[name].rows.name(int(row)) for name in splits for row in good[name] if labels[name][row] is None]
+    if bare:
+        total, more = sum(map(len, good.values())), ", ..." if len(bare) > MOST_NAMED else ""
+        raise ArtifactError(
+            f"{source}: {len(bare)} of {total} rows have no label ({', '.join(bare[:MOST_NAMED])}{more}); "
+            "label all rows or none, or leave these out by check-data --policy skip"
+        )
+    label_names, known = number_labels(everything, names, source)
     parts: dict[str, NDArray[np.int64] | None] = {}
     first = 0
-    for name, split in splits.items():
-        parts[name] = numbers[first : first + len(split.rows)]
-        first += len(split.rows)
+    for name, each in labels.items():
+        numbers = np.full(len(each), -1, dtype=np.int64)
+        there = np.array([label is not None for label in each])
+        numbers[there] = known[first : first + int(there.sum())]
+        first += int(there.sum())
+        parts[name] = numbers
     return label_names, parts
 
 

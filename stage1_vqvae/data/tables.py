@@ -1,7 +1,7 @@
 """Tables of values: parquet and arrow files, read by pyarrow, and Hub data sets, read by `datasets`."""
 
 import json
-import re
+import os
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
@@ -9,7 +9,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stage1_vqvae.data.classes import Label, no_label_column, read_labels
 from stage1_vqvae.data.rows import RawData, Split
+from stage1_vqvae.data.splits import splits_of, splits_of_tables, told
 from stage1_vqvae.modalities import MODALITIES, Wanted, chosen, column_flag, kind_of_feature, kinds_of_array, named
 from vq_prior.core.errors import ArtifactError, EnvironmentFault, UsageError
 from vq_prior.core.modality import Encoded, Modality
@@ -19,11 +21,6 @@ if TYPE_CHECKING:
 
 TABLE_SUFFIXES = (".parquet", ".arrow")
 MAX_HELD_BYTES = 4 << 30
-SPLIT_WORDS = {
-    "train": ("train", "training"),
-    "validation": ("validation", "valid", "val", "dev"),
-    "test": ("test", "testing", "eval"),
-}
 
 
 class TableRows:
@@ -172,20 +169,24 @@ def _arrow_batches(path: Path) -> list["pa.RecordBatch"]:
         return list(pa.ipc.open_stream(source))
 
 
-def open_table_files(paths: Sequence[Path], wanted: Wanted) -> RawData:
+def open_table_files(paths: Sequence[Path], wanted: Wanted, root: Path | None = None) -> RawData:
     """Return the rows of parquet or arrow files, grouped into splits by their names.
 
-    `train-00000.parquet`, `validation-...` and `test-...` (or folders so named) are the
-    splits; files that name none are training data.
+    `train-00000.parquet`, `validation-...` and `test-...` (or folders so named, below `root`)
+    are the splits; files that name none are training data.
 
     Raises:
         ArtifactError: If a file is damaged, or no column holds values.
         UsageError: If a named column does not exist.
     """
     groups: dict[str, list[Path]] = {}
+    taken = splits_of_tables({str(path): path.parent.name if path.parent != root else "" for path in sorted(paths)})
     for path in sorted(paths):
-        groups.setdefault(_split_of(path), []).append(path)
+        groups.setdefault(taken[str(path)], []).append(path)
     notes = []
+    if set(groups) != {"train"} and len(paths) > 1:
+        below = os.path.commonpath([path.parent for path in paths])
+        notes.append(f"tables: {told({os.path.relpath(name, below): split for name, split in taken.items()})}")
     if len(paths) > 1 and "train" not in groups:
         raise ArtifactError(f"{paths[0].parent} holds no training tables, only {', '.join(groups)}")
     if len(paths) == 1:
@@ -198,6 +199,7 @@ def open_table_files(paths: Sequence[Path], wanted: Wanted) -> RawData:
     features = _features(first.schema)
     modality, why, values = _values_column(first.schema, wanted, str(first.path))
     label = _label_column(first, wanted.label_column)
+    names = _class_names(features, label)
     splits = {}
     for split, members in files.items():
         for file in members:
@@ -205,20 +207,16 @@ def open_table_files(paths: Sequence[Path], wanted: Wanted) -> RawData:
                 if column not in file.schema.names:
                     raise ArtifactError(f"{file.path} has no column {column!r}, unlike {first.path}")
         blocks = [block for file in members for block in file.blocks(values)]
-        labels = [value for file in members for value in file.values(label)] if label else None
+        labels: list[Label] | None = None
+        if label is not None:
+            found = [value for file in members for value in file.values(label)]
+            asked, where = wanted.label_column is not None, str(members[0].path)
+            labels, said = read_labels(found, label, where, asked=asked, has_names=names is not None)
+            notes += said
         splits[split] = Split(TableRows(blocks), labels)
-    names = _class_names(features, label)
+    if label is None:
+        notes += no_label_column([name for name in first.schema.names if name != values])
     return RawData(splits["train"], splits.get("validation"), modality, why, names, tuple(notes))
-
-
-def _split_of(path: Path) -> str:
-    """Return the split that a file's name, or the folder it lies in, begins with."""
-    for text in (path.name, path.parent.name):
-        word = re.split(r"[-_.\s]", text.lower(), maxsplit=1)[0]
-        for split, words in SPLIT_WORDS.items():
-            if word in words:
-                return split
-    return "train"
 
 
 def _features(schema: "pa.Schema") -> dict[str, Any]:
@@ -372,10 +370,12 @@ def open_hub(data: str, wanted: Wanted) -> RawData:
         raise ArtifactError(f"{data} cannot be loaded from the Hub ({type(error).__name__})") from error
     notes, splits = [], {}
     names: tuple[str, ...] | None = None
+    kinds = splits_of(map(str, loaded))
     for split, table in loaded.items():
-        kind = next((kind for kind, words in SPLIT_WORDS.items() if str(split) in words), None)
+        kind = kinds.get(str(split))
         if kind in ("train", "validation"):
-            splits[kind], names, modality, why = _hub_split(table, data, wanted)
+            splits[kind], names, modality, why, said = _hub_split(table, data, wanted)
+            notes += said
         else:
             notes.append(f"left the {len(table)} images of split {split} untouched")
     if "train" not in splits:
@@ -383,7 +383,7 @@ def open_hub(data: str, wanted: Wanted) -> RawData:
     return RawData(splits["train"], splits.get("validation"), modality, why, names, tuple(notes))
 
 
-def _hub_split(table: Any, data: str, wanted: Wanted) -> tuple[Split, tuple[str, ...] | None, Modality, str]:
+def _hub_split(table: Any, data: str, wanted: Wanted) -> tuple[Split, tuple[str, ...] | None, Modality, str, list[str]]:
     import datasets
 
     columns, label = list(table.column_names), wanted.label_column
@@ -396,7 +396,11 @@ def _hub_split(table: Any, data: str, wanted: Wanted) -> tuple[Split, tuple[str,
         undecoded = undecoded.cast_column(values, datasets.Image(decode=False))
     elif hasattr(feature, "decode"):
         undecoded = undecoded.cast_column(values, type(feature)(decode=False))
-    labels = list(table[label]) if label else None
     classes = table.features[label] if label else None
     names = tuple(classes.names) if isinstance(classes, datasets.ClassLabel) else None
-    return Split(HubRows(undecoded[values], data), labels), names, modality, why
+    notes = no_label_column([name for name in columns if name != values])
+    labels: list[Label] | None = None
+    if label is not None:
+        asked = wanted.label_column is not None
+        labels, notes = read_labels(table[label], label, data, asked=asked, has_names=names is not None)
+    return Split(HubRows(undecoded[values], data), labels), names, modality, why, notes

@@ -113,8 +113,7 @@ def test_evaluate_reconstruct_and_verify(tiny_run, tmp_path, capsys):
 
 def test_unlabelled_odd_pictures_make_an_unconditional_model(tmp_path, capsys):
     rng = np.random.default_rng(0)
-    folder = tmp_path / "pictures"
-    folder.mkdir()
+    folder = tmp_path  # everything that is written lies among the pictures, and is none of them
     for number in range(24):
         pixels = rng.integers(0, 256, (48, 40, 3), dtype=np.uint8)
         modes = {1: "L", 2: "RGBA", 3: "P", 4: "CMYK"}
@@ -134,3 +133,6 @@ def test_unlabelled_odd_pictures_make_an_unconditional_model(tmp_path, capsys):
     assert main(words) == 2
     assert "without classes" in capsys.readouterr().err
     assert not os.path.exists(run + "/no")
+    assert main(["train-vqvae", "--data", str(folder), "--out", run, *small]) == 0
+    assert main(["extract-codes", "--codec", run, "--data", str(folder), "--out", run + "/codes"]) == 0
+    assert capsys.readouterr().out.count("left out what vq-prior wrote: run/") >= 1

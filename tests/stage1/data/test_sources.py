@@ -130,6 +130,16 @@ def test_metadata_names_the_labels(tmp_path: Path, kind: str) -> None:
         open_data(str(tmp_path), label_column="hue")
 
 
+def test_numbers_with_leading_zeros_are_names(tmp_path: Path) -> None:
+    for number in range(40):
+        write(tmp_path / f"{number}.png", number)
+    lines = [f"{number}.png,{1 + number % 11:02d}" for number in range(40)]
+    (tmp_path / "metadata.csv").write_text("\n".join(["file_name,label", *lines]))
+    data = open_data(str(tmp_path))
+    assert data.label_names == tuple(f"{number:02d}" for number in range(1, 12))
+    assert data.label_names[data.train.labels[0]] == "01"
+
+
 def test_metadata_that_names_a_missing_or_outer_file_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "a.png", 1)
     metadata = tmp_path / "metadata.csv"
