@@ -83,7 +83,7 @@ def reconstruct(settings: Reconstruct) -> Path:
     modality, called = codec.modality, rows_called(codec.modality)
     for note in codec.notes:
         print(note)
-    data = open_data_of(settings, say=print, modality=modality)
+    data = open_data_of(settings, say=print, modality=modality, form=codec.transform)
     if settings.num_images > len(data.validation):
         print(f"the data holds out {len(data.validation)} {called}, fewer than the {settings.num_images} asked for")
     some = data.validation.subset(range(min(settings.num_images, len(data.validation))))

@@ -78,7 +78,8 @@ def extract_codes(settings: ExtractCodes) -> Path:
     say(runtime.describe())
     for note in codec.notes:
         say(note)
-    data = with_columns(open_data_of(settings, say=say, modality=codec.modality), settings.condition)
+    data = open_data_of(settings, say=say, modality=codec.modality, form=codec.transform)
+    data = with_columns(data, settings.condition)
     request = _request(codec, data, settings.views)
     if (settings.out / INDEX).exists() and not settings.overwrite:
         if _answers(settings.out, request, data):

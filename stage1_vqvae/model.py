@@ -16,7 +16,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from stage1_vqvae.blocks import NETWORKS, SMALLEST_HEAD, Sizes, crop_to, kernel_of, pad_to
 from stage1_vqvae.factors import ALLOWED, as_one, can_be_taken, factors_of, grid_of, strides_of
-from stage1_vqvae.modalities import read_preprocessing
+from stage1_vqvae.modalities import preprocessing, read_preprocessing
 from stage1_vqvae.modalities.pictures.values import description_of
 from stage1_vqvae.quantizer_settings import QuantizerSettings, check_quantizer_settings
 from stage1_vqvae.quantizers import QUANTIZERS
@@ -416,9 +416,10 @@ def _preprocessing_beside(folder: Path, architecture: Architecture) -> dict[str,
     described = read_json(path) if path.exists() else plain
     if described == plain:
         return plain
-    if isinstance(described, dict) and "modality" in described:
-        _, transform = read_preprocessing(described, str(path))
-        if (transform.shape, transform.channels) == (architecture.shape, architecture.channels):
+    if isinstance(described, dict) and ("modality" in described or len(architecture.shape) == 2):
+        modality, transform = read_preprocessing(described, str(path))
+        fits = (transform.shape, transform.channels) == (architecture.shape, architecture.channels)
+        if fits and ("modality" in described or preprocessing(modality, transform) == described):
             return described
     raise ArtifactError(f"{path} is not the preprocessing of the codec beside it")
 

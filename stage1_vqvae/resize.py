@@ -64,7 +64,7 @@ def resize_codebook(settings: ResizeCodebook) -> list[dict[str, Any]]:
     runtime = start_runtime("fp32")
     for note in (runtime.describe(), *given.notes):
         print(note, flush=True)
-    data = open_data_of(settings, say=print, modality=given.modality)
+    data = open_data_of(settings, say=print, modality=given.modality, form=given.transform)
     rows = _rows_to_cluster(settings, given.spec, len(data.train))
     train = load_rows(data.train, given.modality, given.transform, num_workers=settings.num_workers)
     validation = load_rows(data.validation, given.modality, given.transform, num_workers=settings.num_workers)

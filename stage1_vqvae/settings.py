@@ -35,6 +35,7 @@ from vq_prior.core.settings import (
 from vq_prior.core.training.tracking import TrackerName, require_tracker
 
 FEW_IMAGES = 5000
+MOST_CELLS = 1024  # of the default grid of pictures whose sides differ much
 TINY = 16  # longest side in pixels of images that need small networks and no bf16
 
 
@@ -313,9 +314,23 @@ def trained_form(settings: TrainVQVAE) -> tuple[Modality, Form]:
 
 
 def _default_downsampling(size: tuple[int, ...]) -> int:
-    most_cells = 8 if max(size) <= 48 else 16
-    factor = 2
-    while max(grid_of(size, factor)) > most_cells:
+    """Return pixels of one code: the least by which no side has more than 8 codes (16 above 48 px).
+
+    Of a picture much wider than high, or higher than wide, no more than a square of its shorter side would have, as
+    long as the grid has no more than 1024 codes: a strip of 32x256 has 8x64, as 32x32 has 8x8.
+    """
+    factor = _of_longest(max(size))
+    if len(size) == 2:
+        finer = min(factor, _of_longest(min(size)))
+        while finer < factor and math.prod(grid_of(size, finer)) > MOST_CELLS:
+            finer *= 2
+        factor = finer
+    return factor
+
+
+def _of_longest(side: int) -> int:
+    most_cells, factor = 8 if side <= 48 else 16, 2
+    while -(-side // factor) > most_cells:
         factor *= 2
     return factor
 

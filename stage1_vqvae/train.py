@@ -83,8 +83,9 @@ def train_vqvae(settings: TrainVQVAE, make_adversary: MakeAdversary | None = Non
         runtime.say(line)
     assert settings.batch_size is not None
     runtime.require_rows(settings.batch_size, settings.gradient_accumulation_steps)
-    model = new_codec(settings)
-    runtime.say(describe(settings, model))
+    model, form = new_codec(settings), trained_form(settings)
+    for line in (*data.told_of(form[1]), describe(settings, model)):
+        runtime.say(line)
     if settings.dry_run:
         runtime.say(dry_run_text(settings, model, runtime))
         return final
@@ -96,7 +97,7 @@ def train_vqvae(settings: TrainVQVAE, make_adversary: MakeAdversary | None = Non
         runtime.say(f"{final} is finished ({checkpoint.step} steps); nothing to do")
         return final
     # Every row is read before anything is created at --out.
-    form, workers = trained_form(settings), settings.num_workers
+    workers = settings.num_workers
     train, held_out = (load_rows(rows, *form, num_workers=workers) for rows in (data.train, data.validation))
     training = prepare(settings, runtime, model, train, held_out, make_adversary)
     runtime.barrier()

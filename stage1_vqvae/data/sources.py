@@ -18,12 +18,12 @@ from stage1_vqvae.data.folders import open_folder
 from stage1_vqvae.data.rows import ArrayRows, DataRows, RawData, Split, content_hash, inspect_rows, number_labels
 from stage1_vqvae.data.splits import MOST_NAMED
 from stage1_vqvae.data.tables import TABLE_SUFFIXES, open_hub, open_table_files
-from stage1_vqvae.modalities import MODALITIES, Wanted, installed, named
+from stage1_vqvae.modalities import MODALITIES, Wanted, installed, named, told_of_form
 from stage1_vqvae.settings import CheckData
 from vq_prior.core.disk.code_store import held_out_rows
 from vq_prior.core.errors import ArtifactError, EnvironmentFault, UsageError
 from vq_prior.core.hub.client import HUB_ID
-from vq_prior.core.modality import Facts, Modality, facts_of
+from vq_prior.core.modality import Facts, Form, Modality, facts_of
 
 DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
@@ -53,6 +53,11 @@ class Data:
     def facts(self) -> Facts:
         """Return what default settings depend on."""
         return facts_of(len(self.train), [*self.train.headers, *self.validation.headers])
+
+    def told_of(self, form: Form) -> list[str]:
+        """Return what bringing the rows to a form takes away from them, a sentence each; often nothing."""
+        told = told_of_form(self.modality, form, [*self.train.headers, *self.validation.headers])
+        return [f"data {self.source}: {each}" for each in told]
 
 
 def open_data(
@@ -217,13 +222,16 @@ def columns_of(settings: Any) -> dict[str, str]:
     return {name: options[flag] for name, flag in flags.items() if options.get(flag)}
 
 
-def open_data_of(settings: Any, *, say: Callable[[str], object], modality: Modality | None = None) -> Data:
+def open_data_of(
+    settings: Any, *, say: Callable[[str], object], modality: Modality | None = None, form: Form | None = None
+) -> Data:
     """Return the rows that a command's settings name, after saying what was found; raises what `open_data` does.
 
     Args:
         settings: Of a command: `data`, `modality`, `image_column`, `label_column`, `num_workers`, `options`.
         say: Takes a line.
         modality: What the rows must be, where a codec says so already.
+        form: What they are brought to, where a codec says so already: what that takes away from them is said.
     """
     if modality is not None and settings.modality not in (None, modality.name):
         raise UsageError(f"--modality must be {modality.name}, which the codec is for, got {settings.modality}")
@@ -237,6 +245,9 @@ def open_data_of(settings: Any, *, say: Callable[[str], object], modality: Modal
     )
     for note in data.notes:
         say(note)
+    if form is not None:
+        for note in data.told_of(form):
+            say(note)
     return data
 
 

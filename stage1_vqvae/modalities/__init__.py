@@ -16,14 +16,14 @@ More than one possible kind is refused with the flag that chooses; `--modality` 
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from stage1_vqvae.modalities.pictures import PICTURES
 from vq_prior.core.config import from_json, to_json
 from vq_prior.core.errors import ArtifactError, UsageError
-from vq_prior.core.modality import Form, Modality
+from vq_prior.core.modality import Form, Header, Modality
 from vq_prior.core.registry import Registry
 
 MODALITIES: Registry[Modality] = Registry("modality", group="vq_prior.modalities")
@@ -169,6 +169,12 @@ def with_own_settings(settings: Any, modality: Modality, own: Any) -> Any:
     elif own is not None:
         changes["options"] = {modality.name: to_json(own)}
     return dataclasses.replace(settings, **changes)
+
+
+def told_of_form(modality: Modality, transform: Form, headers: Sequence[Header]) -> Sequence[str]:
+    """Return what bringing rows with these headers to a form takes away from them, a sentence each; often nothing."""
+    told = getattr(modality.values, "told", None)  # a kind may say nothing of it
+    return told(transform, headers) if told else ()
 
 
 def preprocessing(modality: Modality, transform: Form) -> dict[str, Any]:

@@ -78,12 +78,33 @@ def test_defaults_and_num_images_pass_and_fail() -> None:
         ((33, 33), (5, 5)),
         ((64, 64), (16, 16)),
         ((256, 256), (16, 16)),
+        ((64, 48), (16, 12)),
+        ((128, 96), (16, 12)),
     ],
 )
 def test_grid_is_at_most_8_up_to_48_pixels_and_16_above(size: tuple[int, int], grid: tuple[int, int]) -> None:
     resolved = resolve(GIVEN, replace(FACTS, common_shape=size, short_side=min(size)), "cuda")
     assert resolved.model.downsampling is not None
     assert grid_of(parse_size(resolved.image_size or ""), resolved.model.downsampling) == grid
+
+
+@pytest.mark.parametrize(
+    ("size", "grid"),
+    [
+        ((32, 256), (8, 64)),
+        ((256, 32), (64, 8)),
+        ((32, 400), (8, 100)),
+        ((16, 256), (8, 128)),
+        ((64, 128), (16, 32)),
+        ((256, 1024), (16, 64)),
+        ((32, 1024), (4, 128)),  # 8 x 256 would be more than 1024 codes
+        ((4, 4096), (1, 1024)),
+    ],
+)
+def test_grid_of_a_strip_follows_both_sides_and_the_area(size: tuple[int, int], grid: tuple[int, int]) -> None:
+    resolved = resolve(replace(GIVEN, image_size=f"{size[0]}x{size[1]}"), FACTS, "cpu")
+    assert resolved.model.downsampling is not None
+    assert grid_of(size, resolved.model.downsampling) == grid
 
 
 def test_what_is_given_stays_and_the_rest_is_concrete() -> None:

@@ -53,7 +53,7 @@ from vq_prior.draw.sample_folder import (
     write_note,
 )
 from vq_prior.model.conditions import condition_values, read_conditions
-from vq_prior.model.given_images import kept_rows
+from vq_prior.model.given_images import kept_rows, told_of_file
 from vq_prior.model.index import ModelIndex, read_index
 from vq_prior.model.pipeline import VQPriorPipeline, default_batch_size
 from vq_prior.model.request import check_request, class_of_each, require_null_prompt, resolve_sampling
@@ -202,7 +202,11 @@ def _drawing(
     values: Mapping[str, Tensor],
 ) -> DrawImages:
     """Return what draws the images of some indices: as they come, as completions, or the best of candidates."""
-    known = pipeline.given_of(settings.image, settings.keep) if isinstance(settings, Complete) else None
+    known = None
+    if isinstance(settings, Complete):
+        for note in told_of_file(settings.image, pipeline.codec):
+            runtime.say(note)
+        known = pipeline.given_of(settings.image, settings.keep)
 
     def samples(indices: list[int], classes: list[int]) -> Tensor:
         given = None if known is None else known.expand(len(indices), -1)

@@ -79,6 +79,8 @@ def _score(settings: Score, model: Path) -> Path:
     pipeline = VQPriorPipeline.from_pretrained(model)
     classes = _classes(pipeline, data, unconditional=settings.unconditional)
     pipeline.to(runtime.device)
+    for note in data.told_of(pipeline.codec.transform):
+        runtime.say(note)
     staging = open_staging(settings.out, SCORES, request, runtime)
     _score_missing(pipeline, data, classes, runtime, staging, settings.num_workers)
     runtime.barrier()

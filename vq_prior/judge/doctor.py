@@ -25,7 +25,6 @@ from vq_prior.core.disk.code_store import INDEX, CodeStore
 from vq_prior.core.disk.components import find_component
 from vq_prior.core.disk.records import read_record
 from vq_prior.core.errors import ArtifactError, NumericError, UsageError, VQPriorError
-from vq_prior.core.modality import Modality
 from vq_prior.core.processes.runtime import start_runtime
 from vq_prior.core.spec import Codec
 from vq_prior.core.training.runs import by_number, flatten, read_run_config
@@ -152,19 +151,20 @@ def _admit(settings: Doctor, say: Callable[[str], object]) -> Patient:
     for note in patient.notes:
         say(note)
     if data is not None:
-        patient.data = open_data_of(replace(settings, data=data), say=say, modality=_modality(patient))
+        patient.data = open_data_of(replace(settings, data=data), say=say, **_wanted_of(patient))
     elif there:
         try:
             there_data = replace(settings, data=there[-1])
-            patient.data = open_data_of(there_data, say=say, modality=_modality(patient))
+            patient.data = open_data_of(there_data, say=say, **_wanted_of(patient))
         except VQPriorError as error:  # nobody asked for it
             say(f"not used: {error}")
     return patient
 
 
-def _modality(patient: Patient) -> Modality | None:
-    """Return what the data must be, where a codec says so."""
-    return None if patient.codec is None else patient.codec.modality
+def _wanted_of(patient: Patient) -> dict[str, Any]:
+    """Return what the data must be, and the form they are brought to, where a codec says so."""
+    codec = patient.codec
+    return {} if codec is None else {"modality": codec.modality, "form": codec.transform}
 
 
 def _made_with(run: Path, training: str) -> dict[str, Any]:

@@ -85,7 +85,7 @@ def evaluate(settings: Evaluate) -> dict[str, Any]:
     print(runtime.describe(), flush=True)
     for note in codec.notes:
         print(note)
-    data = open_data_of(settings, say=print, modality=codec.modality)
+    data = open_data_of(settings, say=print, modality=codec.modality, form=codec.transform)
     if pipeline is not None:
         _require_same_classes(pipeline.prior, data)
         pipeline.to(runtime.device)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from stage1_vqvae.data.rows import FileRows
+from stage1_vqvae.modalities import told_of_form
 from vq_prior.core.errors import UsageError
 from vq_prior.core.spec import Codec, check_images
 
@@ -51,6 +52,13 @@ def _stored(given: Any, codec: Codec, number: int) -> Any:
         file = FileRows([Path(given)])
         return accept(file.encoded(0), transform, lambda: file.name(0))
     return accept(given, transform, lambda: f"image {number}")
+
+
+def told_of_file(path: Path, codec: Codec) -> list[str]:
+    """Return what bringing a file to the codec's form takes away from it, a sentence each; often nothing."""
+    file, modality = FileRows([path]), codec.modality
+    header = modality.files.inspect(file.encoded(0), lambda: file.name(0))
+    return [f"{path}: {each}" for each in told_of_form(modality, codec.transform, [header])]
 
 
 def kept_rows(keep: Keep, grid_rows: int) -> int:

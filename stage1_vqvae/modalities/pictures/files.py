@@ -6,6 +6,7 @@
 4. Anything else (palette, CMYK, YCbCr, ...) becomes RGB; grey codecs take the luma (ITU-R 601-2).
 5. The largest centred part of the wanted proportions is resized to the wanted size by an
    antialiased bicubic filter: short side to size, then centre crop. A picture that has the size is left as it is.
+   With `--fit pad` or `stretch` the whole picture is: see `fitting.py`.
 
 Letters: C channels.
 """
@@ -18,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from stage1_vqvae.modalities.pictures.fitting import fitted
 from stage1_vqvae.modalities.pictures.jpeg import PlainJPEG, decode_plain, plain_jpeg
 from stage1_vqvae.modalities.pictures.values import Transform
 from stage1_vqvae.modalities.sheets import png_bytes, to_picture
@@ -133,7 +135,7 @@ def picture_array(picture: Image.Image, transform: Transform, name: str) -> NDAr
         mode = "L" if transform.channels == 1 else "RGB"
         if picture.mode != mode:
             picture = picture.convert(mode)
-        picture = _fit(picture, transform)
+        picture = fitted(picture, transform.shape, transform.fit)
     except Exception as error:
         raise _undecodable(name, error) from error
     pixels = np.asarray(picture, dtype=np.uint8)
@@ -168,17 +170,6 @@ def _on_white(picture: Image.Image) -> Image.Image:
     picture = picture.convert("RGBA")
     white = Image.new("RGBA", picture.size, (255, 255, 255, 255))
     return Image.alpha_composite(white, picture).convert("L" if grey else "RGB")
-
-
-def _fit(picture: Image.Image, transform: Transform) -> Image.Image:
-    width, height = picture.size
-    if (height, width) == (transform.height, transform.width):
-        return picture
-    scale = min(width / transform.width, height / transform.height)
-    across, down = transform.width * scale, transform.height * scale
-    left, top = (width - across) / 2, (height - down) / 2
-    box = (left, top, min(width, left + across), min(height, top + down))
-    return picture.resize((transform.width, transform.height), Image.Resampling.BICUBIC, box=box)
 
 
 class PictureFiles:

@@ -1,12 +1,16 @@
 """What a user may say of pictures, and what is chosen where nothing is said. Imports nothing heavy."""
 
+import math
 import re
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
 from vq_prior.core.errors import UsageError
 from vq_prior.core.modality import Facts
+from vq_prior.core.settings import Unsaid
 
 MAX_SIDE = 4096
+FITS = ("crop", "pad", "stretch")
 SQUARES = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pnm")
 COLUMNS = ("image", "img", "jpg", "png", "pixels")
@@ -18,6 +22,10 @@ class PictureSize:
 
     image_size: str | None = None
     """Side in pixels ("32"), or height x width ("48x40"); left out: the size of the images, or a square near it."""
+    fit: Annotated[Literal["crop", "pad", "stretch"] | None, Unsaid()] = None
+    """How images of other proportions come into that size: crop (the largest centred part of them, and how much is cut
+    away is said), pad (the whole, its border repeated around it) or stretch (the whole, out of proportion). Left out:
+    crop."""
 
 
 @dataclass(kw_only=True)
@@ -56,14 +64,17 @@ def parse_size(text: str) -> tuple[int, int]:
     return height, width
 
 
-def default_size(facts: Facts, device_type: str) -> tuple[int, int]:
+def default_size(facts: Facts, device_type: str, *, whole: bool = False) -> tuple[int, int]:
     """Return the size most images have if it is not too large, else the largest square that most images fill.
 
-    At most 64 pixels a side on a CPU, 256 elsewhere.
+    At most 64 pixels a side on a CPU, 256 elsewhere. Where images are kept whole, a size that most of them have is
+    made smaller, until it has no more pixels than such a square, instead of a square of it.
     """
     largest = 64 if device_type == "cpu" else 256
     common = facts.common_shape
-    if common is not None and min(common) >= 4 and max(common) <= largest:
-        return common[0], common[1]
+    if common is not None and min(common) >= 4 and (whole or max(common) <= largest):
+        scale = min(1.0, largest / math.sqrt(common[0] * common[1]))
+        height, width = (min(MAX_SIDE, max(4, round(side * scale))) for side in common)
+        return height, width
     side = max((side for side in SQUARES if side <= min(facts.short_side, largest)), default=SQUARES[0])
     return side, side

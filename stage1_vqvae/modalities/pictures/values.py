@@ -3,7 +3,7 @@
 Letters: B batch, C channels, n pictures, V views.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,9 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stage1_vqvae.modalities.pictures.settings import PictureSize, default_size, parse_size
+from stage1_vqvae.modalities.pictures.fitting import told_of_cuts
+from stage1_vqvae.modalities.pictures.settings import FITS, PictureSize, default_size, parse_size
 from vq_prior.core.errors import ArtifactError, UsageError
-from vq_prior.core.modality import Facts
+from vq_prior.core.modality import Facts, Header
 
 Pixels = NDArray[np.uint8]
 ENLARGED = 1.1  # sides of the picture that crops are taken from
@@ -23,11 +24,19 @@ RULE = "exif, 16-bit to 8, alpha on white, bicubic cover, centre crop; 1"
 
 @dataclass(frozen=True)
 class Transform:
-    """The size and channels that pictures are brought to; implements `vq_prior.core.modality.Form`."""
+    """The size and channels that pictures are brought to; implements `vq_prior.core.modality.Form`.
+
+    Attributes:
+        height: In pixels.
+        width: In pixels.
+        channels: 1 or 3.
+        fit: What becomes of other proportions: "crop", "pad" or "stretch", see `fitting.py`.
+    """
 
     height: int
     width: int
     channels: int
+    fit: str = "crop"
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -35,8 +44,9 @@ class Transform:
         return self.height, self.width
 
     def describe(self) -> dict[str, Any]:
-        """Return the transform as JSON values, the rule's version included."""
-        return description_of(self.shape, self.channels)
+        """Return the transform as JSON values, the rule's version included; what is as it always was is not named."""
+        told = {} if self.fit == "crop" else {"fit": self.fit}
+        return description_of(self.shape, self.channels) | told
 
 
 def description_of(shape: tuple[int, ...], channels: int) -> dict[str, Any]:
@@ -113,19 +123,23 @@ class PictureValues:
         """Return the size asked for, or one that fits most pictures, and grey where every picture is grey."""
         if channels not in (None, 1, 3):
             raise UsageError(f"--model.channels must be 1 or 3 for pictures, got {channels}")
+        fit = settings.fit or "crop"
+        if fit not in FITS:
+            raise UsageError(f"--fit must be one of {', '.join(FITS)}, got {fit}")
         if settings.image_size:
             height, width = parse_size(settings.image_size)
         else:
             assert facts is not None
-            height, width = default_size(facts, device_type)
+            height, width = default_size(facts, device_type, whole=fit != "crop")
         if channels is None:
             assert facts is not None
             channels = 1 if facts.channels == 1 else 3
-        return Transform(height, width, channels)
+        return Transform(height, width, channels, fit)
 
     def settings_of(self, transform: Transform) -> PictureSize:
-        """Return the size, as it is typed."""
-        return PictureSize(image_size=f"{transform.height}x{transform.width}")
+        """Return the size, as it is typed, and how pictures come into it where that is not by cutting."""
+        size = f"{transform.height}x{transform.width}"
+        return PictureSize(image_size=size, fit=None if transform.fit == "crop" else transform.fit)  # type: ignore[arg-type]
 
     def from_description(self, description: Mapping[str, Any], where: str) -> Transform:
         """Return the transform that `describe` told of."""
@@ -137,7 +151,15 @@ class PictureValues:
             raise ArtifactError(f"{where}: channels must be 1 or 3 for pictures, got {str(channels)[:60]}")
         if description.get("rule") != RULE:
             raise ArtifactError(f"{where}: rule must be {RULE!r}, got {str(description.get('rule'))[:80]!r}")
-        return Transform(sides[0], sides[1], channels)
+        fit = description.get("fit", "crop")
+        if fit not in FITS:
+            raise ArtifactError(f"{where}: fit must be one of {', '.join(FITS)}, got {str(fit)[:60]!r}")
+        return Transform(sides[0], sides[1], channels, fit)
+
+    def told(self, transform: Transform, headers: Sequence[Header]) -> list[str]:
+        """Return what the transform takes away from pictures with these headers, a sentence each."""
+        cuts = told_of_cuts([header.shape for header in headers], transform.shape) if transform.fit == "crop" else None
+        return [cuts] if cuts else []
 
     def stored_like(self, transform: Transform) -> tuple[tuple[int, ...], np.dtype[Any]]:
         """Return the shape and dtype of pixels."""

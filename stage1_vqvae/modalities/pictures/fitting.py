@@ -1,0 +1,82 @@
+"""How a picture comes into a size of other proportions: cut, with its border repeated, or stretched. Imports no torch.
+
+Sizes are (height, width).
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+Shape = tuple[int, int]
+
+
+def fitted(picture: Image.Image, shape: Shape, fit: str) -> Image.Image:
+    """Return a picture brought to a size by an antialiased bicubic filter; one that has the size is left as it is.
+
+    Args:
+        picture: Of any size.
+        shape: Height and width wanted.
+        fit: "crop" takes the largest centred part of the wanted proportions; "pad" keeps the whole picture, centred,
+            and repeats the pixels of its border around it; "stretch" keeps the whole and changes its proportions.
+    """
+    width, height = picture.size
+    down, across = shape
+    if (height, width) == shape:
+        return picture
+    if fit == "stretch":
+        return picture.resize((across, down), Image.Resampling.BICUBIC)
+    if fit == "pad":
+        scale = min(across / width, down / height)
+        inner = max(1, round(height * scale)), max(1, round(width * scale))
+        return _bordered(picture.resize(inner[::-1], Image.Resampling.BICUBIC), shape)
+    scale = min(width / across, height / down)
+    wide, high = across * scale, down * scale
+    left, top = (width - wide) / 2, (height - high) / 2
+    box = (left, top, min(width, left + wide), min(height, top + high))
+    return picture.resize((across, down), Image.Resampling.BICUBIC, box=box)
+
+
+def _bordered(picture: Image.Image, shape: Shape) -> Image.Image:
+    """Return a picture of the size, the given one in its middle, the pixels of its border repeated around it."""
+    pixels = np.asarray(picture)
+    missing = [wanted - side for wanted, side in zip(shape, pixels.shape[:2], strict=True)]
+    around = [(each // 2, each - each // 2) for each in missing]
+    return Image.fromarray(np.pad(pixels, [*around, *[(0, 0)] * (pixels.ndim - 2)], mode="edge"))
+
+
+def cut_away(shape: Sequence[int], wanted: Sequence[int]) -> float:
+    """Return the share of a picture that "crop" cuts away.
+
+    >>> cut_away((32, 400), (32, 32)), cut_away((64, 64), (32, 32))
+    (0.92, 0.0)
+    """
+    one, other = shape[0] * wanted[1], shape[1] * wanted[0]
+    return 1 - min(one, other) / max(one, other)
+
+
+def told_of_cuts(shapes: Sequence[Sequence[int]], wanted: Shape) -> str | None:
+    """Return how much of pictures of these sizes "crop" cuts away, in words; None where it is nothing."""
+    shares = [cut_away(shape, wanted) for shape in shapes]
+    cut = [share for share in shares if share]
+    if not cut:
+        return None
+    mean = percent(sum(shares) / len(shares))
+    alike = len({tuple(shape) for shape in shapes}) == 1
+    sizes = f"images of {shapes[0][0]} x {shapes[0][1]}" if alike else f"{len(cut)} of {len(shapes)} images"
+    most = "" if alike else f" on the average, {percent(max(cut))} at most"
+    return (
+        f"{mean} cut away{most}: {sizes} are cut to the proportions of {wanted[0]} x {wanted[1]}; "
+        "train-vqvae --fit pad or stretch keeps all"
+    )
+
+
+def percent(share: float) -> str:
+    """Return a share above 0 and below 1 as people read it.
+
+    >>> percent(0.92), percent(0.001), percent(0.999)
+    ('92%', 'less than 1%', 'more than 99%')
+    """
+    if round(100 * share) in (0, 100):
+        return "less than 1%" if share < 0.5 else "more than 99%"
+    return f"{share:.0%}"
