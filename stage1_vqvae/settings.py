@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 import tyro
 
 from stage1_vqvae.factors import ALLOWED, as_one, can_be_taken, grid_of
-from stage1_vqvae.modalities import MODALITIES, own_settings, with_own_settings
+from stage1_vqvae.modalities import MODALITIES, in_form, own_settings, with_own_settings
 from stage1_vqvae.modalities.pictures.settings import CodecSize, PictureSize, asked_size
 from stage1_vqvae.quantizer_settings import QuantizerSettings, check_quantizer_settings, fixed_code_dim
 from vq_prior.core.errors import UsageError
@@ -310,7 +310,8 @@ def trained_form(settings: TrainVQVAE) -> tuple[Modality, Form]:
     """Return what a codec of resolved settings is trained on: the kind of data, and their form."""
     modality = MODALITIES[settings.modality or "pictures"]
     own, channels = own_settings(modality, settings), settings.model.channels
-    return modality, modality.values.transform(own, None, channels=channels, device_type="cpu")
+    form = modality.values.transform(own, None, channels=channels, device_type="cpu")
+    return in_form(modality, form), form
 
 
 def _default_downsampling(size: tuple[int, ...]) -> int:

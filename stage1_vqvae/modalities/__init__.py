@@ -7,7 +7,7 @@ A kind is one folder here and one line below, or an object of an installed packa
 |---|---|
 | files | the kind of their suffix; GIFs and folders of frames are pictures, and video only by `--modality video` |
 | a column of files (bytes) | the kind of its type, else pictures |
-| an array (.npy, .npz) or a column of lists, uint8 [N, H, W] or [N, H, W, 1, 3 or 4] | pictures |
+| an array (.npy, .npz) or a column of lists, integers of 8 or 16 bits, [N, H, W] or [N, H, W, 1, 3 or 4] | pictures |
 | the same, floating point [N, D] | vectors |
 | the same, floating point [N, T, C], or lists of lists | series |
 | all other arrays | arrays |
@@ -20,7 +20,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from stage1_vqvae.modalities.pictures import PICTURES
+from stage1_vqvae.modalities.pictures import PICTURES, pictures_in
 from vq_prior.core.config import from_json, to_json
 from vq_prior.core.errors import ArtifactError, UsageError
 from vq_prior.core.modality import Form, Header, Modality
@@ -163,12 +163,17 @@ def own_settings(modality: Modality, settings: Any) -> Any:
 
 def with_own_settings(settings: Any, modality: Modality, own: Any) -> Any:
     """Return a command's settings with what a kind's own became; those of pictures stand where they always stood."""
-    changes: dict[str, Any] = {"modality": None if modality is PICTURES else modality.name}
+    changes: dict[str, Any] = {"modality": None if modality.name == PICTURES.name else modality.name}
     if own is not None and modality.signs.flat:
         changes |= to_json(own)
     elif own is not None:
         changes["options"] = {modality.name: to_json(own)}
     return dataclasses.replace(settings, **changes)
+
+
+def in_form(modality: Modality, form: Form) -> Modality:
+    """Return the kind as its values of one form are stored, written and measured: pictures in the units of a range."""
+    return pictures_in(getattr(form, "range", None)) if modality.name == PICTURES.name else modality
 
 
 def told_of_form(modality: Modality, transform: Form, headers: Sequence[Header]) -> Sequence[str]:
@@ -179,7 +184,7 @@ def told_of_form(modality: Modality, transform: Form, headers: Sequence[Header])
 
 def preprocessing(modality: Modality, transform: Form) -> dict[str, Any]:
     """Return what `preprocessor_config.json` and a codec's identity say of its data; pictures are not named."""
-    named_kind = {} if modality is PICTURES else {"modality": modality.name}
+    named_kind = {} if modality.name == PICTURES.name else {"modality": modality.name}
     return named_kind | transform.describe()
 
 
@@ -196,4 +201,5 @@ def read_preprocessing(description: Mapping[str, Any], where: str) -> tuple[Moda
             "install the package that brings it"
         )
     rest = {key: value for key, value in description.items() if key != "modality"}
-    return MODALITIES[name], MODALITIES[name].values.from_description(rest, where)
+    form = MODALITIES[name].values.from_description(rest, where)
+    return in_form(MODALITIES[name], form), form

@@ -161,7 +161,7 @@ def _draw_set(settings: Drawing, index: ModelIndex, more: dict[str, Any], classi
     values = _condition_values(pipeline, settings, conditions, runtime)
     draw = _drawing(pipeline, runtime, settings, cycle, sampling, classifier, given, values)
     staging = open_staging(settings.out, REQUEST, request, runtime)
-    _draw_missing(draw, runtime, staging, settings, modality)
+    _draw_missing(draw, runtime, staging, settings, pipeline.codec.modality)
     runtime.barrier()
     if runtime.is_main:
         _publish(staging, settings, pipeline.codec)

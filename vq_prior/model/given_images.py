@@ -22,7 +22,7 @@ def images_of(given: GivenImage, codec: Codec) -> Tensor:
     """Return values [B, C, *shape] of what was given, one or several.
 
     A tensor is taken as it is, [C, *shape] or [B, C, *shape]. A path, or what the codec's kind of data takes (of
-    pictures one of Pillow, or uint8 pixels [height, width, C] or [n, height, width, C]), is brought to the codec's form
+    pictures one of Pillow, or pixels [height, width, C] or [n, height, width, C]), is brought to the codec's form
     like training data.
 
     Raises:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any, Literal
+from warnings import warn
 
 import numpy as np
 import torch
@@ -26,7 +27,8 @@ class PipelineOutput:
 
     Attributes:
         images: Of a model of pictures: a list of them (of Pillow's class); or a tensor [n, C, *shape] in [-1, 1]; or an
-            array [n, *shape, C] uint8. None of any other model.
+            array [n, *shape, C] uint8, or of a model of pictures of more bits the numbers of its source. None of any
+            other model.
         labels: Class of each sample, [n]; None for an unconditional model or request.
         codes: Codes of each level, [n, *grid] int64.
         audios: Of a model of sound: [n, C, T], an array or a tensor.
@@ -107,4 +109,7 @@ def _as(values: Tensor, output_type: OutputType, modality: Modality) -> Any:
     stored = modality.values.to_stored(values)
     if output_type == "np" or modality.show.output != "images":
         return stored
+    if stored.shape[-1] == 3 and stored.dtype != np.uint8:
+        warn("Pillow has no colour of 16 bits; these pictures have 8, output_type 'np' gives all", stacklevel=2)
+        stored = modality.show.pictures(values)
     return [to_picture(one) for one in stored]

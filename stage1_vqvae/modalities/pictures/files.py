@@ -1,7 +1,8 @@
-"""From an encoded picture to uint8 pixels, by one written rule.
+"""From an encoded picture to the pixels of a codec's form, by one written rule.
 
 1. The first frame is taken and the EXIF rotation applied.
-2. 16-bit grey becomes 8-bit: round(v * 255 / 65535).
+2. 16-bit grey becomes 8-bit: round(v * 255 / 65535). A codec with a range keeps the numbers of more than 8 bits that
+   lie in it, see `deep.py`; pictures of 8 bits are spread over it.
 3. Transparency (alpha, palette or colour key) is laid over white.
 4. Anything else (palette, CMYK, YCbCr, ...) becomes RGB; grey codecs take the luma (ITU-R 601-2).
 5. The largest centred part of the wanted proportions is resized to the wanted size by an
@@ -11,64 +12,57 @@
 Letters: C channels.
 """
 
-import io
-import warnings
-from contextlib import nullcontext
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
+from stage1_vqvae.modalities.pictures.deep import (
+    DTYPES,
+    DeepHeader,
+    deep_header,
+    deep_png,
+    is_deep,
+    numbers_of,
+    png_offset,
+    stored_numbers,
+    widened,
+)
 from stage1_vqvae.modalities.pictures.fitting import fitted
 from stage1_vqvae.modalities.pictures.jpeg import PlainJPEG, decode_plain, plain_jpeg
+from stage1_vqvae.modalities.pictures.opening import (
+    MAX_PIXELS,
+    MAX_SIDE,
+    Encoded,
+    open_picture,
+    orientation,
+    undecodable,
+    upright,
+)
+from stage1_vqvae.modalities.pictures.settings import MAX_STEPS, Range
 from stage1_vqvae.modalities.pictures.values import Transform
 from stage1_vqvae.modalities.sheets import png_bytes, to_picture
-from vq_prior.core.errors import ArtifactError
 from vq_prior.core.modality import Called, Header
-from vq_prior.core.quiet import muted
-
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-MAX_SIDE = 16_384
-MAX_PIXELS, MAX_WEBP_PIXELS = 64 << 20, 10 << 20  # the decoder of WebP takes 16 bytes for each pixel
-
-Encoded = bytes | NDArray[np.uint8]
-
-
-def open_picture(encoded: Encoded, name: str) -> Image.Image:
-    """Return a picture whose header was read and checked, its pixels not yet decoded.
-
-    Raises:
-        ArtifactError: If it is no picture of a known format, or larger than 16384 a side or 64 megapixels (WebP: 10).
-    """
-    if isinstance(encoded, np.ndarray):
-        return Image.fromarray(encoded[..., 0] if encoded.ndim == 3 and encoded.shape[-1] == 1 else encoded)
-    if not encoded:
-        raise ArtifactError(f"{name} is empty; remove or replace it")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            picture = Image.open(io.BytesIO(encoded), formats=FORMATS)
-    except Image.DecompressionBombError as error:
-        raise ArtifactError(f"{name} announces more than {MAX_PIXELS} pixels; remove or shrink it") from error
-    except Exception as error:  # decoders raise whatever they like on damaged headers
-        raise ArtifactError(f"{name} is not a readable picture ({', '.join(FORMATS)}); remove or replace it") from error
-    most = MAX_WEBP_PIXELS if picture.format == "WEBP" else MAX_PIXELS
-    if max(picture.size) > MAX_SIDE or picture.width * picture.height > most:
-        raise ArtifactError(
-            f"{name} has {picture.width} x {picture.height} pixels, "
-            f"more than {MAX_SIDE} a side or {most} in all; remove or shrink it"
-        )
-    return picture
 
 
 def read_header(encoded: Encoded, name: Called) -> Header:
-    """Return size (after EXIF rotation) and channels of a picture; see `open_picture` for what is refused."""
+    """Return size (after EXIF rotation) and channels of a picture; see `open_picture` for what is refused.
+
+    One of more than 8 bits is decoded, for its numbers are part of what is to be known.
+    """
     if (plain := _plain(encoded)) is not None:
         return Header((plain.height, plain.width), plain.channels)
     called = name()
-    picture = open_picture(encoded, called)
+    picture = _opened(encoded, called)
+    if picture is None or is_deep(picture):
+        try:
+            return deep_header(numbers_of(encoded, picture))
+        except Exception as error:
+            raise undecodable(called, error) from error
     width, height = picture.size
-    if picture.format in ("JPEG", "TIFF", "WEBP", "PNG") and _orientation(picture) in (5, 6, 7, 8):
+    if picture.format in ("JPEG", "TIFF", "WEBP", "PNG") and orientation(picture) in (5, 6, 7, 8):
         width, height = height, width
     grey = picture.mode in ("1", "L", "LA", "La", "I", "F") or picture.mode.startswith("I;16")
     if picture.mode == "P" and (palette := _palette(picture, called)):
@@ -81,12 +75,7 @@ def _palette(picture: Image.Image, name: str) -> list[int] | None:
     try:
         return picture.getpalette("RGB")  # decodes the pixels
     except Exception as error:
-        raise _undecodable(name, error) from error
-
-
-def _undecodable(name: str, error: Exception) -> ArtifactError:
-    """Return the error of a picture whose data are damaged; decoders raise whatever they like then."""
-    return ArtifactError(f"{name} cannot be decoded ({str(error)[:80]}); remove or replace it")
+        raise undecodable(name, error) from error
 
 
 def _plain(encoded: Encoded) -> PlainJPEG | None:
@@ -97,21 +86,23 @@ def _plain(encoded: Encoded) -> PlainJPEG | None:
     return plain
 
 
-def _orientation(picture: Image.Image) -> int:
-    if not picture.info.get("exif") and picture.format not in ("TIFF", "PNG"):
-        return 1
-    try:
-        return int(picture.getexif().get(0x0112, 1))
-    except Exception:  # damaged EXIF blocks are as good as none
-        return 1
+def _opened(encoded: Encoded, name: str) -> Image.Image | None:
+    """Return a picture opened, None of an array of more than 8 bits, which is its numbers already."""
+    if isinstance(encoded, np.ndarray) and encoded.dtype.name in DTYPES:
+        return None
+    return open_picture(encoded, name)
 
 
-def read_picture(encoded: Encoded, transform: Transform, name: Called) -> NDArray[np.uint8]:
-    """Return the pixels of a picture brought to the transform's size and channels, [height, width, C] uint8.
+def read_picture(encoded: Encoded, transform: Transform, name: Called) -> NDArray[Any]:
+    """Return the pixels of a picture brought to the transform's size and channels, [height, width, C].
+
+    They are uint8, or of a codec with a range the numbers in it.
 
     Raises:
         ArtifactError: If the picture is damaged or truncated.
     """
+    if transform.range is not None:
+        return _read_numbers(encoded, _opened(encoded, name()), transform, name())
     pixels = _whole_jpeg(encoded, transform)
     shape = (transform.height, transform.width, transform.channels)
     if pixels is not None and pixels.shape == (shape if transform.channels == 3 else shape[:2]):
@@ -120,24 +111,35 @@ def read_picture(encoded: Encoded, transform: Transform, name: Called) -> NDArra
     return picture_array(open_picture(encoded if pixels is None else pixels, called), transform, called)
 
 
-def picture_array(picture: Image.Image, transform: Transform, name: str) -> NDArray[np.uint8]:
+def _read_numbers(
+    encoded: Encoded | None, picture: Image.Image | None, transform: Transform, name: str
+) -> NDArray[Any]:
+    """Return the numbers of a picture, of its file or as it is open, that lie in the transform's range."""
+    assert transform.range is not None
+    if picture is not None and not is_deep(picture):
+        return widened(picture_array(picture, replace(transform, range=None), name), transform.range)
+    try:
+        numbers = numbers_of(encoded, picture)
+        return stored_numbers(numbers, transform.range, transform.shape, transform.channels, transform.fit)
+    except Exception as error:
+        raise undecodable(name, error) from error
+
+
+def picture_array(picture: Image.Image, transform: Transform, name: str) -> NDArray[Any]:
     """Return what `read_picture` does, of an open picture."""
+    if transform.range is not None:
+        return _read_numbers(None, picture, transform, name)
     try:
         if picture.format == "JPEG":
             side = 2 * max(transform.height, transform.width)
             picture.draft(None, (side, side))
-        with muted() if picture.format == "TIFF" else nullcontext():  # libtiff speaks of every damaged file
-            picture.load()
-        if _orientation(picture) != 1:
-            picture = ImageOps.exif_transpose(picture)
-        picture = _eight_bits(picture)
-        picture = _on_white(picture)
+        picture = _on_white(_eight_bits(upright(picture)))
         mode = "L" if transform.channels == 1 else "RGB"
         if picture.mode != mode:
             picture = picture.convert(mode)
         picture = fitted(picture, transform.shape, transform.fit)
     except Exception as error:
-        raise _undecodable(name, error) from error
+        raise undecodable(name, error) from error
     pixels = np.asarray(picture, dtype=np.uint8)
     return pixels.reshape(transform.height, transform.width, transform.channels)
 
@@ -173,20 +175,31 @@ def _on_white(picture: Image.Image) -> Image.Image:
 
 
 class PictureFiles:
-    """How pictures are read and written; implements `vq_prior.core.modality.Files`."""
+    """How pictures are read and written; implements `vq_prior.core.modality.Files`.
+
+    Args:
+        range: Of the numbers that are stored of pictures of more than 8 bits; None is 8 bits.
+    """
 
     extension = ".png"
     read = staticmethod(read_picture)
+
+    def __init__(self, range: Range | None = None) -> None:
+        self.range = range
 
     def inspect(self, encoded: Encoded, name: Called) -> Header:
         """Return size and channels of a picture."""
         return read_header(encoded, name)
 
     def own_transform(self, header: Header) -> Transform:
-        """Return the picture's own size, grey or colour."""
+        """Return the picture's own size, grey or colour, and all numbers it has of more than 8 bits."""
         height, width = header.shape
-        return Transform(height, width, header.channels)
+        low, high = (header.quantiles[0], header.quantiles[-1]) if isinstance(header, DeepHeader) else (0, 0)
+        own = (low, max(high, low + 1)) if isinstance(header, DeepHeader) and high - low <= MAX_STEPS else None
+        return Transform(height, width, header.channels, range=own)
 
-    def encode(self, stored: NDArray[np.uint8]) -> bytes:
-        """Return the PNG file of pixels [height, width, 1 or 3]."""
-        return png_bytes(to_picture(stored))
+    def encode(self, stored: NDArray[Any]) -> bytes:
+        """Return the PNG file of pixels [height, width, 1 or 3], of 16 bits in the source's units where these are."""
+        if self.range is None or stored.dtype == np.uint8:
+            return png_bytes(to_picture(stored))
+        return deep_png(stored, png_offset(self.range))

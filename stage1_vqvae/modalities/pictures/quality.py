@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stage1_vqvae.modalities.pictures.settings import Range
 from vq_prior.core.errors import EnvironmentFault
 from vq_prior.core.modality import Measure
 
@@ -72,13 +73,20 @@ def perceptual_distance(network: str) -> Any:
 
 
 class PictureQuality:
-    """The quality of pictures; implements `vq_prior.core.modality.Quality`."""
+    """The quality of pictures; implements `vq_prior.core.modality.Quality`.
 
-    measures = {  # noqa: RUF012
-        "mse": Measure(mse, "mean squared error of reconstructions, of values in [-1, 1]", ".5f"),
-        "psnr": Measure(psnr, "PSNR of reconstructions (dB)", ".2f", "dB"),
-        "ssim": Measure(ssim, "SSIM of reconstructions", ".4f"),
-    }
+    Args:
+        range: Of pictures of more than 8 bits, which the signal-to-noise ratio is of; None is 8 bits.
+    """
+
+    def __init__(self, range: Range | None = None) -> None:
+        of = "" if range is None else " of the range {}..{}".format(*range)
+        self.measures = {
+            "mse": Measure(mse, "mean squared error of reconstructions, of values in [-1, 1]", ".5f"),
+            "psnr": Measure(psnr, f"PSNR of reconstructions (dB{of})", ".2f", f"dB{of}"),
+            "ssim": Measure(ssim, "SSIM of reconstructions", ".4f"),
+        }
+
     losses = {f"lpips-{name}": partial(perceptual_distance, name) for name in ("alex", "vgg", "squeeze")}  # noqa: RUF012
 
     def of_set(self, pairs: Pairs, shape: tuple[int, ...], *, network: str) -> dict[str, float | None]:

@@ -2,7 +2,7 @@
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from vq_prior.core.errors import UsageError
@@ -11,6 +11,8 @@ from vq_prior.core.settings import Unsaid
 
 MAX_SIDE = 4096
 FITS = ("crop", "pad", "stretch")
+Range = tuple[int, int]  # the least and the largest number of pictures of more than 8 bits that a codec tells apart
+MAX_STEPS = 65_535
 SQUARES = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pnm")
 COLUMNS = ("image", "img", "jpg", "png", "pixels")
@@ -26,6 +28,9 @@ class PictureSize:
     """How images of other proportions come into that size: crop (the largest centred part of them, and how much is cut
     away is said), pad (the whole, its border repeated around it) or stretch (the whole, out of proportion). Left out:
     crop."""
+    range: Annotated[str | None, Unsaid()] = field(default="data", metadata={"before": None})
+    """Of images of more than 8 bits: which of their numbers are kept apart, LOW..HIGH (0..4095), others are cut to
+    these; data (from the least to the largest number there is) or 8-bit (0..65535, as 256 steps)."""
 
 
 @dataclass(kw_only=True)
@@ -43,8 +48,8 @@ def asked_size(settings: PictureSize | CodecSize) -> tuple[int, int] | None:
 
 
 def holds_pictures(dtype: str, shape: tuple[int, ...]) -> bool:
-    """Return whether an array is pictures: uint8 [N, height, width], or with 1, 3 or 4 channels as a last axis."""
-    return dtype == "uint8" and (len(shape) == 3 or (len(shape) == 4 and shape[-1] in (1, 3, 4)))
+    """Return whether an array is pictures: [N, height, width] of 8 or 16 bits, or 1, 3 or 4 channels as a last axis."""
+    return dtype in ("uint8", "uint16", "int16") and (len(shape) == 3 or (len(shape) == 4 and shape[-1] in (1, 3, 4)))
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -62,6 +67,24 @@ def parse_size(text: str) -> tuple[int, int]:
             f"each between 4 and {MAX_SIDE}, got {text}"
         )
     return height, width
+
+
+def parse_range(text: str) -> Range | None:
+    """Return (low, high) of "0..4095" or "-704..1408", None of "8-bit".
+
+    Raises:
+        UsageError: If it is none of these, or holds more numbers than 16 bits.
+    """
+    if text == "8-bit":
+        return None
+    match = re.fullmatch(r"(-?[0-9]{1,10})\.\.(-?[0-9]{1,10})", text.strip())
+    low, high = (int(match[1]), int(match[2])) if match else (0, 0)
+    if not 0 < high - low <= MAX_STEPS or not -(2**31) <= low < high < 2**31:
+        raise UsageError(
+            f"--range must be LOW..HIGH such as 0..4095 or -704..1408, LOW the smaller and at most {MAX_STEPS} apart, "
+            f"or data, or 8-bit, got {text}"
+        )
+    return low, high
 
 
 def default_size(facts: Facts, device_type: str, *, whole: bool = False) -> tuple[int, int]:

@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from stage1_vqvae.modalities.pictures.files import open_picture, picture_array
+from stage1_vqvae.modalities.pictures.deep import DTYPES
+from stage1_vqvae.modalities.pictures.files import picture_array, read_picture
 from stage1_vqvae.modalities.pictures.values import Transform, to_pixels
 from stage1_vqvae.modalities.sheets import Sheets
 from vq_prior.core.errors import UsageError
@@ -30,12 +31,16 @@ class PictureShow(Sheets):
         """Return two pictures side by side, as one."""
         return np.concatenate([first, second], axis=1)
 
-    def accept(self, given: Any, transform: Transform, name: Callable[[], str]) -> Pixels:
-        """Return the pixels of a PIL picture, of a picture file's bytes, or of pixels [height, width, 1 or 3] uint8."""
+    def accept(self, given: Any, transform: Transform, name: Callable[[], str]) -> NDArray[Any]:
+        """Return the pixels of a PIL picture, of a picture file's bytes, or of pixels [height, width, 1 or 3].
+
+        These are uint8; a codec of pictures of more than 8 bits takes their numbers too.
+        """
         if isinstance(given, Image.Image):
             return picture_array(given.copy(), transform, name())
-        pixels = isinstance(given, np.ndarray) and given.dtype == np.uint8 and given.ndim == 3
+        dtypes = ("uint8",) if transform.range is None else ("uint8", *DTYPES)
+        pixels = isinstance(given, np.ndarray) and given.dtype.name in dtypes and given.ndim == 3
         if isinstance(given, bytes) or (pixels and given.shape[-1] in (1, 3)):
-            return picture_array(open_picture(given, name()), transform, name())
+            return read_picture(given, transform, name)
         what = f"{given.dtype} {list(given.shape)}" if hasattr(given, "dtype") else type(given).__name__
         raise UsageError(f"{name()} must be a PIL picture, a path, or uint8 pixels [height, width, 1 or 3], got {what}")

@@ -12,8 +12,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from stage1_vqvae.modalities.pictures.deep import DeepHeader, dtype_of, range_of, told_of_range
 from stage1_vqvae.modalities.pictures.fitting import told_of_cuts
-from stage1_vqvae.modalities.pictures.settings import FITS, PictureSize, default_size, parse_size
+from stage1_vqvae.modalities.pictures.settings import (
+    FITS,
+    MAX_STEPS,
+    PictureSize,
+    Range,
+    default_size,
+    parse_range,
+    parse_size,
+)
 from vq_prior.core.errors import ArtifactError, UsageError
 from vq_prior.core.modality import Facts, Header
 
@@ -31,12 +40,15 @@ class Transform:
         width: In pixels.
         channels: 1 or 3.
         fit: What becomes of other proportions: "crop", "pad" or "stretch", see `fitting.py`.
+        range: Least and largest number of pictures of more than 8 bits that are told apart, see `deep.py`; None is
+            8 bits.
     """
 
     height: int
     width: int
     channels: int
     fit: str = "crop"
+    range: Range | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -45,7 +57,8 @@ class Transform:
 
     def describe(self) -> dict[str, Any]:
         """Return the transform as JSON values, the rule's version included; what is as it always was is not named."""
-        told = {} if self.fit == "crop" else {"fit": self.fit}
+        told: dict[str, Any] = {} if self.fit == "crop" else {"fit": self.fit}
+        told |= {} if self.range is None else {"range": list(self.range)}
         return description_of(self.shape, self.channels) | told
 
 
@@ -107,13 +120,59 @@ def shifted_and_mirrored(pixels: Pixels, rng: np.random.Generator, *, most: int,
     return pixels[np.arange(n)[:, None, None], y[:, :, None], x[:, None, :]]
 
 
+def _asked_range(text: str | None, facts: Facts | None) -> Range | None:
+    """Return the range that was asked for, that of the data where it is left to them; None is 8 bits."""
+    headers = () if facts is None else facts.headers
+    if text == "data":
+        return range_of(headers)
+    asked = None if text is None else parse_range(text)
+    if asked is not None and headers and not any(isinstance(header, DeepHeader) for header in headers):
+        raise UsageError(f"--range {text} is for images of more than 8 bits, and these have 8; leave it out")
+    return asked
+
+
+def _described_range(told: Any, where: str) -> Range | None:
+    """Return the range of a description, None where it names none; raises `ArtifactError` if it is none."""
+    if told is None:
+        return None
+    if not (isinstance(told, list) and len(told) == 2 and all(type(each) is int for each in told)):
+        raise ArtifactError(f"{where}: range must be [low, high], got {str(told)[:60]}")
+    try:
+        return parse_range("{}..{}".format(*told))
+    except UsageError as error:
+        raise ArtifactError(f"{where}: range must be two numbers of at most {MAX_STEPS} apart, got {told}") from error
+
+
 class PictureValues:
-    """Pictures as numbers; implements `vq_prior.core.modality.Values`."""
+    """Pictures as numbers; implements `vq_prior.core.modality.Values`.
+
+    Args:
+        range: Of the numbers that are stored of pictures of more than 8 bits; None is 8 bits.
+    """
 
     bounds = (-1.0, 1.0)
     views = {"none": 1, "flip": 2, "ten-crop": 10}  # noqa: RUF012
-    to_values = staticmethod(to_unit_range)
-    to_stored = staticmethod(to_pixels)
+
+    def __init__(self, range: Range | None = None) -> None:
+        self.range = range
+
+    def to_values(self, stored: Tensor) -> Tensor:
+        """Return images [B, C, height, width] float32 in [-1, 1] of what is stored, [B, height, width, C]."""
+        if self.range is None or stored.dtype == torch.uint8:
+            return to_unit_range(stored)
+        low, high = self.range
+        part = stored.movedim(-1, 1).to(torch.float32).sub_(low)
+        return part.mul_(2 / (high - low)).sub_(1.0).clamp_(-1.0, 1.0)
+
+    def to_stored(self, values: Tensor) -> NDArray[Any]:
+        """Return what is stored, [B, height, width, C], of images in [-1, 1]; values beyond are cut."""
+        if self.range is None:
+            return to_pixels(values)
+        low, high = self.range
+        part = values.detach().float().add(1.0).mul((high - low) / 2).round().clamp(0, high - low)
+        numbers = part.to(torch.int32).add(low).movedim(1, -1).contiguous().cpu().numpy()
+        return numbers.astype(dtype_of(self.range))
+
     read_views = staticmethod(views_of)
     augment = staticmethod(shifted_and_mirrored)
 
@@ -134,12 +193,13 @@ class PictureValues:
         if channels is None:
             assert facts is not None
             channels = 1 if facts.channels == 1 else 3
-        return Transform(height, width, channels, fit)
+        return Transform(height, width, channels, fit, _asked_range(settings.range, facts))
 
     def settings_of(self, transform: Transform) -> PictureSize:
-        """Return the size, as it is typed, and how pictures come into it where that is not by cutting."""
+        """Return the size as it is typed, and fit and range where they are not what they always were."""
         size = f"{transform.height}x{transform.width}"
-        return PictureSize(image_size=size, fit=None if transform.fit == "crop" else transform.fit)  # type: ignore[arg-type]
+        fit: Any = None if transform.fit == "crop" else transform.fit
+        return PictureSize(image_size=size, fit=fit, range=transform.range and "{}..{}".format(*transform.range))
 
     def from_description(self, description: Mapping[str, Any], where: str) -> Transform:
         """Return the transform that `describe` told of."""
@@ -154,13 +214,14 @@ class PictureValues:
         fit = description.get("fit", "crop")
         if fit not in FITS:
             raise ArtifactError(f"{where}: fit must be one of {', '.join(FITS)}, got {str(fit)[:60]!r}")
-        return Transform(sides[0], sides[1], channels, fit)
+        return Transform(sides[0], sides[1], channels, fit, _described_range(description.get("range"), where))
 
     def told(self, transform: Transform, headers: Sequence[Header]) -> list[str]:
         """Return what the transform takes away from pictures with these headers, a sentence each."""
         cuts = told_of_cuts([header.shape for header in headers], transform.shape) if transform.fit == "crop" else None
-        return [cuts] if cuts else []
+        return [*told_of_range(headers, transform.range), *([cuts] if cuts else [])]
 
     def stored_like(self, transform: Transform) -> tuple[tuple[int, ...], np.dtype[Any]]:
         """Return the shape and dtype of pixels."""
-        return (*transform.shape, transform.channels), np.dtype(np.uint8)
+        dtype = np.dtype(np.uint8) if transform.range is None else dtype_of(transform.range)
+        return (*transform.shape, transform.channels), dtype

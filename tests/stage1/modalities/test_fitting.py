@@ -135,7 +135,7 @@ def test_fit_is_part_of_the_codec_and_cutting_is_what_it_always_was(tmp_path: Pa
     path = tmp_path / "codec" / "preprocessor_config.json"
     for wrong in ({"fit": "crop"}, {"fit": "shrink"}, {"fit": None}, {"fit": "pad", "more": 1}):
         path.write_text(json.dumps(plain | wrong))
-        with pytest.raises(ArtifactError, match="fit must be one of|is not the preprocessing"):
+        with pytest.raises(ArtifactError, match=r"fit must be one of|is not the preprocessing"):
             load_codec(tmp_path / "codec")
 
 
