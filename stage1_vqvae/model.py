@@ -16,6 +16,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from stage1_vqvae.blocks import NETWORKS, SMALLEST_HEAD, Sizes, crop_to, kernel_of, pad_to
 from stage1_vqvae.factors import ALLOWED, as_one, can_be_taken, factors_of, grid_of, strides_of
+from stage1_vqvae.given import require_codes, require_images
 from stage1_vqvae.modalities import preprocessing, read_preprocessing
 from stage1_vqvae.modalities.pictures.values import description_of
 from stage1_vqvae.quantizer_settings import QuantizerSettings, check_quantizer_settings
@@ -38,7 +39,7 @@ from vq_prior.core.identity import content_id
 from vq_prior.core.modality import Form, Modality
 from vq_prior.core.processes.fixed_calls import map_rows_frozen, rows_per_call
 from vq_prior.core.processes.runtime import full_state
-from vq_prior.core.spec import CodeSpec, LevelSpec, check_codes, check_images
+from vq_prior.core.spec import CodeSpec, LevelSpec
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 MAX_TENSOR_ELEMENTS = 2**28
@@ -320,7 +321,7 @@ class VQVAE(Shareable, PreTrainedModel):  # type: ignore[misc]
     @torch.inference_mode()
     def encode_latents(self, images: Tensor) -> Tensor:
         """Return continuous latents [B, *grid, D] float32; a row does not depend on the rest of the batch."""
-        check_images(self.spec, images)
+        require_images(self, self.encoder, images)
         latents: Tensor = self._apart(self._latents_apart, images)
         return latents
 
@@ -341,9 +342,10 @@ class VQVAE(Shareable, PreTrainedModel):  # type: ignore[misc]
             images: [B, C, *shape] in [-1, 1], B at least 1.
 
         Raises:
-            UsageError: If the images have another shape than the codec's.
+            UsageError: If the images have another shape than the codec's, are no floating-point numbers, not finite, or
+                more than 1% beyond the bounds: nothing is converted.
         """
-        check_images(self.spec, images)
+        require_images(self, self.encoder, images)
         codes: tuple[Tensor, ...] = self._apart(lambda r: self.quantizer.encode(self._latents_apart(r)), images)
         return codes
 
@@ -357,7 +359,7 @@ class VQVAE(Shareable, PreTrainedModel):  # type: ignore[misc]
         Raises:
             UsageError: If the number of levels, a grid or a code is out of range.
         """
-        check_codes(self.spec, codes)
+        require_codes(self, self.decoder, codes)
         rows = (level.to(torch.int64) for level in codes)
         images: Tensor = self._apart(lambda *c: self._within(self._images(_packed(self.quantizer.embed(c)))), *rows)
         return images

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from stage1_vqvae.foreign.kinds import DIFFUSERS_STAGES, KINDS, LIMITS, MAX_STAGES, Kind
 from stage1_vqvae.foreign.weights import read_module_tensors
+from stage1_vqvae.given import require_codes, require_images
 from stage1_vqvae.modalities.pictures import PICTURES
 from stage1_vqvae.modalities.pictures.settings import MAX_SIDE
 from stage1_vqvae.modalities.pictures.values import Transform
@@ -29,7 +30,7 @@ from vq_prior.core.errors import ArtifactError, EnvironmentFault, UsageError, in
 from vq_prior.core.identity import content_id
 from vq_prior.core.processes.fixed_calls import map_rows_frozen, rows_per_call
 from vq_prior.core.processes.runtime import full_state
-from vq_prior.core.spec import CodeSpec, LevelSpec, check_codes, check_images
+from vq_prior.core.spec import CodeSpec, LevelSpec
 
 CONFIG, PREPROCESSOR, PROCESSOR = "config.json", "preprocessor_config.json", "processor_config.json"
 MAX_CONFIG_BYTES = 32 << 20  # whole models list their vocabulary there
@@ -148,9 +149,10 @@ class ForeignCodec(nn.Module):
             images: [B, C, height, width] in [-1, 1], B at least 1.
 
         Raises:
-            UsageError: If the images have another shape than the codec's.
+            UsageError: If the images have another shape than the codec's, are no floating-point numbers, not finite, or
+                more than 1% beyond the bounds: nothing is converted.
         """
-        check_images(self.spec, images)
+        require_images(self, self.module, images)
         return (self._map(self._codes, images),)
 
     @torch.inference_mode()
@@ -164,7 +166,7 @@ class ForeignCodec(nn.Module):
             UsageError: If the codes do not fit, or the kind has no decoder.
         """
         require_decoder(self.tokenizer)
-        check_codes(self.spec, codes)
+        require_codes(self, self.module, codes)
         (grid,) = codes
         return self._map(lambda rows: self._images(rows).clamp(-1, 1), grid.to(torch.int64))
 

@@ -3,6 +3,7 @@
 Letters: B batch, C channels, K codes of a level, T tokens of a sequence.
 """
 
+import math
 from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any, Protocol
@@ -185,11 +186,38 @@ class Latent(Protocol):
         ...
 
 
-def check_images(spec: CodeSpec, images: "Tensor") -> None:
-    """Raise `UsageError` unless images are `[B, C, *shape]` with B at least 1."""
+BEYOND = 0.01  # of the bounds' distance: what rounding and resampling make of a value, and no more
+
+
+def check_images(spec: CodeSpec, images: "Tensor", bounds: tuple[float, float] | None = None, how: str = "") -> None:
+    """Raise `UsageError` unless images are a floating-point tensor `[B, C, *shape]`, B at least 1, of finite values.
+
+    Args:
+        spec: Of the codec.
+        images: What it was given.
+        bounds: Least and largest value of its kind, which nothing may be more than 1% beyond; None where there is none.
+        how: How other numbers become such values, in words.
+    """
+    import torch
+
+    low, high = bounds or (-math.inf, math.inf)
+    range_ = f"in [{low:g}, {high:g}]" if bounds else "that are finite"
+    how = f"; {how}" if how else ""
+    if not isinstance(images, torch.Tensor):
+        raise UsageError(
+            f"images must be a tensor, got {type(images).__name__}; torch.from_numpy makes one of an array"
+        )
+    if not images.is_floating_point():
+        raise UsageError(f"images must be floating-point values {range_}, got {str(images.dtype)[6:]}{how}")
     if tuple(images.shape[1:]) != (spec.channels, *spec.shape) or images.shape[0] < 1:
         wanted = ", ".join(map(str, (spec.channels, *spec.shape)))
         raise UsageError(f"images must have shape [B, {wanted}], got {list(images.shape)}")
+    least, most = (float(value) for value in images.aminmax())
+    if math.isnan(least) or math.isnan(most):
+        raise UsageError(f"images must be values {range_}, got NaN; mend what made them")
+    beyond = BEYOND * (high - low) if bounds else 0.0
+    if not (low - beyond <= least and most <= high + beyond and math.isfinite(least) and math.isfinite(most)):
+        raise UsageError(f"images must be values {range_}, got {least:g} to {most:g}{how}")
 
 
 def by(sizes: tuple[int, ...], times: str = " x ") -> str:
@@ -206,6 +234,8 @@ def check_codes(spec: CodeSpec, codes: "tuple[Tensor, ...]") -> None:
     if len(codes) != len(spec.levels):
         raise UsageError(f"codes must be a tuple of {len(spec.levels)} level(s), got {len(codes)}")
     for number, (level, given) in enumerate(zip(spec.levels, codes, strict=True)):
+        if given.is_floating_point() or given.is_complex():
+            raise UsageError(f"codes[{number}] must be integers, got {str(given.dtype)[6:]}")
         if tuple(given.shape[1:]) != level.grid or given.shape[0] < 1:
             raise UsageError(
                 f"codes[{number}] must have shape [B, {', '.join(map(str, level.grid))}], got {list(given.shape)}"

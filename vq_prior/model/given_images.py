@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from stage1_vqvae.data.rows import FileRows
@@ -22,8 +23,8 @@ def images_of(given: GivenImage, codec: Codec) -> Tensor:
     """Return values [B, C, *shape] of what was given, one or several.
 
     A tensor is taken as it is, [C, *shape] or [B, C, *shape]. A path, or what the codec's kind of data takes (of
-    pictures one of Pillow, or pixels [height, width, C] or [n, height, width, C]), is brought to the codec's form
-    like training data.
+    pictures one of Pillow, or pixels [height, width], [height, width, C] or [n, height, width, C]), is brought to the
+    codec's form like training data.
 
     Raises:
         UsageError: If it is none of these, or a tensor of another shape.
@@ -31,19 +32,27 @@ def images_of(given: GivenImage, codec: Codec) -> Tensor:
     """
     if isinstance(given, Tensor):
         images = given[None] if given.ndim == codec.spec.rank + 1 else given
-        check_images(codec.spec, images)
-        low, high = codec.modality.values.bounds or (-math.inf, math.inf)
-        if not images.is_floating_point() or not bool(((images >= low) & (images <= high)).all()):
-            raise UsageError(f"images in a tensor must be floating-point values in [{low:g}, {high:g}]")
+        if given.ndim == codec.spec.rank and codec.spec.channels == 1:
+            images = given[None, None]
+        values = codec.modality.values
+        check_images(codec.spec, images, values.bounds, getattr(values, "conversion", ""))
         return images.float()
     if isinstance(given, np.ndarray):
-        several: list[Any] = list(given[None] if given.ndim == codec.spec.rank + 1 else given)
+        several: list[Any] = list(given[None] if _is_one(given, codec) else given)
     else:
         several = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given]
     if not several:
         raise UsageError("image must be at least one picture, got none")
     stored = np.stack([_stored(one, codec, number) for number, one in enumerate(several)])
     return codec.modality.values.to_values(torch.from_numpy(stored))
+
+
+def _is_one(given: NDArray[Any], codec: Codec) -> bool:
+    """Return whether an array is one image: [height, width, 1 or 3], or a grey one without an axis of channels."""
+    rank = codec.spec.rank
+    if codec.modality.show.output != "images":
+        return given.ndim == rank + 1
+    return given.ndim == rank or (given.ndim == rank + 1 and given.shape[-1] in (1, 3))
 
 
 def _stored(given: Any, codec: Codec, number: int) -> Any:

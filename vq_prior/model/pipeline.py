@@ -20,12 +20,13 @@ from vq_prior.core.errors import ArtifactError, UsageError
 from vq_prior.core.hub.shareable import Shareable
 from vq_prior.core.processes.runtime import Precision
 from vq_prior.core.spec import Codec
+from vq_prior.core.training.randomness import MAX_SEED
 from vq_prior.model.conditions import condition_values
 from vq_prior.model.folder import assemble, index_of
 from vq_prior.model.given_images import GivenImage, Keep, images_of, kept_rows
 from vq_prior.model.index import read_index
 from vq_prior.model.output import OUTPUT_TYPES, OutputType, PipelineOutput, joined, output_of
-from vq_prior.model.request import check_request, class_of_each, require_null_prompt, resolve_sampling
+from vq_prior.model.request import check_request, class_of_each, require_null_prompt, require_whole, resolve_sampling
 from vq_prior.model.share import push
 
 
@@ -129,7 +130,11 @@ class VQPriorPipeline(Shareable):
         return next(self.codec.parameters()).device
 
     def to(self, device: str | torch.device) -> "VQPriorPipeline":
-        """Move both stages to a device and return the pipeline."""
+        """Move both stages to a device and return the pipeline; raises `UsageError` on a dtype, of float32 alone."""
+        if isinstance(device, torch.dtype):
+            raise UsageError(
+                f"a pipeline computes in float32, got {str(device)[6:]}; precision='bf16' in a call draws codes faster"
+            )
         self.codec.to(device)
         self.prior.to(device)
         return self
@@ -239,6 +244,8 @@ class VQPriorPipeline(Shareable):
         )
         if unconditional:
             require_null_prompt(self.prior.unconditional)
+        require_whole("first_index", first_index, 0, MAX_SEED)
+        num_images, seed, first_index = int(num_images), int(seed), int(first_index)  # of numpy or torch, too
         names = self.index.label_names
         cycle = class_of_each(labels, len(names), names, unconditional=unconditional)
         indices = range(first_index, first_index + num_images)

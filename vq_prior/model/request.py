@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from operator import index as whole
+from typing import Any
 
 from stage2_prior.layout import SequenceLayout
 from stage2_prior.sampling import check_sampling
@@ -38,9 +40,14 @@ def class_of_each(
         return [num_classes]
     if labels is None:
         return list(range(num_classes)) or [num_classes]
-    given = [labels] if isinstance(labels, (str, int)) else list(labels)
+    plain = labels.tolist() if hasattr(labels, "tolist") else labels  # of numpy and torch, one or several
+    given = [plain] if isinstance(plain, (str, int)) or not hasattr(plain, "__iter__") else list(plain)
+    given = [label.tolist() if hasattr(label, "tolist") else label for label in given]
     if not given:
         raise UsageError("labels must name at least one class; leave them out for every class in turn")
+    for label in given:
+        if not isinstance(label, (str, int)):
+            raise UsageError(f"labels must be names or whole numbers, got {type(label).__name__} {label!r}")
     class_of = {label: label_index(str(label), names, num_classes) for label in dict.fromkeys(given)}
     return [class_of[label] for label in given]
 
@@ -55,15 +62,23 @@ def check_request(
     conditioned: bool = False,
 ) -> None:
     """Raise `UsageError` unless the settings of a request are in range."""
-    if not 1 <= num_images <= MAX_IMAGES:
-        raise UsageError(f"num_images must be between 1 and {MAX_IMAGES}, got {num_images}")
-    if not 0 <= seed <= MAX_SEED:
-        raise UsageError(f"seed must be between 0 and {MAX_SEED}, got {seed}")
-    if batch_size is not None and not 1 <= batch_size <= 65_536:
-        raise UsageError(f"batch_size must be between 1 and 65536, got {batch_size}; leave it out for the default")
+    require_whole("num_images", num_images, 1, MAX_IMAGES)
+    require_whole("seed", seed, 0, MAX_SEED)
+    if batch_size is not None:
+        require_whole("batch_size", batch_size, 1, 65_536, "; leave it out for the default")
     check_sampling(
         SequenceLayout.from_spec(index.spec, len(index.label_names)), conditioned=conditioned, **sampling.words()
     )
+
+
+def require_whole(name: str, value: Any, low: int, high: int, more: str = "") -> None:
+    """Raise `UsageError` unless a value is a whole number in a range, one of numpy or torch too."""
+    try:
+        fits = low <= whole(value) <= high
+    except TypeError:  # None, a float, a text
+        raise UsageError(f"{name} must be a whole number between {low} and {high}, got {value!r}{more}") from None
+    if not fits:
+        raise UsageError(f"{name} must be between {low} and {high}, got {value}{more}")
 
 
 def require_null_prompt(trained: bool) -> None:

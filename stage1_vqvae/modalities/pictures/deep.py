@@ -103,14 +103,14 @@ def numbers_of(encoded: Encoded | None, picture: Image.Image | None) -> Numbers:
         halves = [np.asarray(upright(each)).astype(np.uint16) for each in (picture, low)]
         values, least, most = halves[0] << 8 | halves[1], 0, 65535
         if raw.startswith("LA"):  # the four bytes of a pixel are grey and alpha
-            values = np.stack([low_byte_pair(halves[1], 0), low_byte_pair(halves[1], 2)], axis=-1)
+            values = np.stack([_pair(halves[1], 0), _pair(halves[1], 2)], axis=-1)
     offset = _offset(picture)
     if offset:
         values, least, most = values.astype(np.int64) + offset, least + offset, most + offset
     return _with_alpha(values, picture.info.get("transparency"), least, most)
 
 
-def low_byte_pair(pixels: NDArray[np.uint16], first: int) -> NDArray[np.uint16]:
+def _pair(pixels: NDArray[Any], first: int) -> NDArray[Any]:
     """Return the numbers of two bytes each that stand in channels `first` and `first + 1`."""
     return pixels[..., first] << 8 | pixels[..., first + 1]
 
@@ -160,6 +160,7 @@ def _of_portable(encoded: bytes, picture: Image.Image) -> Numbers:
     tile = picture.tile[0]  # type: ignore[attr-defined]
     most = 65535 if tile.codec_name == "raw" else int(tile.args[1])
     shape = (picture.height, picture.width, 3)[: 3 if picture.mode == "RGB" else 2]
+    values: NDArray[Any]
     if tile.codec_name == "ppm_plain":
         values = np.array(encoded[tile.offset :].split(), dtype=np.int64).reshape(shape)
     else:

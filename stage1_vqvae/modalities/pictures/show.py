@@ -32,15 +32,21 @@ class PictureShow(Sheets):
         return np.concatenate([first, second], axis=1)
 
     def accept(self, given: Any, transform: Transform, name: Callable[[], str]) -> NDArray[Any]:
-        """Return the pixels of a PIL picture, of a picture file's bytes, or of pixels [height, width, 1 or 3].
+        """Return the pixels of a PIL picture, of a picture file's bytes, or of pixels [height, width] or with channels.
 
         These are uint8; a codec of pictures of more than 8 bits takes their numbers too.
         """
         if isinstance(given, Image.Image):
             return picture_array(given.copy(), transform, name())
         dtypes = ("uint8",) if transform.range is None else ("uint8", *DTYPES)
-        pixels = isinstance(given, np.ndarray) and given.dtype.name in dtypes and given.ndim == 3
-        if isinstance(given, bytes) or (pixels and given.shape[-1] in (1, 3)):
+        pixels = isinstance(given, np.ndarray) and given.dtype.name in dtypes
+        if isinstance(given, bytes) or (
+            pixels and (given.ndim == 2 or (given.ndim == 3 and given.shape[-1] in (1, 3)))
+        ):
             return read_picture(given, transform, name)
         what = f"{given.dtype} {list(given.shape)}" if hasattr(given, "dtype") else type(given).__name__
-        raise UsageError(f"{name()} must be a PIL picture, a path, or uint8 pixels [height, width, 1 or 3], got {what}")
+        numbers = " or ".join(dtypes)
+        raise UsageError(
+            f"{name()} must be a PIL picture, a path, or {numbers} pixels [height, width] or [height, width, 1 or 3], "
+            f"got {what}; numbers of 0..1 become pixels by (255 * x).round().astype('uint8')"
+        )

@@ -28,6 +28,7 @@ from vq_prior.core.modality import Facts, Header
 
 Pixels = NDArray[np.uint8]
 ENLARGED = 1.1  # sides of the picture that crops are taken from
+PIXELS = "pixels x of 0..255 become such by x.float() / 127.5 - 1"
 RULE = "exif, 16-bit to 8, alpha on white, bicubic cover, centre crop; 1"
 
 
@@ -155,6 +156,12 @@ class PictureValues:
 
     def __init__(self, range: Range | None = None) -> None:
         self.range = range
+        self.conversion = PIXELS  # to values, for who gave something else
+        if range is not None:
+            low, high = range
+            self.conversion = (
+                f"numbers x of {low}..{high} become such by (x.float() - {low}) / {(high - low) / 2:g} - 1"
+            )
 
     def to_values(self, stored: Tensor) -> Tensor:
         """Return images [B, C, height, width] float32 in [-1, 1] of what is stored, [B, height, width, C]."""

@@ -128,7 +128,7 @@ def test_fit_is_part_of_the_codec_and_cutting_is_what_it_always_was(tmp_path: Pa
     assert codec("pad").preprocessing == plain | {"fit": "pad"}
     assert len({codec(fit).codec_id for fit in (None, "crop", "pad", "stretch")}) == 3
     settings = PICTURES.values.settings_of(Transform(32, 32, 1, "stretch"))
-    assert settings == PictureSize(image_size="32x32", fit="stretch")
+    assert settings == PictureSize(image_size="32x32", fit="stretch", range=None)
     with new_folder(tmp_path / "codec", manifest=False) as staging:
         save_codec(codec("pad"), staging)
     assert load_codec(tmp_path / "codec").transform == Transform(32, 32, 1, "pad")
