@@ -91,6 +91,9 @@ class Tree:
             )
         stack.callback(rmtree, folder / name, ignore_errors=True)
         stack.callback(self.process.communicate)  # ends it: no more lines
+
+    def ready(self) -> None:
+        """Return when it can do jobs; two trees may get there side by side."""
         assert self._answer() == "ready"
 
     def _answer(self) -> Any:
@@ -160,6 +163,8 @@ def _round(number: int, jobs: list[str], rounds: Rounds, table: Path, arguments:
     first = number % 2
     with ExitStack() as stack:
         trees = [Tree(name, place, table, arguments, stack) for name, place in places[first:] + places[:first]]
+        for tree in trees:
+            tree.ready()
         for job in jobs:
             rounds.add(job, {tree.name: tree.seconds(job) for tree in trees})
 

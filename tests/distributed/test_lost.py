@@ -70,7 +70,7 @@ if FULL:
     CASES = [(c, n, r) for c in COMMANDS for n in (signal.SIGKILL, signal.SIGSTOP) for r in "01"]
 
 
-@pytest.mark.one_of
+@pytest.mark.one_of("lost")
 @pytest.mark.fault("F10", "R12")
 @pytest.mark.parametrize(("name", "number", "rank"), CASES)
 def test_a_lost_process_ends_the_run(name, number, rank, tmp_path, child_environment, tiny_run, many_digits, faults):
@@ -92,7 +92,7 @@ def test_a_lost_process_ends_the_run(name, number, rank, tmp_path, child_environ
     faults.planted(faults.number(1, 5))
 
 
-@pytest.mark.one_of("launcher")
+@pytest.mark.one_of("lost")
 @pytest.mark.fault("F10", "R12")
 def test_the_processes_of_a_lost_launcher_save_and_end(tmp_path, child_environment):
     with running(*training(tmp_path), tmp_path, child_environment()) as launcher:
@@ -106,7 +106,7 @@ def test_the_processes_of_a_lost_launcher_save_and_end(tmp_path, child_environme
     assert (checkpoint / "manifest.json").exists()
 
 
-@pytest.mark.one_of("launcher")
+@pytest.mark.one_of("lost")
 def test_a_run_that_was_paused_as_a_whole_goes_on(tmp_path, child_environment):
     words, begun = training(tmp_path)
     metrics = tmp_path / "run" / "vqvae-training" / "metrics.jsonl"
@@ -149,7 +149,7 @@ dist.init_process_group("gloo", store=Farewell(), rank=1, world_size=2)
 """
 
 
-@pytest.mark.one_of("launcher")
+@pytest.mark.one_of("lost")
 @pytest.mark.fault("F10", "R11", "R12")
 def test_a_process_that_is_gone_when_another_joins_it_is_one_line(tmp_path, child_environment):
     """The library that connects them writes lines of its own. It connects from the lower address to the higher one: in

@@ -62,6 +62,7 @@ def codes_of_one(dump_codes):
     return dump_codes("ours")
 
 
+@pytest.mark.one_of
 @pytest.mark.fault("R5")
 @pytest.mark.parametrize("launcher", ["two", "accelerate"])
 def test_the_code_store_is_the_same(dump_codes, codes_of_one, launcher):
@@ -96,7 +97,7 @@ def together(tmp_path, accelerate_launch):
     return together
 
 
-WORKERS, BATCHES = (1, 2, 5), (1, 100, 4096)
+WORKERS, BATCHES = (1, 2, 5), (1 if IN_FULL else 16, 100, 4096)
 
 
 @pytest.mark.one_of

@@ -69,7 +69,7 @@ def train_all(out: Path, codes: Path, steps: int) -> None:
 
 @pytest.mark.fault("F25", "R4")
 def test_training_gives_the_same_bits_on_any_number_of_processes(tmp_path, launch, tiny_run, request, faults):
-    steps = faults.number(12, 100)
+    steps = faults.number(6, 100)
     train_all(tmp_path / "1", tiny_run / "codes", steps)
     for processes in (2, 4, 8) if faults.full else [faults.rng.choice((2, 4))]:
         folder = tmp_path / str(processes)

@@ -82,7 +82,7 @@ class Files:
 def test_pictures(faults):
     good = pictures()
     assert check_rows(Files(good), PICTURES, 1).bad == ()
-    bounded, count = Bounded(), faults.number(150, 1000)
+    bounded, count = Bounded(), faults.number(50, 1000)
     for _ in range(count):
         name = faults.rng.choice(list(good))
         content = bytes_changed(faults.rng, good[name])
@@ -125,7 +125,7 @@ def run(tiny_run, tmp_path_factory) -> Path:
 
 @pytest.mark.fault("F35", "R8")
 def test_safetensors(run, faults):
-    bounded, count = Bounded(), faults.number(100, 1000)
+    bounded, count = Bounded(), faults.number(50, 1000)
     VQPriorPipeline.from_pretrained(run / "model")
     for number in range(count):
         path = run / "model" / ("vqvae", "prior")[number % 2] / "model.safetensors"
@@ -156,7 +156,7 @@ def readers(run: Path):
 
 @pytest.mark.fault("F37", "R8")
 def test_json(run, faults):
-    bounded, count = Bounded(), faults.number(150, 1000)
+    bounded, count = Bounded(), faults.number(50, 1000)
     cases = list(readers(run))
     for number in range(count):
         path, read, sealed = cases[number % len(cases)]
@@ -182,7 +182,7 @@ def put_shard(codes: Path, content: bytes) -> None:
 
 @pytest.mark.fault("F27", "R8")
 def test_code_shards(run, faults):
-    bounded, count, codes = Bounded(), faults.number(150, 1000), run / "codes"
+    bounded, count, codes = Bounded(), faults.number(50, 1000), run / "codes"
     whole = (codes / CodeStore.open(codes).index.shards[0].file).read_bytes()
     for _ in range(count):
         content = tensors_changed(faults.rng, whole)

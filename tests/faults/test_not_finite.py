@@ -103,6 +103,7 @@ def check_that_it_goes_on(folder: Path, codes: Path) -> None:
         assert fingerprint(folder / stage / places[-1]) == whole
 
 
+@pytest.mark.one_of
 @pytest.mark.fault("F21", "F22", "R13")
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_what_is_not_finite_stops_the_step(value, tmp_path, tiny_run, faults):

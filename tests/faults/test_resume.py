@@ -41,7 +41,7 @@ def cut_everywhere(stage: str, folder: Path, codes: Path, cuts: list[int], chain
 
 
 @pytest.mark.fault("F1", "R1")
-@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.one_of)])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.one_of("cut, two"))])
 @pytest.mark.parametrize("stage", ["codec", "prior"])
 def test_a_training_cut_after_any_step_ends_in_the_same_bits(
     stage, processes, tmp_path, tiny_run, launch, request, faults

@@ -59,9 +59,11 @@ def _catches(pid, number):
     [
         (signal.SIGTERM, 1, None),
         (signal.SIGINT, 1, None),
-        pytest.param(signal.SIGINT, 2, None, marks=pytest.mark.one_of),
-        pytest.param(signal.SIGTERM, 2, None, marks=pytest.mark.one_of),
-        pytest.param(signal.SIGTERM, 2, "1", marks=pytest.mark.one_of),  # one alone, and not the one that saves
+        pytest.param(signal.SIGINT, 2, None, marks=pytest.mark.one_of("two told")),
+        pytest.param(signal.SIGTERM, 2, None, marks=pytest.mark.one_of("two told")),
+        pytest.param(
+            signal.SIGTERM, 2, "1", marks=pytest.mark.one_of("two told")
+        ),  # one alone, and not the one that saves
     ],
 )
 def test_training_stops_at_a_step_and_continues(tmp_path, start, number, processes, rank):
@@ -85,7 +87,7 @@ def test_training_stops_at_a_step_and_continues(tmp_path, start, number, process
 
 
 @pytest.mark.fault("F9", "R11")
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.one_of("two told"))])
 def test_a_save_at_once_leaves_the_run_as_it_was(processes, tmp_path, start):
     """Asked for where nothing is to save yet, too; told to the launcher, it reaches the processes."""
     words = ["train-vqvae", "--data", "digits", "--out", tmp_path / "run", "--steps", 100_000, "--log-every", 5]
@@ -194,7 +196,7 @@ if FULL:
 @pytest.mark.fault("F9", "F44", "R11")
 @pytest.mark.parametrize(("name", "who"), CASES)
 def test_signals_at_random_moments(name, who, survives_signals, tiny_run, many_digits, faults):
-    wanted = faults.number(2, 50 if name == "train-vqvae" else 10)
+    wanted = faults.number(1, 50 if name == "train-vqvae" else 10)
     survives_signals(work(name, tiny_run, many_digits), wanted, who)
 
 

@@ -74,6 +74,7 @@ def expected(pictures, tmp_path_factory) -> list[str]:
     return digest(out)
 
 
+@pytest.mark.one_of("surroundings")
 @pytest.mark.fault("F42")
 @pytest.mark.parametrize("name", AROUND)
 def test_what_surrounds_a_command_does_not_matter(name, expected, pictures, run_cli, warm, tmp_path, child_environment):
@@ -96,6 +97,7 @@ def test_what_surrounds_a_command_does_not_matter(name, expected, pictures, run_
     assert digest(cwd / out) == expected
 
 
+@pytest.mark.one_of("surroundings")
 @pytest.mark.fault("F42")
 def test_hash_seed_and_language_of_the_start_do_not_matter(expected, pictures, tmp_path, child_environment):
     """The tests above fork a process that has begun; this one begins under the settings."""

@@ -349,6 +349,7 @@ def digest(files: dict[str, bytes]) -> str:
     return hashlib.sha256(repr(sorted(files.items())).encode()).hexdigest()
 
 
+@pytest.mark.one_of("killed on the way")
 @pytest.mark.usefixtures("hub")
 @pytest.mark.fault("F6")
 def test_a_killed_pull_leaves_the_old_or_the_new_and_a_rerun_completes(resident, tmp_path, new_files, old_files):
@@ -372,6 +373,7 @@ def test_a_killed_pull_leaves_the_old_or_the_new_and_a_rerun_completes(resident,
     assert interrupted >= 4
 
 
+@pytest.mark.one_of("killed on the way")
 @pytest.mark.fault("F6")
 def test_a_killed_push_leaves_the_old_or_the_new_and_a_rerun_completes(hub, resident, tiny_model):
     words = ("push", "--model", tiny_model / "vqvae", "--repo-id", "owner/c")
@@ -388,6 +390,7 @@ def test_a_killed_push_leaves_the_old_or_the_new_and_a_rerun_completes(hub, resi
     assert interrupted >= 4
 
 
+@pytest.mark.one_of("in processes of their own")
 @pytest.mark.fault("F40")
 def test_without_a_network_the_cached_copy_does(new_files, tmp_path, child_environment):
     with LoopbackHub() as hub, Resident(child_environment(**hub_environment(hub, tmp_path / "cache"))) as resident:
@@ -426,6 +429,7 @@ def error_of(done: Any) -> str:
     return lines[0]
 
 
+@pytest.mark.one_of("in processes of their own")
 def test_the_command_line_says_it_in_one_line(lfs_hub, run_cli, child_environment, new_files, tmp_path):
     lfs_hub.add_repo("owner/m", new_files)
     environment = hub_environment(lfs_hub, tmp_path / "cache")
@@ -447,6 +451,7 @@ def test_the_command_line_says_it_in_one_line(lfs_hub, run_cli, child_environmen
     assert (done.returncode, (tmp_path / "images/000000.png").is_file()) == (0, True), done.stderr
 
 
+@pytest.mark.one_of("in processes of their own")
 @pytest.mark.fault("F40")
 def test_a_wrong_token_is_refused_before_anything_is_made(run_cli, tiny_model, tmp_path):
     with LoopbackHub(require_token="secret") as hub:

@@ -73,7 +73,7 @@ def lfs_hub(hub) -> LoopbackHub:
     return hub
 
 
-@pytest.fixture(params=["regular", "lfs"])
+@pytest.fixture(params=["regular", "lfs"])  # of which a run of all tests draws one
 def either_hub(request, hub) -> LoopbackHub:
     """A Hub of each kind in turn."""
     hub.store.upload_mode = request.param
@@ -90,6 +90,7 @@ def run_python(code: str, *arguments: object, env: dict[str, str]) -> "subproces
     )
 
 
+@pytest.mark.one_of
 def test_a_model_is_one_commit_and_gives_the_same_bytes_anywhere(
     either_hub: LoopbackHub, author: Warm, anyone: Warm, tiny_model: Path, tmp_path: Path, run_cli
 ) -> None:

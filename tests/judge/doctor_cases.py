@@ -20,6 +20,8 @@ from vq_prior.core.disk.artifacts import new_folder
 from vq_prior.core.disk.code_store import CodeStore, write_index
 
 Run = Callable[..., None]
+CODEC = ("--model.width", 32, "--model.num-residual-blocks", 1)  # small: a run that is well in seconds
+PRIOR = ("--model.num-layers", 2, "--model.hidden-size", 64, "--model.num-heads", 2)
 
 
 def digit_folder(folder: Path, *, count: int, classes: bool = True, repeat: int = 1) -> Path:
@@ -40,19 +42,20 @@ class Trainer:
     run: Run
 
     def codec(self, out: Path, data: str, *flags: object, steps: int = 300) -> Path:
-        self.run("train-vqvae", "--data", data, "--out", out, "--steps", steps, *flags)
+        self.run("train-vqvae", "--data", data, "--out", out, "--steps", steps, *CODEC, *flags)
         return out
 
     def codes(self, out: Path, data: str) -> Path:
         self.run("extract-codes", "--codec", out, "--data", data, "--out", out / "codes")
         return out / "codes"
 
-    def prior(self, out: Path, *flags: object, steps: int = 200, codes: Path | None = None) -> Path:
+    def prior(self, out: Path, *flags: object, steps: int = 150, codes: Path | None = None) -> Path:
         codes = codes or out / "codes"
-        self.run("train-prior", "--codes", codes, "--codec", out, "--out", out, "--steps", steps, *flags)
+        words = ["--codes", codes, "--codec", out, "--out", out, "--steps", steps]
+        self.run("train-prior", *words, *PRIOR, *flags)
         return out / "model"
 
-    def whole(self, out: Path, data: str, *flags: object, steps: int = 300, prior_steps: int = 200) -> Path:
+    def whole(self, out: Path, data: str, *flags: object, steps: int = 300, prior_steps: int = 150) -> Path:
         self.codec(out, data, *flags, steps=steps)
         self.codes(out, data)
         self.prior(out, steps=prior_steps)

@@ -43,7 +43,7 @@ def examined(tmp_path: Path, *words: object) -> tuple[int, list[str]]:
 GOOD = {
     "fsq": ("--quantizer.name", "fsq"),
     "simvq": ("--quantizer.name", "simvq"),
-    "larger": ("--image-size", "12x12"),
+    "longer": ("--image-size", "10x6"),
 }
 
 
@@ -66,14 +66,14 @@ def test_a_run_that_is_well_is_healthy_whatever_is_named(well, tmp_path, capsys)
 @pytest.mark.one_of("well")
 @pytest.mark.parametrize("name", GOOD)
 def test_other_runs_that_are_well_are_healthy(name, trainer, tmp_path):
-    trainer.whole(tmp_path / "run", "digits", *GOOD[name], prior_steps=120)
+    trainer.whole(tmp_path / "run", "digits", *GOOD[name])
     assert examined(tmp_path, "--model", tmp_path / "run" / "model") == (0, [])
 
 
 @pytest.mark.one_of("well")
 def test_a_run_without_labels_is_healthy(trainer, tmp_path):
-    data = digit_folder(tmp_path / "pictures", count=1500, classes=False)
-    trainer.whole(tmp_path / "run", str(data), prior_steps=120)
+    data = digit_folder(tmp_path / "pictures", count=1100, classes=False)
+    trainer.whole(tmp_path / "run", str(data))
     assert examined(tmp_path, "--model", tmp_path / "run" / "model") == (0, [])
 
 
@@ -130,14 +130,16 @@ def test_an_untrained_prior_is_named_and_fails(well, tmp_path):
     assert (code, faults[0]) == (4, "prior not trained")
 
 
+@pytest.mark.one_of("overfitted")
 def test_an_overfitted_prior_is_named(well, tmp_path):
-    prior = overfit(well / "prior", tmp_path / "p", well / "codes", rows=300, steps=100)
+    prior = overfit(well / "prior", tmp_path / "p", well / "codes", rows=300, steps=240)
     _, faults = examined(tmp_path, "--prior", prior, "--codes", well / "codes")
     assert faults[0] == "prior overfitted"
 
 
+@pytest.mark.one_of("overfitted")
 def test_a_memorised_set_is_named(well, tmp_path):
-    prior = overfit(well / "prior", tmp_path / "p", well / "codes", rows=64, steps=120)
+    prior = overfit(well / "prior", tmp_path / "p", well / "codes", rows=64, steps=240)
     _, faults = examined(tmp_path, "--prior", prior, "--codes", well / "codes", "--codec", well)
     assert faults[:2] == ["prior overfitted", "memorised training set"]
 

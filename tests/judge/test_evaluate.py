@@ -130,14 +130,14 @@ def evaluated(out, *words):
 
 @pytest.mark.usefixtures("quick")
 def test_two_runs_agree_to_the_digit_and_hold_all_they_depend_on(tiny_model, tmp_path, capsys):
-    words = ("--model", tiny_model, "--data", "digits", "--num-images", 300)
+    words = ("--model", tiny_model, "--data", "digits", "--num-images", 100)
     result = evaluated(tmp_path / "a.json", *words)
     assert "samples fid" in capsys.readouterr().out
     assert evaluated(tmp_path / "b.json", *words, "--batch-size", 7, "--num-workers", 1) == result
-    assert result["reference"] == {"split": "train", "num_images": 300} | {
+    assert result["reference"] == {"split": "train", "num_images": 100} | {
         "pixels_sha256": result["reference"]["pixels_sha256"]
     }
-    assert result["samples"]["num_images"] == 300
+    assert result["samples"]["num_images"] == 100
     assert result["samples"]["sampling"]["temperature"] > 0
     assert result["versions"].keys() >= {"torch", "numpy", "torchmetrics"}
     assert result["evaluator"]["name"] == "own"
@@ -172,7 +172,8 @@ def test_without_labels_the_evaluator_learns_quarter_turns(tmp_path):
     assert result["reconstructions"]["fid"] > 0
 
 
-def test_the_embedded_network_learns_digits_and_does_not_see_its_neighbours():
+def test_the_embedded_network_learns_digits_and_does_not_see_its_neighbours(monkeypatch):
+    monkeypatch.setattr("vq_prior.judge.evaluator.STEPS", 250)
     data = open_data("digits")
     pixels = np.stack([data.train.encoded(row) for row in range(len(data.train))])[..., None]
     images = gather_small([pixels])

@@ -129,6 +129,7 @@ def test_accumulated_steps_follow_whole_ones(tmp_path: Path, name: str, optimize
     assert float((codebooks[1] - codebooks[0]).norm() / codebooks[0].norm()) < 1e-3
 
 
+@pytest.mark.one_of
 @pytest.mark.parametrize(
     ("network", "optimizer"), [("residual", None), ("residual", "muon"), ("bottleneck", "muon"), ("sonnet", "muon")]
 )

@@ -68,6 +68,7 @@ def test_a_prior_comes_back_as_it_was(make_prior: Callable[..., CausalPrior], tm
     assert again.notes == ()
 
 
+@pytest.mark.one_of
 @KINDS
 def test_stock_generate_draws_legal_codes_where_our_packages_are_not(
     make_prior: Callable[..., CausalPrior], tmp_path: Path, kind: str

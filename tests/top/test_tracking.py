@@ -22,6 +22,7 @@ def logged(out: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in lines]
 
 
+@pytest.mark.one_of("trackers")
 def test_tensorboard_holds_what_the_run_keeps(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard", reason="tensorboard is not installed")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -39,6 +40,7 @@ def test_tensorboard_holds_what_the_run_keeps(tmp_path: Path) -> None:
     assert newest.is_file()
 
 
+@pytest.mark.one_of("trackers")
 def test_wandb_offline_is_one_run_through_an_interruption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("wandb", reason="wandb is not installed")
     monkeypatch.setenv("WANDB_MODE", "offline")
@@ -53,6 +55,7 @@ def test_wandb_offline_is_one_run_through_an_interruption(tmp_path: Path, monkey
     assert list((folder / "wandb").glob("offline-run-*/files/media/images/reconstructions_*.png"))
 
 
+@pytest.mark.one_of("trackers")
 def test_trackio_holds_what_the_run_keeps(tmp_path: Path, child_environment: Callable[..., dict[str, str]]) -> None:
     pytest.importorskip("trackio", reason="trackio is not installed")
     code = (

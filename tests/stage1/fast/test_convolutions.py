@@ -77,6 +77,7 @@ def gradients(layer, x, wanted, pieces, precision="bfloat16"):
     return [*found[0], torch.cat(of_input)]
 
 
+@pytest.mark.one_of
 @pytest.mark.parametrize("name", LAYERS)
 def test_pieces_and_threads_give_the_bits_of_one_batch(name):
     layer, x, generator = layer_and_rows(name, 4 * ROWS, channels_last=True)  # as training has them

@@ -128,6 +128,7 @@ def opened(folder: Path, **options: Any) -> ForeignCodec:
     return codec
 
 
+@pytest.mark.one_of
 @pytest.mark.parametrize("name", MAKERS)
 def test_codes_and_images_are_those_of_the_library(tmp_path: Path, name: str) -> None:
     codec, stock = opened(saved(tmp_path / "codec", name)), type(made(name)).from_pretrained(tmp_path / "codec").eval()
@@ -144,6 +145,7 @@ def test_codes_and_images_are_those_of_the_library(tmp_path: Path, name: str) ->
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)  # other row counts round otherwise
 
 
+@pytest.mark.one_of
 @pytest.mark.parametrize("name", MAKERS)
 def test_a_row_does_not_depend_on_the_others_nor_on_what_surrounds_it(tmp_path: Path, name: str) -> None:
     codec, x = opened(saved(tmp_path / "codec", name)), images(19)
@@ -158,6 +160,7 @@ def test_a_row_does_not_depend_on_the_others_nor_on_what_surrounds_it(tmp_path: 
     assert codec.training
 
 
+@pytest.mark.one_of
 @pytest.mark.parametrize("name", MAKERS)
 def test_codec_id_sees_encoder_codebook_size_and_preprocessing_only(tmp_path: Path, name: str) -> None:
     folder = saved(tmp_path / "codec", name)
