@@ -18,6 +18,7 @@ from vq_prior.core.disk.records import public_name
 from vq_prior.core.errors import ArtifactError, UsageError
 from vq_prior.core.hub import client as hub
 from vq_prior.core.hub import repository
+from vq_prior.core.hub.cache import forget_damaged
 from vq_prior.core.hub.cards import README, is_ours
 from vq_prior.model.card import EVALUATION, codes_card, model_card
 from vq_prior.model.index import INDEX, kind_of
@@ -183,10 +184,7 @@ def pull_codes(repo_id: str, out: Path, *, say: Say = print) -> Path:
     try:
         written = read_tables(folder, out)
     except ArtifactError:
-        for path in folder.rglob("*"):
-            if path.is_symlink():
-                path.resolve().unlink(missing_ok=True)
-                path.unlink()
+        forget_damaged(folder, [path for path in folder.rglob("*") if path.is_file()])
         raise
     say(f"{'wrote' if written else 'kept'} {out}: the codes {repo}, commit {folder.name[:12]}, every byte verified")
     return out

@@ -21,15 +21,19 @@ MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True)
-class _FileEntry:
+class FileEntry:
+    """What a manifest says of a file."""
+
     size: int
     sha256: str
 
 
 @dataclass(frozen=True)
-class _Manifest:
+class Manifest:
+    """What `manifest.json` holds: the files of a folder, by name."""
+
     format_version: int
-    files: dict[str, _FileEntry]
+    files: dict[str, FileEntry]
 
 
 def staging_path(final: Path) -> Path:
@@ -107,8 +111,8 @@ def _visible_files(folder: Path) -> list[str]:
 def write_manifest(folder: Path) -> None:
     """Write size and sha256 of every file below `folder` into its `manifest.json`."""
     names = _visible_files(folder)
-    files = {name: _FileEntry((folder / name).stat().st_size, file_sha256(folder / name)) for name in names}
-    write_atomic(folder / MANIFEST, pretty_json(_Manifest(1, files)))
+    files = {name: FileEntry((folder / name).stat().st_size, file_sha256(folder / name)) for name in names}
+    write_atomic(folder / MANIFEST, pretty_json(Manifest(1, files)))
 
 
 def verify_manifest(folder: Path) -> bool:
@@ -121,7 +125,7 @@ def verify_manifest(folder: Path) -> bool:
         raise ArtifactError(f"{folder} is not a folder" if folder.exists() else f"{folder} is missing")
     if not (folder / MANIFEST).exists():
         return False
-    manifest = from_json(_Manifest, read_json(folder / MANIFEST), str(folder / MANIFEST))
+    manifest = from_json(Manifest, read_json(folder / MANIFEST), str(folder / MANIFEST))
     if manifest.format_version != 1:
         raise ArtifactError(f"{folder / MANIFEST} has format version {manifest.format_version}; this version reads 1")
     present = _visible_files(folder)

@@ -15,10 +15,12 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from vq_prior.core.errors import ArtifactError, EnvironmentFault, UsageError, VQPriorError
+from vq_prior.core.hub.cache import remember
 from vq_prior.core.identity import hub_digest
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@\w[\w./-]*)?")
 COMMIT = re.compile(r"[0-9a-f]{40}")
+DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 MAX_SMALL_BYTES = 64 << 20
 ATTEMPTS, PATIENCE_SECONDS, TIMEOUT_SECONDS = 3, 5, 30
 NOT_THE_NETWORK = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.EMFILE}
@@ -94,7 +96,7 @@ def fetch(
     if local_files_only or constants.is_offline_mode():
         return _cached(storage, repo)
     try:
-        commit, sizes = _listing(repo, repo_type, token)
+        listing = _listing(repo, repo_type, token)
     except EnvironmentFault as fault:
         try:
             folder = _cached(storage, repo)
@@ -104,6 +106,7 @@ def fetch(
             raise fault from None
         say(f"the Hub did not answer; taking the copy of {repo} in the cache, commit {folder.name[:12]}")
         return folder
+    commit, sizes = listing.commit, listing.sizes
     for name in sizes:
         _require_plain(name, repo)
     names = sorted(name for name in sizes if wanted.fullmatch(name))
@@ -116,11 +119,21 @@ def fetch(
     folder = storage / "snapshots" / commit
     if not names:
         raise ArtifactError(f"{repo} holds no file that vq-prior reads")
+    remember(folder, listing.digests)
     return folder
 
 
-def _listing(repo: HubId, repo_type: str, token: str | bool | None) -> tuple[str, dict[str, int | None]]:
-    """Return the commit of a revision and the size of each of its files, as far as the Hub tells."""
+@dataclass(frozen=True)
+class _Listing:
+    """The commit of a revision and its files: the size of each and its digest, as far as the Hub tells."""
+
+    commit: str
+    sizes: dict[str, int | None]
+    digests: dict[str, str]
+
+
+def _listing(repo: HubId, repo_type: str, token: str | bool | None) -> _Listing:
+    """Return what the Hub says of a revision."""
     from huggingface_hub import HfApi
 
     api = HfApi(token=token)
@@ -132,12 +145,21 @@ def _listing(repo: HubId, repo_type: str, token: str | bool | None) -> tuple[str
     )
     if not COMMIT.fullmatch(info.sha or ""):
         raise ArtifactError(f"{repo}: the Hub names no commit for it")
-    if info.siblings:
-        return info.sha, {file.rfilename: file.size for file in info.siblings}
-    tree: Any = _attempt(
-        lambda: list(api.list_repo_tree(repo.name, recursive=True, revision=info.sha, repo_type=repo_type)), str(repo)
-    )
-    return info.sha, {entry.path: entry.size for entry in tree if hasattr(entry, "size")}
+    files = {file.rfilename: file for file in info.siblings or ()}
+    if not files:
+        tree: Any = _attempt(
+            lambda: list(api.list_repo_tree(repo.name, recursive=True, revision=info.sha, repo_type=repo_type)),
+            str(repo),
+        )
+        files = {entry.path: entry for entry in tree if hasattr(entry, "size")}
+    digests = {name: digest for name, file in files.items() if (digest := _digest(file)) is not None}
+    return _Listing(info.sha, {name: file.size for name, file in files.items()}, digests)
+
+
+def _digest(file: Any) -> str | None:
+    """Return what the Hub calls the bytes of a file: sha256 of a large one, git's id of any other."""
+    digest = file.lfs.sha256 if file.lfs else getattr(file, "blob_id", None)
+    return digest if isinstance(digest, str) and DIGEST.fullmatch(digest) else None
 
 
 def _download(
@@ -232,7 +254,8 @@ def push(
     api = HfApi(token=token)
     where = str(repo)
     _attempt(lambda: api.create_repo(repo.name, repo_type=repo_type, private=private, exist_ok=True), where)
-    parent, present = _parent(api, repo, repo_type, token)
+    listing = _parent(api, repo, repo_type, token)
+    parent, present = listing.commit, listing.sizes
     files = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     names = [path.as_posix() for path in files if not any(part.startswith(".") for part in path.parts)]
     gone = [name for name in sorted(present) if name not in names and owns(name)]
@@ -265,21 +288,21 @@ def _has_landed(
 ) -> bool:
     """Return whether the commit whose answer was lost was made: a new head that has these bytes and not those gone."""
     try:
-        head, present = _listing(repo, repo_type, api.token)
-        if head == parent or any(name in present for name in gone):
+        head = _listing(repo, repo_type, api.token)
+        if head.commit == parent or any(name in head.sizes for name in gone):
             return False
         found: Any = _attempt(
-            lambda: api.get_paths_info(repo.name, names, revision=head, repo_type=repo_type), str(repo)
+            lambda: api.get_paths_info(repo.name, names, revision=head.commit, repo_type=repo_type), str(repo)
         )
     except VQPriorError:
         return False
-    digests = {file.path: file.lfs.sha256 if file.lfs else file.blob_id for file in found if hasattr(file, "blob_id")}
+    digests = {file.path: digest for file in found if hasattr(file, "lfs") and (digest := _digest(file)) is not None}
     return all(
         name in digests and hub_digest(folder / name, length=len(digests[name])) == digests[name] for name in names
     )
 
 
-def _parent(api: Any, repo: HubId, repo_type: str, token: str | bool | None) -> tuple[str, dict[str, int | None]]:
+def _parent(api: Any, repo: HubId, repo_type: str, token: str | bool | None) -> _Listing:
     """Return the commit to build on and the files it has; a branch that does not exist is made from main."""
     try:
         return _listing(repo, repo_type, token)

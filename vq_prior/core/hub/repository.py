@@ -8,17 +8,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from vq_prior.core.disk.artifacts import MANIFEST, verify_manifest, write_manifest
+from vq_prior.core.disk.artifacts import verify_manifest, write_manifest
 from vq_prior.core.errors import ArtifactError, UsageError
+from vq_prior.core.hub.cache import forget_damaged
 from vq_prior.core.hub.client import HubId, fetch, is_hub_id, push
-from vq_prior.core.identity import hub_digest
 
 MODEL_FILE = re.compile(
     r"((vqvae|prior)/)?(config|preprocessor_config|prior_config|generation_config|manifest|training)\.json"
     r"|((vqvae|prior)/)?(model|conditions)\.safetensors|README\.md|samples\.png|evaluation\.json"
     r"|processor_config\.json|(diffusion_pytorch_)?model\.safetensors(\.index\.json)?"  # codecs of other libraries
 )
-DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]{0,40}")
 
 
@@ -66,33 +65,12 @@ def local(path: str | Path, *, revision: str | None = None, **options: Any) -> I
 
 @contextmanager
 def cache_of(folder: Path) -> Iterator[None]:
-    """Remove damaged files of a fetched folder from the cache if the block ends in an `ArtifactError`."""
+    """Remove from the cache what is proved damaged of a fetched folder if the block ends in an `ArtifactError`."""
     try:
         yield
     except ArtifactError:
-        _forget_damaged(folder)
+        forget_damaged(folder, model_files(folder))
         raise
-
-
-def _forget_damaged(folder: Path) -> None:
-    """Remove from the cache, links and contents, what is not what its manifest or its name in the cache says.
-
-    The Hub client names the contents after their hash; it does not look at them again.
-    """
-    for path in model_files(folder):
-        content = path.resolve()
-        named = path.is_symlink() and DIGEST.fullmatch(content.name)
-        if named and hub_digest(content, length=len(content.name)) != content.name:
-            content.unlink(missing_ok=True)
-            path.unlink(missing_ok=True)
-    for manifest in list(folder.rglob(MANIFEST)):
-        try:
-            verify_manifest(manifest.parent)
-        except ArtifactError:
-            for path in model_files(manifest.parent):
-                if path.is_symlink():
-                    path.resolve().unlink(missing_ok=True)
-                path.unlink(missing_ok=True)
 
 
 def model_files(folder: Path) -> list[Path]:
