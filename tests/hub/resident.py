@@ -93,6 +93,14 @@ class Resident:
         """Note from now on what no repository may cause; only below `writable` may files be written."""
         self._ask(do="watch", writable=[str(path) for path in writable])
 
+    def xet(self, switch: bool) -> None:
+        """Set what HF_HUB_DISABLE_XET would: whether large files go by hf_xet."""
+        self._ask(do="xet", switch=switch)
+
+    def log_in(self, token: str | None) -> None:
+        """Set HF_TOKEN, or unset it."""
+        self._ask(do="log in", token=token)
+
     def misbehave(self, outside: Path) -> Done:
         """Do what the audit hook is there to note: unpickle, run foreign code, start a program, write `outside`."""
         return Done(*self._ask(do="misbehave", outside=str(outside)))
@@ -205,6 +213,10 @@ def _serve() -> None:
             audit.writable = request["writable"]
         elif request["do"] == "offline":
             constants.HF_HUB_OFFLINE = request["switch"]
+        elif request["do"] == "xet":
+            constants.HF_HUB_DISABLE_XET = not request["switch"]
+        elif request["do"] == "log in":
+            os.environ["HF_TOKEN"] = request["token"] or ""
         elif request["do"] == "misbehave":
             answer = timed(_misbehave, request["outside"])
         elif request["do"] == "kill":

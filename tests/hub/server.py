@@ -18,6 +18,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import hub.xet  # noqa: F401  registers its endpoints
 from hub.endpoints import Answer, Request, Store, refusal
 from hub.repositories import Commit, Repository, RepoType, UploadMode
 

@@ -1,7 +1,7 @@
 """What leaves the Hub client's cache: only what is proved damaged, in each layout that the client has had.
 
-The folders are laid out by hand as huggingface_hub 2.4 lays them out; the names of shared contents are made up, as a Xet
-hash is for whoever has only sha256.
+The folders are laid out by hand as huggingface_hub 2.4 lays them out; the names of shared contents are made up, as a
+Xet hash is for whoever has only sha256.
 """
 
 import hashlib

@@ -292,6 +292,95 @@ def test_a_large_file_that_does_not_arrive_ends_the_push(hub, resident, tiny_mod
     assert (done.code, done.stderr, len(hub.commits("owner/c"))) == (0, "", 2)
 
 
+def known(hub: LoopbackHub, folder: Path) -> None:
+    """Give the server the bytes of a folder: what hf_xet sends, it does not put together."""
+    hub.store.large_files |= {hashlib.sha256(content).hexdigest(): content for content in files_of(folder).values()}
+
+
+@pytest.fixture(params=["by hf_xet", "without hf_xet"])
+def writer(request, hub, resident) -> Iterator[Resident]:
+    """Somebody with a token, whose large files go by hf_xet or not, to a server that wants them apart."""
+    hub.store.upload_mode = "lfs"
+    hub.store.large_files.clear()
+    resident.xet(request.param == "by hf_xet")
+    resident.log_in("hf_mine")
+    yield resident
+    resident.log_in(None)
+    resident.xet(False)
+    hub.store.upload_mode = "regular"
+
+
+READER = b'{"type": "user", "name": "tester", "auth": {"accessToken": {"displayName": "laptop", "role": "read"}}}'
+SOMEBODY = b'{"type": "user", "name": "tester", "auth": {"type": "oauth"}}'
+WHO, MAY_WRITE = "/api/whoami-v2", "/api/models/owner/c/auth-check/write"
+
+# name: (method, path, what goes wrong, exit code, what the line says)
+REFUSED: dict[str, tuple[str, str, dict[str, Any], int, str]] = {
+    "an unknown token": ("GET", WHO, {"status": 401}, 3, "does not know your token .*log in"),
+    "a token that may only read": ("GET", WHO, {"change": lambda _: READER}, 3, "may only read .laptop of tester"),
+    "no right to write": ("GET", MAY_WRITE, {"status": 403}, 3, "takes you for tester, who may not write"),
+    "who is away": ("GET", WHO, {"status": 503}, 5, "error 503"),
+    "who is cut": ("GET", WHO, {"cut_answer_after": 0}, 5, "check the network"),
+    "may is away": ("GET", MAY_WRITE, {"status": 503}, 5, "error 503"),
+    "gone meanwhile": ("GET", MAY_WRITE, {"status": 404, "error_code": "RepoNotFound"}, 3, "does not exist"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_who_may_not_write_is_told_so_before_anything_is_sent(hub, writer, tiny_model, name):
+    method, path, what, code, message = REFUSED[name]
+    hub.add_repo("owner/c", {"mine.txt": b"kept"})
+    known(hub, tiny_model / "vqvae")
+    words = ("push", "--model", tiny_model / "vqvae", "--repo-id", "owner/c")
+    fault = hub.fail(method, path, times=None, **what)
+    assert_one_line(writer.run(*words), code, message)
+    assert fault.struck >= 1
+    sent = [request.path for request in hub.requests if request.method != "GET"]
+    assert set(sent) <= {"/api/repos/create"}
+    hub.faults.clear()
+    done = writer.run(*words)
+    assert (done.code, done.stderr, len(hub.commits("owner/c"))) == (0, "", 2), done
+    assert hub.files("owner/c")["model.safetensors"] == (tiny_model / "vqvae/model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("path", "what"),
+    [
+        (WHO, {"status": 429}),  # asked too often: no reason not to send
+        (WHO, {"status": 404}),  # a Hub of one's own that knows no such question
+        (WHO, {"change": lambda _: SOMEBODY}),
+        (WHO, {"change": lambda _: b"{}"}),
+        (MAY_WRITE, {"status": 404}),
+    ],
+)
+def test_a_hub_that_does_not_tell_is_written_to(hub, writer, tiny_model, path, what):
+    hub.add_repo("owner/c")
+    known(hub, tiny_model / "prior")
+    hub.fail("GET", path, times=None, **what)
+    done = writer.run("push", "--model", tiny_model / "prior", "--repo-id", "owner/c")
+    assert (done.code, done.stderr, len(hub.commits("owner/c"))) == (0, "", 2), done
+
+
+def test_a_pull_request_asks_for_no_right_to_write(hub, writer, tiny_model):
+    hub.add_repo("owner/c")
+    known(hub, tiny_model / "prior")
+    hub.fail("GET", "/auth-check/write", times=None, status=403)
+    done = writer.run("push", "--model", tiny_model / "prior", "--repo-id", "owner/c", "--create-pr")
+    assert (done.code, done.stderr) == (0, ""), done
+    assert "prior_config.json" in hub.files("owner/c", "refs/pr/1")
+
+
+@pytest.mark.parametrize(("status", "code", "message"), [(401, 3, "refused access"), (403, 3, "refused access")])
+def test_a_refusal_that_hf_xet_meets_is_no_broken_network(hub, writer, tiny_model, status, code, message):
+    """It is a ConnectionError of Python without an answer in it; only its words hold the status."""
+    hub.add_repo("owner/c")
+    fault = hub.fail("GET|POST", "/xet-write-token/|/info/lfs/", times=None, status=status)
+    done = writer.run("push", "--model", tiny_model / "prior", "--repo-id", "owner/c")
+    assert_one_line(done, code, message)
+    assert fault.struck >= 1
+    assert len(hub.commits("owner/c")) == 1
+
+
 def test_a_push_whose_answer_was_lost_looks_whether_it_arrived(hub, resident, tiny_model):
     hub.add_repo("owner/c")
     hub.fail("POST", COMMIT, cut_answer_after=0)

@@ -5,16 +5,17 @@ name is not downloaded. A revision is resolved to its commit once, and the cache
 learns of it only when every file of that commit has arrived.
 """
 
-import errno
+import contextlib
+import inspect
 import os
 import re
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from vq_prior.core.errors import ArtifactError, EnvironmentFault, UsageError, VQPriorError
+from vq_prior.core.hub.answers import LOG_IN, TIMEOUT_SECONDS, attempt, is_final, status_of
 from vq_prior.core.hub.cache import remember
 from vq_prior.core.identity import hub_digest
 
@@ -22,8 +23,6 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@\w[\w./-]*)?")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 MAX_SMALL_BYTES = 64 << 20
-ATTEMPTS, PATIENCE_SECONDS, TIMEOUT_SECONDS = 3, 5, 30
-NOT_THE_NETWORK = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.EMFILE}
 
 Say = Callable[[str], object]
 
@@ -137,7 +136,7 @@ def _listing(repo: HubId, repo_type: str, token: str | bool | None) -> _Listing:
     from huggingface_hub import HfApi
 
     api = HfApi(token=token)
-    info: Any = _attempt(
+    info: Any = attempt(
         lambda: api.repo_info(
             repo.name, revision=repo.revision, repo_type=repo_type, files_metadata=True, timeout=TIMEOUT_SECONDS
         ),
@@ -147,7 +146,7 @@ def _listing(repo: HubId, repo_type: str, token: str | bool | None) -> _Listing:
         raise ArtifactError(f"{repo}: the Hub names no commit for it")
     files = {file.rfilename: file for file in info.siblings or ()}
     if not files:
-        tree: Any = _attempt(
+        tree: Any = attempt(
             lambda: list(api.list_repo_tree(repo.name, recursive=True, revision=info.sha, repo_type=repo_type)),
             str(repo),
         )
@@ -167,7 +166,7 @@ def _download(
 ) -> None:
     from huggingface_hub import hf_hub_download
 
-    path: Any = _attempt(
+    path: Any = attempt(
         lambda: hf_hub_download(
             repo.name, name, revision=commit, repo_type=repo_type, token=token, cache_dir=str(cache_dir)
         ),
@@ -253,7 +252,9 @@ def push(
         raise UsageError(f"--create-pr opens a pull request against main, got --revision {repo.revision}")
     api = HfApi(token=token)
     where = str(repo)
-    _attempt(lambda: api.create_repo(repo.name, repo_type=repo_type, private=private, exist_ok=True), where)
+    who = _who(api)
+    attempt(lambda: api.create_repo(repo.name, repo_type=repo_type, private=private, exist_ok=True), where)
+    _require_access(api, repo, repo_type, who, write=not create_pr)
     listing = _parent(api, repo, repo_type, token)
     parent, present = listing.commit, listing.sizes
     files = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
@@ -273,14 +274,76 @@ def push(
         )
 
     try:
-        info: Any = _attempt(commit, where, attempts=1)
+        info: Any = attempt(commit, where, attempts=1)
     except EnvironmentFault as fault:
         # The answer may be lost of a commit that was made. With a pull request nobody can tell.
-        answered = fault.__cause__ is not None and _is_final(fault.__cause__)
+        answered = fault.__cause__ is not None and is_final(fault.__cause__)
         if create_pr or answered or not _has_landed(api, repo, repo_type, parent, folder, names, gone):
+            with contextlib.suppress(EnvironmentFault):
+                _require_access(api, repo, repo_type, who, write=not create_pr)  # or was the right taken away?
             raise
         return f"{api.endpoint}/{'datasets/' if repo_type == 'dataset' else ''}{repo.name}"
     return str(info.pr_url or info.commit_url)
+
+
+def _who(api: Any) -> str | None:
+    """Return whom the Hub takes the token for; None without a token, or where it is not told.
+
+    Raises:
+        ArtifactError: If the Hub does not know the token, or it may only read.
+        EnvironmentFault: If the Hub cannot be reached.
+    """
+    from huggingface_hub import get_token
+
+    if api.token is False or not (api.token if isinstance(api.token, str) else get_token()):
+        return None  # the Hub will ask for one, if it wants one
+
+    def ask() -> Any:
+        try:
+            return api.whoami()
+        except Exception as error:
+            if status_of(error) == 401:
+                raise ArtifactError(
+                    f"the Hub does not know your token (401); {LOG_IN}, or mend HF_TOKEN, which comes first"
+                ) from error
+            if status_of(error) in (403, 404, 429):  # not for this token, no such question here, asked too often
+                return {}
+            raise
+
+    told: Any = attempt(ask, "your token")
+    name, auth = told.get("name"), told.get("auth")
+    token = auth.get("accessToken") if isinstance(auth, dict) else None
+    if isinstance(token, dict) and token.get("role") == "read":
+        raise ArtifactError(
+            f"your token may only read ({token.get('displayName')} of {name}); make one that may write on the Hub's "
+            f"page of access tokens, and {LOG_IN}"
+        )
+    return name if isinstance(name, str) else None
+
+
+def _require_access(api: Any, repo: HubId, repo_type: str, who: str | None, *, write: bool) -> None:
+    """Raise `ArtifactError` if the Hub says that one may not write to a repository (or read it, for a pull request).
+
+    hf_xet, which sends the large files, tells a refusal as a broken connection: so it is asked before.
+    """
+    may_ask = "write" in inspect.signature(api.auth_check).parameters
+    options = {"write": True} if write and may_ask else {}
+
+    def ask() -> None:
+        try:
+            api.auth_check(repo.name, repo_type=repo_type, **options)
+        except Exception as error:
+            if status_of(error) == 403 and write:
+                name = f"{who}, who" if who else "somebody who"
+                raise ArtifactError(
+                    f"{repo}: the Hub takes you for {name} may not write there (403); ask its owner, {LOG_IN} as "
+                    "another, or propose the change with --create-pr"
+                ) from error
+            if status_of(error) == 404 and not error.response.headers.get("x-error-code"):  # type: ignore[attr-defined]
+                return  # a Hub that does not know the question
+            raise
+
+    attempt(ask, str(repo))
 
 
 def _has_landed(
@@ -291,7 +354,7 @@ def _has_landed(
         head = _listing(repo, repo_type, api.token)
         if head.commit == parent or any(name in head.sizes for name in gone):
             return False
-        found: Any = _attempt(
+        found: Any = attempt(
             lambda: api.get_paths_info(repo.name, names, revision=head.commit, repo_type=repo_type), str(repo)
         )
     except VQPriorError:
@@ -309,90 +372,5 @@ def _parent(api: Any, repo: HubId, repo_type: str, token: str | bool | None) -> 
     except ArtifactError:
         if repo.revision in (None, "main") or COMMIT.fullmatch(repo.revision):
             raise
-    _attempt(lambda: api.create_branch(repo.name, branch=repo.revision, repo_type=repo_type, exist_ok=True), str(repo))
+    attempt(lambda: api.create_branch(repo.name, branch=repo.revision, repo_type=repo_type, exist_ok=True), str(repo))
     return _listing(repo, repo_type, token)
-
-
-def _attempt(call: Callable[[], object], where: str, *, attempts: int = ATTEMPTS) -> object:
-    """Return what `call` returns; what the network broke is tried again, everything else explained in one line."""
-    _bound_waits()
-    for number in range(1, attempts + 1):
-        started = time.monotonic()
-        try:
-            return call()
-        except VQPriorError:
-            raise
-        except Exception as error:
-            fault = _explain(error, where)
-            waited = time.monotonic() - started > PATIENCE_SECONDS  # then the client repeated it by itself
-            if number == attempts or waited or not isinstance(fault, EnvironmentFault) or _is_final(error):
-                raise fault from error
-            time.sleep(number)
-    raise AssertionError("unreachable")
-
-
-def _bound_waits() -> None:
-    """Let the client give up where the Hub asks for a long wait; by itself it would sleep through it in silence."""
-    from huggingface_hub import get_session
-
-    hooks = get_session().event_hooks
-    if _refuse_long_wait not in hooks["response"]:
-        get_session().event_hooks = hooks | {"response": [*hooks["response"], _refuse_long_wait]}
-
-
-def _refuse_long_wait(response: Any) -> None:
-    if response.status_code != 429:
-        return
-    asked = re.fullmatch(r"\s*(\d+)\s*", response.headers.get("retry-after", ""))
-    window = re.search(r"\bt\s*=\s*(\d+)", response.headers.get("ratelimit", ""))
-    seconds = max(int(found[1][:9]) if found else 0 for found in (asked, window))
-    if seconds > TIMEOUT_SECONDS:
-        raise EnvironmentFault(f"the Hub takes no more requests for {seconds} seconds; run it again then")
-
-
-def _is_final(error: BaseException) -> bool:
-    return getattr(getattr(error, "response", None), "status_code", None) in (409, 412, 429)
-
-
-def _explain(error: Exception, where: str) -> VQPriorError:
-    """Return an exception of the Hub client as one of ours."""
-    from huggingface_hub import errors
-
-    log_in = "ask for access on its page and log in with `hf auth login`"
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    if isinstance(error, errors.GatedRepoError):
-        return ArtifactError(f"{where} is gated; {log_in}")
-    if isinstance(error, errors.RevisionNotFoundError):
-        return ArtifactError(f"{where}: the Hub has no such revision")
-    if isinstance(error, errors.RepositoryNotFoundError):
-        return ArtifactError(f"{where} does not exist, neither as a path nor on the Hub, or it is private: {log_in}")
-    cause = error.__cause__ or error.__context__
-    if isinstance(error, (errors.LocalEntryNotFoundError, RuntimeError)) and not hasattr(error, "response"):
-        return _explain(cause, where) if isinstance(cause, Exception) else _unreachable(where, "no answer")
-    if isinstance(error, errors.EntryNotFoundError):
-        return ArtifactError(f"{where} is missing on the Hub")
-    if isinstance(error, errors.HFValidationError):
-        return UsageError(f"{where} is no Hub id; write owner/name or owner/name@revision")
-    if status in (401, 403):
-        return ArtifactError(f"{where}: the Hub refused access ({status}); {log_in}")
-    if status in (409, 412):
-        return EnvironmentFault(f"{where} was changed by another while this was sent; nothing was sent, run it again")
-    if status == 429:
-        return EnvironmentFault(f"the Hub is answering too many requests to take one for {where}; run it again later")
-    if status is not None and status >= 500:
-        return _unreachable(where, f"error {status}")
-    if status is not None:
-        return ArtifactError(f"{where}: the Hub refused the request ({status}: {_short(error)})")
-    if "onsistency check failed" in str(error):
-        return ArtifactError(f"{where} arrived with another size than announced; run it again")
-    if isinstance(error, OSError) and (error.errno in NOT_THE_NETWORK or error.filename is not None):
-        raise error
-    return _unreachable(where, type(error).__name__)
-
-
-def _unreachable(where: str, cause: str) -> EnvironmentFault:
-    return EnvironmentFault(f"the Hub did not answer for {where} ({cause}); check the network and run it again")
-
-
-def _short(error: Exception) -> str:
-    return re.sub(r"\s+", " ", str(error)).strip()[:120]
