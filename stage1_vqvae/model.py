@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from transformers import PretrainedConfig, PreTrainedModel
 
 from stage1_vqvae.blocks import NETWORKS, SMALLEST_HEAD, Sizes, crop_to, kernel_of, pad_to
 from stage1_vqvae.factors import ALLOWED, as_one, can_be_taken, factors_of, grid_of, strides_of
@@ -39,6 +38,7 @@ from vq_prior.core.identity import content_id
 from vq_prior.core.modality import Form, Modality
 from vq_prior.core.processes.fixed_calls import map_rows_frozen, rows_per_call
 from vq_prior.core.processes.runtime import full_state
+from vq_prior.core.processes.stock import PretrainedConfig, PreTrainedModel
 from vq_prior.core.spec import CodeSpec, LevelSpec
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"

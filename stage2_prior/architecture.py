@@ -9,6 +9,7 @@ from torch import nn
 from stage2_prior.conditions import attach, conditions_of
 from stage2_prior.layout import SequenceLayout
 from stage2_prior.settings import PriorModel, given
+from vq_prior.core.processes.packages import leave_out_if_broken
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -46,6 +47,7 @@ def model_config(architecture: PriorModel, layout: SequenceLayout, num_vectors: 
 
 def model_of(config: "PretrainedConfig") -> nn.Module:
     """Return the stock model of a config; its weights are to be set by the caller."""
+    leave_out_if_broken()
     from transformers import LlamaForCausalLM, Qwen3ForCausalLM
 
     classes: dict[str, Any] = {"qwen3": Qwen3ForCausalLM, "llama": LlamaForCausalLM}

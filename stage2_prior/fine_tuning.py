@@ -25,6 +25,7 @@ from vq_prior.core.disk.components import find_component
 from vq_prior.core.errors import EnvironmentFault, UsageError
 from vq_prior.core.identity import content_id
 from vq_prior.core.labels import one_form
+from vq_prior.core.processes.packages import broken
 from vq_prior.core.processes.runtime import full_state
 from vq_prior.core.training.randomness import keyed_generator
 
@@ -37,8 +38,8 @@ def require_peft() -> None:
     """Raise `EnvironmentFault` unless peft can be imported."""
     try:
         import_module("peft")
-    except ImportError as error:
-        raise EnvironmentFault('--lora needs peft; run `pip install "vq-prior[lora]"`') from error
+    except Exception as error:  # absent, or there and broken
+        raise broken(error) or EnvironmentFault('--lora needs peft; run `pip install "vq-prior[lora]"`') from error
 
 
 def open_base(settings: TrainPrior) -> CausalPrior:

@@ -19,7 +19,8 @@ from vq_prior.core.disk.artifacts import write_atomic
 from vq_prior.core.disk.code_store import Column
 from vq_prior.core.disk.components import MAX_DIMENSION, WEIGHTS, check_sealed, check_transformers_config, load_strictly
 from vq_prior.core.disk.tensors import check_header, read_header, write_tensors
-from vq_prior.core.errors import ArtifactError, UsageError
+from vq_prior.core.errors import ArtifactError, UsageError, in_one_line
+from vq_prior.core.processes.packages import broken
 from vq_prior.core.processes.runtime import full_state
 from vq_prior.core.spec import CodeSpec
 
@@ -185,7 +186,8 @@ def read_folder(folder: Path) -> FolderContents:
     except ArtifactError:
         raise
     except Exception as error:  # transformers and its validators raise many kinds
-        raise ArtifactError(f"{folder / 'config.json'} describes no model: {str(error).splitlines()[0]}") from error
+        no_model = ArtifactError(f"{folder / 'config.json'} describes no model: {in_one_line(error)}")
+        raise broken(error) or no_model from error
     load_strictly(model, folder / WEIGHTS)
     conditions = _read_conditions(folder, ours.conditions, values["hidden_size"])
     attach(model, conditions)

@@ -24,6 +24,7 @@ from vq_prior.core.disk.code_store import held_out_rows
 from vq_prior.core.errors import ArtifactError, EnvironmentFault, UsageError
 from vq_prior.core.hub.client import HUB_ID
 from vq_prior.core.modality import Facts, Form, Modality, facts_of
+from vq_prior.core.processes.packages import broken
 
 DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
@@ -320,8 +321,9 @@ def _open_digits(wanted: Wanted) -> RawData:
         raise UsageError(f"the digits are pictures, not {wanted.kind()}; leave the flag out")
     try:
         from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise EnvironmentFault('the digits need scikit-learn; run `pip install "vq-prior[quickstart]"`') from error
+    except Exception as error:  # absent, or there and broken
+        absent = EnvironmentFault('the digits need scikit-learn; run `pip install "vq-prior[quickstart]"`')
+        raise broken(error) or absent from error
     bunch = load_digits()
     pixels = np.floor(bunch.images * (255 / 16) + 0.5).astype(np.uint8)
     split = Split(ArrayRows(pixels, "digits"), [int(label) for label in bunch.target])

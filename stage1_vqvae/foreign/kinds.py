@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vq_prior.core.errors import EnvironmentFault
+from vq_prior.core.processes.packages import broken, leave_out_if_broken
 
 MAX_BLOCKS, MAX_STAGES, MAX_FRAMES = 16, 8, 64
 DIFFUSERS_STAGES = ("DownEncoderBlock2D", "AttnDownEncoderBlock2D", "UpDecoderBlock2D", "AttnUpDecoderBlock2D")
@@ -62,14 +63,16 @@ class Kind:
         Raises:
             EnvironmentFault: If the library is missing or too old.
         """
+        leave_out_if_broken()
         try:
             library = import_module(self.library)
             made: Any = getattr(library, self.class_name)
             config: Any = self.config_name and getattr(library, self.config_name)
-        except (ImportError, AttributeError) as error:
+        except Exception as error:  # absent, too old, or there and broken
             advice = 'pip install "vq-prior[foreign]"' if self.library == "diffusers" else "pip install -U transformers"
             needed = f"{self.class_name} of {self.library}"
-            raise EnvironmentFault(f"a codec of kind {self.name} needs {needed}, which is missing; {advice}") from error
+            absent = EnvironmentFault(f"a codec of kind {self.name} needs {needed}, which is missing; {advice}")
+            raise broken(error) or absent from error
         return made(config(**entries)) if config else made(**entries)
 
 

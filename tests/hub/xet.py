@@ -11,7 +11,9 @@ from hub.endpoints import Answer, Request, Store, refusal, route
 @route("GET", "/api/TYPE/REPO/xet-write-token/REVISION")
 def write_token(store: Store, request: Request, repo_type: str, repo_id: str, revision: str) -> Answer:
     """The address of the store of pieces and what opens it."""
-    store.revision(store.repository(request, repo_type, repo_id), revision)
+    repository = store.repository(request, repo_type, repo_id)
+    if not request.asks("create_pr"):  # then the client names no revision that there is
+        store.revision(repository, revision)
     until = int(time.time()) + 3600
     answer = Answer.of({"casUrl": store.url, "accessToken": "pieces", "exp": until})
     answer.headers |= {

@@ -18,6 +18,7 @@ from vq_prior.cli.invocation import COMMANDS, Invocation
 from vq_prior.cli.parsing import parse, usage
 from vq_prior.core.errors import LOST, EnvironmentFault, Stopped, VQPriorError, tell
 from vq_prior.core.processes.interruption import STOPPED, Interruption, hear_signals, ignore_signals
+from vq_prior.core.processes.packages import broken, leave_out
 
 __all__ = ["COMMANDS", "Invocation", "main", "parse", "usage"]
 
@@ -32,6 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not words or words[0] in ("--help", "-h", "help"):
         print(usage())
         return 0 if words else 2
+    if argv is None:
+        leave_out()
     interruption, stderr = Interruption(), sys.stderr
     try:
         try:
@@ -83,6 +86,9 @@ def _explain(error: Exception, interrupted: str | None) -> tuple[str, int]:
         return str(error), error.exit_code
     if isinstance(error, BrokenPipeError):
         return STOPPED, Stopped.exit_code
+    fault = broken(error)  # an OSError too: a library of the system that a package cannot load
+    if fault is not None:
+        return str(fault), fault.exit_code
     if isinstance(error, OSError):
         return _describe_os_error(error), EnvironmentFault.exit_code
     if isinstance(error, MemoryError):

@@ -141,13 +141,14 @@ def app(settings: App) -> None:
     import os
 
     from vq_prior.core.errors import EnvironmentFault
+    from vq_prior.core.processes.packages import broken
     from vq_prior.model.inputs import settle
 
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     try:
         from vq_prior.app import app as serve
-    except ImportError as error:
-        raise EnvironmentFault('the page needs gradio; run `pip install "vq-prior[app]"`') from error
+    except Exception as error:  # absent, or there and broken
+        raise broken(error) or EnvironmentFault('the page needs gradio; run `pip install "vq-prior[app]"`') from error
     serve(replace(settings, model=settle(settings.model)))
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from vq_prior.core.errors import ArtifactError, NumericError, UsageError, in_one_line
 from vq_prior.core.labels import one_form
 from vq_prior.core.processes.fixed_calls import map_rows
+from vq_prior.core.processes.packages import broken
 from vq_prior.model.networks import CONFIG, PROCESSOR, check_network, files_id, network_inputs
 
 ROWS = 16
@@ -122,7 +123,7 @@ class Classifier:
             if (files.folder / PROCESSOR).is_file():
                 self.processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True, backend="pil")
         except Exception as error:  # transformers raises many kinds
-            raise ArtifactError(f"{folder} cannot be loaded: {in_one_line(error)}") from error
+            raise broken(error) or ArtifactError(f"{folder} cannot be loaded: {in_one_line(error)}") from error
         lost = [str(name) for key in ("missing_keys", "mismatched_keys") for name in found[key]]
         if lost:
             raise ArtifactError(f"{folder}: the weights lack {sorted(lost)[0]}, or have it in another shape")

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from stage1_vqvae.modalities.pictures.values import to_unit_range
 from vq_prior.core.errors import ArtifactError, NumericError, in_one_line
+from vq_prior.core.processes.packages import broken
 from vq_prior.core.training.randomness import keyed_generator
 from vq_prior.model.networks import PROCESSOR, check_network, files_id, network_inputs
 
@@ -237,7 +238,7 @@ class NamedFeatures:
             if PROCESSOR in files:
                 self._processor = AutoImageProcessor.from_pretrained(str(folder), local_files_only=True, backend="pil")
         except Exception as error:  # transformers raises many kinds
-            raise ArtifactError(f"{folder} cannot be loaded: {in_one_line(error)}") from error
+            raise broken(error) or ArtifactError(f"{folder} cannot be loaded: {in_one_line(error)}") from error
         if model.main_input_name != "pixel_values":
             raise ArtifactError(f"{folder} is a {config['model_type']}, which takes no images; name an image model")
         lost = [str(name) for key in ("missing_keys", "mismatched_keys") for name in found[key] if "pooler" not in name]

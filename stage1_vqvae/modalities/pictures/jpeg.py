@@ -12,7 +12,7 @@ from PIL import Image
 
 try:
     import simplejpeg
-except ImportError:  # the extra `fast-jpeg` is not installed
+except Exception:  # the extra `fast-jpeg` is not installed, or was made for another numpy
     simplejpeg = None
 
 MODES = {1: "L", 3: "RGB"}

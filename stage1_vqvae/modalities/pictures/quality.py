@@ -14,6 +14,7 @@ from torch import Tensor
 from stage1_vqvae.modalities.pictures.settings import Range
 from vq_prior.core.errors import EnvironmentFault
 from vq_prior.core.modality import Measure
+from vq_prior.core.processes.packages import bring_in, broken
 
 MS_SSIM_SIDE = 176  # five scales of an 11-pixel window, as torchmetrics counts
 Pairs = Callable[[], Iterator[tuple[Tensor, Tensor]]]
@@ -62,12 +63,13 @@ def perceptual_distance(network: str) -> Any:
     Raises:
         EnvironmentFault: If torchvision or its weights cannot be had.
     """
+    bring_in()
     try:
         from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
         return LearnedPerceptualImagePatchSimilarity(net_type=network, reduction="mean")  # type: ignore[arg-type]
     except Exception as error:  # a missing package, no network, a damaged download
-        raise EnvironmentFault(
+        raise broken(error) or EnvironmentFault(
             f"--lpips {network} needs torchvision and its weights ({str(error).splitlines()[0][:120]}); leave it out"
         ) from error
 

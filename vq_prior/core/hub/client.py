@@ -5,17 +5,16 @@ name is not downloaded. A revision is resolved to its commit once, and the cache
 learns of it only when every file of that commit has arrived.
 """
 
-import contextlib
 import inspect
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from vq_prior.core.errors import ArtifactError, EnvironmentFault, UsageError, VQPriorError
-from vq_prior.core.hub.answers import LOG_IN, TIMEOUT_SECONDS, attempt, is_final, status_of
+from vq_prior.core.hub.answers import ATTEMPTS, LOG_IN, TIMEOUT_SECONDS, attempt, is_final, status_of
 from vq_prior.core.hub.cache import remember
 from vq_prior.core.identity import hub_digest
 
@@ -105,10 +104,9 @@ def fetch(
             raise fault from None
         say(f"the Hub did not answer; taking the copy of {repo} in the cache, commit {folder.name[:12]}")
         return folder
-    commit, sizes = listing.commit, listing.sizes
-    for name in sizes:
-        _require_plain(name, repo)
-    names = sorted(name for name in sizes if wanted.fullmatch(name))
+    sizes, commit = listing.sizes, listing.commit
+    _require_plain(sizes, repo)
+    names = sorted(filter(wanted.fullmatch, sizes))
     _say_ignored(sorted(sizes.keys() - set(names)), repo, say)
     _require_small({name: sizes[name] for name in names}, repo)
     for name in names:
@@ -175,12 +173,15 @@ def _download(
     _require_small({name: Path(path).stat().st_size}, repo)  # also where the Hub told no size
 
 
-def _require_plain(name: str, repo: HubId) -> None:
-    """Raise `ArtifactError` unless a file's name is a plain relative path on every system."""
-    parts = PurePosixPath(name).parts
-    plain = name and not name.startswith("/") and not re.search(r'[\x00-\x1f\\:*?"<>|]', name)
-    if not plain or not name.isprintable() or ".." in parts or "." in name.split("/") or "" in name.split("/"):
-        raise ArtifactError(f"{repo} lists a file named {name[:60]!r}, which is not a plain relative path; not fetched")
+def _require_plain(names: Iterable[str], repo: HubId) -> None:
+    """Raise `ArtifactError` unless every file's name is a plain relative path on every system."""
+    for name in names:
+        parts = PurePosixPath(name).parts
+        plain = name and not name.startswith("/") and not re.search(r'[\x00-\x1f\\:*?"<>|]', name)
+        if not plain or not name.isprintable() or ".." in parts or "." in name.split("/") or "" in name.split("/"):
+            raise ArtifactError(
+                f"{repo} lists a file named {name[:60]!r}, which is not a plain relative path; not fetched"
+            )
 
 
 def _require_small(sizes: Mapping[str, int | None], repo: HubId) -> None:
@@ -251,39 +252,40 @@ def push(
     if create_pr and repo.revision not in (None, "main"):
         raise UsageError(f"--create-pr opens a pull request against main, got --revision {repo.revision}")
     api = HfApi(token=token)
-    where = str(repo)
     who = _who(api)
-    attempt(lambda: api.create_repo(repo.name, repo_type=repo_type, private=private, exist_ok=True), where)
+    attempt(lambda: api.create_repo(repo.name, repo_type=repo_type, private=private, exist_ok=True), str(repo))
     _require_access(api, repo, repo_type, who, write=not create_pr)
     listing = _parent(api, repo, repo_type, token)
-    parent, present = listing.commit, listing.sizes
-    files = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    names = [path.as_posix() for path in files if not any(part.startswith(".") for part in path.parts)]
-    gone = [name for name in sorted(present) if name not in names and owns(name)]
+    names = _visible(folder)
+    gone = [name for name in sorted(listing.sizes) if name not in names and owns(name)]
 
     def commit() -> Any:
-        additions = [CommitOperationAdd(name, str(folder / name)) for name in names]
         return api.create_commit(
             repo.name,
-            [*additions, *(CommitOperationDelete(name) for name in gone)],
+            [*(CommitOperationAdd(n, str(folder / n)) for n in names), *(CommitOperationDelete(n) for n in gone)],
             commit_message=message,
             repo_type=repo_type,
             revision=repo.revision,
             create_pr=create_pr,
-            parent_commit=parent,
+            parent_commit=listing.commit,
         )
 
     try:
-        info: Any = attempt(commit, where, attempts=1)
+        info: Any = attempt(commit, str(repo), attempts=1)
     except EnvironmentFault as fault:
         # The answer may be lost of a commit that was made. With a pull request nobody can tell.
         answered = fault.__cause__ is not None and is_final(fault.__cause__)
-        if create_pr or answered or not _has_landed(api, repo, repo_type, parent, folder, names, gone):
-            with contextlib.suppress(EnvironmentFault):
-                _require_access(api, repo, repo_type, who, write=not create_pr)  # or was the right taken away?
+        if create_pr or answered or not _has_landed(api, repo, repo_type, listing.commit, folder, names, gone):
+            _require_access(api, repo, repo_type, who, write=not create_pr, again=True)  # or was it taken away?
             raise
         return f"{api.endpoint}/{'datasets/' if repo_type == 'dataset' else ''}{repo.name}"
     return str(info.pr_url or info.commit_url)
+
+
+def _visible(folder: Path) -> list[str]:
+    """Return the names of the files below a folder, sorted; hidden ones stay."""
+    files = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return [path.as_posix() for path in files if not any(part.startswith(".") for part in path.parts)]
 
 
 def _who(api: Any) -> str | None:
@@ -321,7 +323,9 @@ def _who(api: Any) -> str | None:
     return name if isinstance(name, str) else None
 
 
-def _require_access(api: Any, repo: HubId, repo_type: str, who: str | None, *, write: bool) -> None:
+def _require_access(
+    api: Any, repo: HubId, repo_type: str, who: str | None, *, write: bool, again: bool = False
+) -> None:
     """Raise `ArtifactError` if the Hub says that one may not write to a repository (or read it, for a pull request).
 
     hf_xet, which sends the large files, tells a refusal as a broken connection: so it is asked before.
@@ -343,7 +347,11 @@ def _require_access(api: Any, repo: HubId, repo_type: str, who: str | None, *, w
                 return  # a Hub that does not know the question
             raise
 
-    attempt(ask, str(repo))
+    try:
+        attempt(ask, str(repo), attempts=1 if again else ATTEMPTS)
+    except EnvironmentFault:
+        if not again:  # then what went wrong before is told
+            raise
 
 
 def _has_landed(

@@ -13,6 +13,7 @@ from uuid import uuid4
 
 from vq_prior.core.disk.artifacts import write_atomic
 from vq_prior.core.errors import EnvironmentFault, UsageError
+from vq_prior.core.processes.packages import broken
 
 TrackerName = Literal["none", "tensorboard", "wandb", "trackio"]
 PROJECT = "vq-prior"
@@ -39,7 +40,8 @@ class Tracker:
         try:
             self._tracker = _started(name, folder, run_name=run_name, config=config, first_step=first_step)
         except Exception as error:  # they raise whatever they like
-            raise EnvironmentFault(f"--report-to {name} cannot start ({str(error)[:200]}); leave it out") from error
+            fault = EnvironmentFault(f"--report-to {name} cannot start ({str(error)[:200]}); leave it out")
+            raise broken(error) or fault from error
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Send named numbers of the state after optimiser step `step`."""
