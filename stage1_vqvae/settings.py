@@ -27,6 +27,7 @@ from vq_prior.core.settings import (
     Place,
     Seed,
     Settings,
+    Threads,
     Within,
     check_ranges,
     require_data,
@@ -105,6 +106,7 @@ class TrainVQVAE(PictureSize, KindSettings, Settings):
     seed: Seed = 0
     """Seed of the initial weights and of the order of the images."""
     num_workers: NumWorkers = None
+    threads: Threads = None
     precision: Literal["fp32", "bf16"] | None = None
     """Precision of the forward passes of training; left out: bf16 on a GPU that computes in it and, above 16 px, on a
     CPU that does (AVX512-BF16 or AMX), else fp32. Weights, codes, images and measurements are float32 always."""

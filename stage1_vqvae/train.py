@@ -33,6 +33,7 @@ from vq_prior.core.processes.collectives import gather_rows
 from vq_prior.core.processes.control import signal_control
 from vq_prior.core.processes.gradients import StepSums
 from vq_prior.core.processes.runtime import Runtime, has_native_bf16, start_runtime
+from vq_prior.core.processes.threads import told_threads
 from vq_prior.core.training.averaging import WeightAverage
 from vq_prior.core.training.optim import lr_at, set_learning_rate
 from vq_prior.core.training.randomness import batch_rows, keyed_generator
@@ -71,7 +72,7 @@ def train_vqvae(settings: TrainVQVAE, make_adversary: MakeAdversary | None = Non
     typed, folder, final = settings, settings.out / "vqvae-training", settings.out / "vqvae"
     settings = settings if settings.overwrite else continued(settings, folder)
     quantizer_class(typed.quantizer)
-    runtime = start_runtime(settings.precision, reproducible=settings.reproducible)
+    runtime = start_runtime(settings.precision, reproducible=settings.reproducible, threads=settings.threads)
     notes: list[str] = []
     data = open_data_of(settings, say=notes.append)
 
@@ -203,17 +204,19 @@ def run_steps(t: Training) -> None:
     log = RunLog(t.folder, step=t.step, steps=s.steps, is_main=runtime.is_main, report_to=s.report_to)
     if t.step:
         log.say(f"continuing from step {t.step}")
+    threads = runtime.step_threads(t.folder, s.threads)
     window_start, measured_steps, ahead = time.monotonic(), 0, None
     with signal_control() as control:
         while not t.done():
-            images = t.train.to_values(_stored(t, t.step) if ahead is None else ahead, runtime.device)
-            learning_rate, (numbers, total, norm) = set_rates(t), passes(t, images)
-            if runtime.device.type == "cuda":  # which computes: what comes next waits for it
-                ahead = _stored(t, t.step + 1)
-            rows = batch_rows(len(t.train), t.batch_size, s.seed, t.step)
-            require_finite(t.folder, t.step, rows, total, norm, main=runtime.is_main)
-            t.window.add(numbers)
-            update(t, learning_rate)
+            with threads.step(t.step):
+                images = t.train.to_values(_stored(t, t.step) if ahead is None else ahead, runtime.device)
+                learning_rate, (numbers, total, norm) = set_rates(t), passes(t, images)
+                if runtime.device.type == "cuda":  # which computes: what comes next waits for it
+                    ahead = _stored(t, t.step + 1)
+                rows = batch_rows(len(t.train), t.batch_size, s.seed, t.step)
+                require_finite(t.folder, t.step, rows, total, norm, main=runtime.is_main)
+                t.window.add(numbers)
+                update(t, learning_rate)
             measured_steps += 1
             log.advance()
             if t.step % s.log_every == 0 or t.done():
@@ -349,7 +352,7 @@ def finish(t: Training, record: TrainingRecord, final: Path) -> None:
     model.eval()
     raw = evaluate_codec(model, t.held_out, device=device)
     model.load_state_dict(t.average.tensors)
-    result = evaluate_codec(model, t.held_out, device=device)
+    result = evaluate_codec(model, t.held_out, device=device) | told_threads(t.folder)
     with new_folder(final) as staging:
         save_codec(model, staging)
         write_record(staging, replace(record, measured=result))

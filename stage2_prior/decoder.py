@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from stage2_prior.fast.attention import Cache
 from stage2_prior.forward import pack, rotate
 from vq_prior.core.fast.products import Product
+from vq_prior.core.processes.threads import ThreadChoice
 
 
 def _norm(x: Tensor, eps: float) -> Tensor:
@@ -42,6 +43,8 @@ class Decoder:
 
     Attributes:
         row_counts: At which row counts of a call the other rows change no bit, as `fast.invariance` measured.
+        thread_choices: Number of threads to use, by rows, rows attended and threads of a call; None where it matters to
+            a bit.
     """
 
     @torch.no_grad()
@@ -58,6 +61,7 @@ class Decoder:
         self._head = w.head
         self._heads: dict[tuple[int, int], Product] = {}
         self.row_counts: dict[tuple[int, int], bool] = {}
+        self.thread_choices: dict[tuple[int, int, int], ThreadChoice | None] = {}
 
     @property
     def device(self) -> torch.device:

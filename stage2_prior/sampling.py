@@ -5,6 +5,7 @@ Letters: B samples, R rows of one call (B padded), T positions, K legal ids of a
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -13,13 +14,14 @@ from torch import Tensor
 
 from stage2_prior.conditions import Conditioned
 from stage2_prior.decoder import Decoder
-from stage2_prior.fast.invariance import attended_rows, call_rows
+from stage2_prior.fast.invariance import attended_rows, call_rows, thread_choice
 from stage2_prior.filters import filtered_probabilities, guidance_at, inverse_cdf
 from stage2_prior.layout import SequenceLayout
 from stage2_prior.prior import Prior
 from stage2_prior.sampling_settings import Sampling
 from stage2_prior.settings import given as known
 from vq_prior.core.errors import NumericError, UsageError
+from vq_prior.core.processes.threads import using_threads
 from vq_prior.core.training.randomness import MAX_SEED, sample_uniforms
 
 PRECISIONS = ("fp32", "bf16")
@@ -213,22 +215,25 @@ def _draw(
         current, first = behind.contiguous(), first + 1
     is_given = (forced >= 0).cpu()
     some, all_given = is_given.any(0).tolist(), is_given.all(0).tolist()
-    for position, (low, high) in enumerate(layout.legal_ids):
-        logits = decoder.step(current, first + position, cache, low, high)
-        if passes == 2:
-            null = logits[R:]
-            logits = null + guidance[position] * (logits[:R] - null)
-        finite &= logits.sum().isfinite()  # which takes less time than to look at each
-        if all_given[position]:
-            drawn = forced[:, position]
-        else:
-            weights = filtered_probabilities(logits, **filters)
-            # What a row that is not finite gives is refused below.
-            drawn = inverse_cdf(weights, uniforms[:, position]).clamp_(max=high - low - 1) + low
-            if some[position]:
-                drawn = torch.where(forced[:, position] >= 0, forced[:, position], drawn)
-        tokens[:, position] = drawn
-        current = drawn.repeat(passes) if passes > 1 else drawn
+    choice = thread_choice(decoder, len(prompts), cache.rows)
+    with using_threads(torch.get_num_threads()):
+        for position, (low, high) in enumerate(layout.legal_ids):
+            with choice.unit() if choice else nullcontext():
+                logits = decoder.step(current, first + position, cache, low, high)
+                if passes == 2:
+                    null = logits[R:]
+                    logits = null + guidance[position] * (logits[:R] - null)
+                finite &= logits.sum().isfinite()  # which takes less time than to look at each
+                if all_given[position]:
+                    drawn = forced[:, position]
+                else:
+                    weights = filtered_probabilities(logits, **filters)
+                    # What a row that is not finite gives is refused below.
+                    drawn = inverse_cdf(weights, uniforms[:, position]).clamp_(max=high - low - 1) + low
+                    if some[position]:
+                        drawn = torch.where(forced[:, position] >= 0, forced[:, position], drawn)
+                tokens[:, position] = drawn
+                current = drawn.repeat(passes) if passes > 1 else drawn
     if not bool(finite):
         raise NumericError("the prior gives logits that are not finite; its weights or the guidance scale are broken")
     return tokens[:num_samples]

@@ -20,6 +20,7 @@ from vq_prior.core.settings import (
     Place,
     Seed,
     Settings,
+    Threads,
     Within,
     check_ranges,
     require_data,
@@ -97,6 +98,7 @@ class TrainPrior(KindSettings, Settings):
     """Peak learning rate; left out: chosen for the width of the model and the optimiser."""
     seed: Seed = 0
     """Seed of the initial weights, the order of the data and every dropout."""
+    threads: Threads = None
     precision: Literal["fp32", "bf16"] | None = None
     """Precision of the matrix products; left out: bf16 on a GPU that has it, and on a CPU that has it from 5,000 rows
     on; fp32 elsewhere."""

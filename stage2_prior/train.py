@@ -44,6 +44,7 @@ from vq_prior.core.processes.runtime import (
     unwrap,
 )
 from vq_prior.core.processes.sharding import gathered, is_sharded, whole
+from vq_prior.core.processes.threads import told_threads
 from vq_prior.core.settings import changed
 from vq_prior.core.spec import Codec
 from vq_prior.core.training.optim import lr_at, set_learning_rate
@@ -86,7 +87,7 @@ def train_prior(settings: TrainPrior, codec: Codec | None = None, base: CausalPr
         raise UsageError("train_prior reads codes; extract those of the images first and give codes instead of data")
     if base is None and settings.from_model is not None:
         base = open_base(settings)
-    runtime = start_runtime(settings.precision, reproducible=settings.reproducible)
+    runtime = start_runtime(settings.precision, reproducible=settings.reproducible, threads=settings.threads)
     store, validation = CodeStore.open(settings.codes, "train"), CodeStore.open(settings.codes, "validation")
     store.verify()
     if not len(validation):
@@ -226,14 +227,16 @@ def run_steps(t: Training) -> None:
     s, steps = t.settings, given(t.settings.steps)
     eval_every, log_every, sample_every = given(s.eval_every), given(s.log_every), given(s.sample_every)
     log = RunLog(t.folder, step=t.step, steps=steps, is_main=t.runtime.is_main, report_to=s.report_to)
-    codec = t.codec
+    codec, threads = t.codec, t.runtime.step_threads(t.folder, s.threads)
     if codec is not None and is_sharded(next(t.prior.model.parameters())):
         codec = None
         log.say("no sample grids while training: no process holds the whole prior (--fsdp)")
     with signal_control() as control:
         try:
             while not t.done():
-                t.window.add(update(t))
+                with threads.step(t.step):
+                    measured = update(t)
+                t.window.add(measured)
                 t.window.steps += 1
                 log.advance()
                 measure = t.step % eval_every == 0 or t.step == steps
@@ -356,6 +359,7 @@ def finish(t: Training, record: TrainingRecord) -> None:
             "previous_token": b.previous_token,
             "unigram": b.unigram,
             "uniform": b.uniform,
+            **told_threads(t.folder),
         }
         with new_folder(t.final) as staging:
             save_prior(final, staging)

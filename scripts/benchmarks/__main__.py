@@ -10,6 +10,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 BENCHMARKS = {
     "all": ("against", "steps of both stages, the dump and drawing, against the code of another clone"),
+    "neighbour": ("neighbour", "all four jobs beside a busy process, and on an idle machine"),
     "lookup": ("lookup", "nearest-code lookup and the EMA step against other libraries"),
     "dump": ("dump", "images to codes on disk, against the encoder alone and a dump as people write it"),
     "train-vqvae": ("train_step", "a training step of stage one against plain PyTorch"),

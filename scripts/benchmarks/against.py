@@ -17,10 +17,12 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from shutil import rmtree
 from statistics import median
+from types import MappingProxyType
 from typing import Any
 
 from timing import row, tell
@@ -40,6 +42,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--side", type=int, default=32, help="of a picture, in pixels")
     parser.add_argument("--steps", type=int, default=30, help="steps of a training in one round, 6 at least")
     parser.add_argument("--calls", type=int, default=8, help="calls that draw in one round")
+    parser.set_defaults(of="median")  # the time of a unit of a job, of all that were done
 
 
 def write_table(path: Path, num_images: int, side: int) -> None:
@@ -73,17 +76,25 @@ def content_id(tree: Path) -> str:
 class Tree:
     """The process that works with the code of one tree, until `stack` ends it."""
 
-    def __init__(self, name: str, tree: Path, table: Path, arguments: argparse.Namespace, stack: ExitStack) -> None:
+    def __init__(
+        self,
+        name: str,
+        tree: Path,
+        table: Path,
+        arguments: argparse.Namespace,
+        stack: ExitStack,
+        environment: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         folder = arguments.out.resolve()
         self.name, self.log = name, folder / f"{name}.txt"
         worker = Path(__file__).resolve().with_name("jobs_of_tree.py")
         words = [sys.executable, "-P", worker, "--tree", tree.resolve(), "--table", table, "--folder", folder / name]
-        words += ["--steps", arguments.steps, "--calls", arguments.calls]
+        words += ["--steps", arguments.steps, "--calls", arguments.calls, "--of", arguments.of]
         with self.log.open("a") as log:
             self.process = subprocess.Popen(
                 list(map(str, words)),
                 cwd=folder,
-                env=os.environ | {"PYTHONPATH": str(tree.resolve())},
+                env=os.environ | {"PYTHONPATH": str(tree.resolve())} | environment,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,

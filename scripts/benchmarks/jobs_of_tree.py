@@ -15,7 +15,7 @@ from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from shutil import rmtree
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 SKIPPED = 3  # the first steps of a training pay for what later ones find ready
@@ -45,10 +45,10 @@ class StepClock:
                 torch.cuda.synchronize()
             self.moments.append(time.perf_counter())
 
-    def seconds(self) -> float:
-        """Return the median time from the end of one step to the end of the next."""
+    def seconds(self) -> list[float]:
+        """Return the times from the end of one step to the end of the next."""
         moments = self.moments[SKIPPED:]
-        return median(later - earlier for earlier, later in pairwise(moments))
+        return [later - earlier for earlier, later in pairwise(moments)]
 
 
 class Jobs:
@@ -57,8 +57,9 @@ class Jobs:
     Making them is also what pays for all that a process does once.
     """
 
-    def __init__(self, table: Path, folder: Path, *, steps: int, calls: int) -> None:
+    def __init__(self, table: Path, folder: Path, *, steps: int, calls: int, of: str) -> None:
         self.table, self.folder, self.steps, self.calls = table, folder, steps, calls
+        self.of = {"median": median, "mean": fmean}[of]
         self.clock = StepClock()
         rmtree(folder, ignore_errors=True)
         self.run = folder / "run"
@@ -80,7 +81,7 @@ class Jobs:
     def _step(self, *words: object) -> float:
         self.clock.start()
         self._in_new_folder(*words, "--steps", self.steps)
-        return self.clock.seconds()
+        return self.of(self.clock.seconds())
 
     def dump(self) -> float:
         """Return the seconds of `extract-codes`, start and imports left out."""
@@ -94,13 +95,13 @@ class Jobs:
         command(*words, "--out", out)
 
     def sample(self, num_images: int) -> float:
-        """Return the median seconds of a call that draws so many images at once, codec included."""
+        """Return the seconds of a call that draws so many images at once, codec included."""
         seconds = []
         for number in range(self.calls):
             started = time.perf_counter()
             self.pipeline(num_images, seed=number, batch_size=num_images, guidance_scale=1.0, output_type="np")
             seconds.append(time.perf_counter() - started)
-        return median(seconds)
+        return self.of(seconds)
 
     def named(self) -> dict[str, Callable[[], float]]:
         """Return each job by its name."""
@@ -136,6 +137,7 @@ def serve() -> None:
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--calls", type=int, required=True)
+    parser.add_argument("--of", choices=("median", "mean"), required=True)
     arguments = parser.parse_args()
     told = answers()
     import vq_prior
@@ -143,7 +145,9 @@ def serve() -> None:
     home = Path(vq_prior.__file__).resolve().parents[1]
     if home != arguments.tree.resolve():
         raise SystemExit(f"vq_prior was imported from {home}, not from {arguments.tree}")
-    jobs = Jobs(arguments.table, arguments.folder, steps=arguments.steps, calls=arguments.calls).named()
+    jobs = Jobs(
+        arguments.table, arguments.folder, steps=arguments.steps, calls=arguments.calls, of=arguments.of
+    ).named()
     print(json.dumps("ready"), file=told)
     for line in sys.stdin:
         print(json.dumps(jobs[line.strip()]()), file=told)

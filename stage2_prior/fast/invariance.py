@@ -9,6 +9,7 @@ from torch import Tensor
 from stage2_prior.decoder import Decoder
 from stage2_prior.fast.attention import PLACES, Cache
 from stage2_prior.filters import blocks_of, filtered_probabilities
+from vq_prior.core.processes.threads import ThreadChoice, using_threads
 
 ROW_MULTIPLE = 8
 FIXED_ROWS = 64
@@ -83,6 +84,44 @@ def rows_are_invariant(decoder: Decoder, reference: int, rows: int) -> bool:
         second = decoder.step(tokens[pick], position, many, 0, vocabulary)
         of_few, of_many = (blocks_of(filtered_probabilities(logits)) for logits in (first, second))
         if not all(torch.equal(a[pick], b) for a, b in zip(of_few, of_many, strict=True)):
+            return False
+    return True
+
+
+def thread_choice(decoder: Decoder, rows: int, attended: int) -> ThreadChoice | None:
+    """Return how many threads to draw the next tokens with, None where one number is all there is.
+
+    One thread or as many as there are, where a step was measured to give the same bits with both.
+
+    Args:
+        decoder: The model.
+        rows: Of a call.
+        attended: Rows of its cache.
+    """
+    most = torch.get_num_threads()
+    if decoder.device.type != "cpu" or most == 1:
+        return None
+    key = (rows, attended, most)
+    if key not in decoder.thread_choices:
+        agree = _threads_agree(decoder, rows, attended, most)
+        decoder.thread_choices[key] = ThreadChoice({1, most}) if agree else None
+    return decoder.thread_choices[key]
+
+
+@torch.inference_mode()
+def _threads_agree(decoder: Decoder, rows: int, attended: int, most: int) -> bool:
+    T, vocabulary = decoder.max_length - 1, decoder.vocab_size
+    generator = torch.Generator().manual_seed(0)
+    of_most, of_one = decoder.new_cache(attended), decoder.new_cache(attended)
+    _fill_alike(of_most, of_one, torch.arange(attended))
+    for position in sorted({0, min(1, T - 1), T // 2, T - 1}):
+        tokens = torch.randint(vocabulary, (rows,), generator=generator)
+        drawn_from = []
+        for threads, cache in ((most, of_most), (1, of_one)):
+            with using_threads(threads):
+                logits = decoder.step(tokens, position, cache, 0, vocabulary)
+                drawn_from.append(blocks_of(filtered_probabilities(logits)))
+        if not all(torch.equal(a, b) for a, b in zip(*drawn_from, strict=True)):
             return False
     return True
 

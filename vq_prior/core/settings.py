@@ -117,6 +117,16 @@ NumWorkers = Annotated[
     Free(),
     tyro.conf.arg(help="Threads that read images; left out: as many as speed it up."),
 ]
+Threads = Annotated[
+    int | None,
+    Within(1, 1024),
+    Free(),
+    Unsaid(),
+    tyro.conf.arg(
+        help="Threads that a process computes with on a CPU; left out: one a core, and fewer while other programs need "
+        "cores, see RUN/...-training/threads.jsonl."
+    ),
+]
 ImageColumn = Annotated[str | None, tyro.conf.arg(help="Column of the images in tables; left out: found by type.")]
 LabelColumn = Annotated[
     str | None,

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -20,6 +21,7 @@ from vq_prior.core.errors import EnvironmentFault, UsageError, tell
 from vq_prior.core.processes.collectives import sum_over_processes
 from vq_prior.core.processes.ordered_sums import NUM_SHARDS
 from vq_prior.core.processes.sharding import gathered
+from vq_prior.core.processes.threads import FILE, StepThreads
 from vq_prior.core.processes.watchdog import Watchdog, watch_over
 from vq_prior.core.quiet import muted
 
@@ -64,6 +66,14 @@ class Runtime:
         """Return this process's contiguous part of `total` rows; the parts differ by one row at most."""
         first = total * self.process_index // self.num_processes
         return slice(first, total * (self.process_index + 1) // self.num_processes)
+
+    def step_threads(self, folder: Path, fixed: int | None) -> StepThreads:
+        """Return the threads of the steps of a training in `folder`; `fixed` is what `--threads` says.
+
+        They change while it runs where one process trains on a CPU, several threads at hand.
+        """
+        follows = self.device.type == "cpu" and self.num_processes == 1 and fixed is None
+        return StepThreads(folder / FILE, torch.get_num_threads() if follows else 1)
 
     def pieces(self, total: int, count: int = 1) -> list[slice]:
         """Return the consecutive pieces in which this process works through its share of `total` rows.
@@ -151,18 +161,25 @@ def has_native_bf16(device_type: str) -> bool:
     return bool(asked.get("avx512_bf16") or asked.get("amx_bf16"))
 
 
-def start_runtime(precision: Precision | None = None, *, reproducible: bool = False) -> Runtime:
+def start_runtime(
+    precision: Precision | None = None, *, reproducible: bool = False, threads: int | None = None
+) -> Runtime:
     """Join the processes of this launch and return this one's place.
 
     Args:
         precision: None chooses bf16 on a GPU that has it and fp32 elsewhere.
         reproducible: Whether training has to give the same bits on 1, 2, 4 and 8 processes. Each then computes with
             one thread (the order of a sum depends on their number), on a GPU with deterministic kernels.
+        threads: That a process computes with on a CPU; None leaves torch's number.
 
     Raises:
         EnvironmentFault: If the launcher's WORLD_SIZE and the processes that really joined differ.
-        UsageError: If the number of processes cannot be reproducible, or the device has not this precision.
+        UsageError: If the number of processes or threads cannot be reproducible, or the device has not this precision.
     """
+    if reproducible and threads not in (None, 1):
+        raise UsageError(f"--reproducible computes with one thread; leave out --threads {threads}")
+    if threads is not None:
+        torch.set_num_threads(threads)
     from accelerate import Accelerator
     from accelerate.utils import DataLoaderConfiguration
 
