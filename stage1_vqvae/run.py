@@ -5,7 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from stage1_vqvae.adversary import AdversaryTraining, MakeAdversary
@@ -22,6 +24,7 @@ from vq_prior.core.processes.collectives import require_same_everywhere
 from vq_prior.core.processes.runtime import Runtime, full_state
 from vq_prior.core.training.averaging import WeightAverage
 from vq_prior.core.training.optim import adamw_and_muon, load_optimizer_tensors, optimizer_tensors
+from vq_prior.core.training.randomness import batch_rows
 from vq_prior.core.training.windows import Window
 
 MUON_SHARE = 0.5  # of the learning rate: nearer to the pictures of CIFAR-10 than the whole of it
@@ -44,6 +47,7 @@ class Training:
         held_out: Held-out rows.
         window: What the next log line tells.
         adversary: The second network, or None.
+        balanced: Training rows of which every class has as many; None takes each once.
         counted: Counts of the quantiser's updates since the last log line.
         step: Optimiser steps done.
     """
@@ -60,6 +64,7 @@ class Training:
     held_out: Any
     window: Window
     adversary: AdversaryTraining | None = None
+    balanced: NDArray[np.int64] | None = None
     counted: dict[str, float] = field(default_factory=lambda: {"num_revived": 0.0})
     step: int = 0
 
@@ -68,6 +73,12 @@ class Training:
         """Rows of one optimiser step, over all processes."""
         assert self.settings.batch_size is not None
         return self.settings.batch_size
+
+    def rows(self, step: int) -> NDArray[np.int64]:
+        """Return the training rows of a step."""
+        if self.balanced is None:
+            return batch_rows(len(self.train), self.batch_size, self.settings.seed, step)
+        return self.balanced[batch_rows(len(self.balanced), self.batch_size, self.settings.seed, step)]
 
     def done(self) -> bool:
         """Return whether no optimiser step is left."""

@@ -28,6 +28,7 @@ from vq_prior.core.settings import (
     Seed,
     Settings,
     Threads,
+    Unsaid,
     Within,
     check_ranges,
     require_data,
@@ -118,6 +119,8 @@ class TrainVQVAE(PictureSize, KindSettings, Settings):
     """Optimiser steps between checkpoints."""
     image_column: ImageColumn = None
     label_column: LabelColumn = None
+    balance: Annotated[bool, Unsaid()] = False
+    """See every class equally often: the images of small classes come up again sooner."""
     warmup_steps: Annotated[int, Within(0, 10**9)] = 100
     """Optimiser steps over which the learning rate rises."""
     schedule: Literal["trapezoid", "cosine"] = "trapezoid"
@@ -183,7 +186,7 @@ class ExtractCodes(CodecSize, KindSettings):
 
 
 @dataclass
-class CheckData(KindSettings):
+class CheckData(PictureSize, KindSettings):
     """Read and decode every image, say which are bad, and write a list that any command takes as DATA."""
 
     data: Annotated[str, tyro.conf.Positional]
@@ -192,6 +195,8 @@ class CheckData(KindSettings):
     """The list: a hash of each image; what differs when it is used is refused."""
     policy: Literal["error", "skip"] = "error"
     """What bad images do: end the command without a list, or be left out of what uses the list."""
+    sheet: Path | None = None
+    """PNG file for a sheet of up to 64 of the images as a network will see them: cut, scaled, grey or in colour."""
     num_workers: NumWorkers = None
     image_column: ImageColumn = None
     label_column: LabelColumn = None

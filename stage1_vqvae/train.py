@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from stage1_vqvae.adversary import MakeAdversary
 from stage1_vqvae.collapse import COLLAPSED, named_use, remedy, watch
 from stage1_vqvae.data.loading import load_rows
-from stage1_vqvae.data.sources import Data, open_data_of
+from stage1_vqvae.data.sources import Data, open_data_of, require_labels
 from stage1_vqvae.evaluate import evaluate_codec, reconstructed, summary
 from stage1_vqvae.factors import factors_of
 from stage1_vqvae.losses import reconstruction_terms, weighted_sum
@@ -36,7 +36,7 @@ from vq_prior.core.processes.runtime import Runtime, has_native_bf16, start_runt
 from vq_prior.core.processes.threads import told_threads
 from vq_prior.core.training.averaging import WeightAverage
 from vq_prior.core.training.optim import lr_at, set_learning_rate
-from vq_prior.core.training.randomness import batch_rows, keyed_generator
+from vq_prior.core.training.randomness import in_equal_parts, keyed_generator
 from vq_prior.core.training.runs import (
     RunConfig,
     RunLog,
@@ -82,6 +82,7 @@ def train_vqvae(settings: TrainVQVAE, make_adversary: MakeAdversary | None = Non
     runtime, settings = chosen(settings)
     for line in (runtime.describe(), *notes):
         runtime.say(line)
+    balanced = in_equal_parts(require_labels(data)) if settings.balance else None
     assert settings.batch_size is not None
     runtime.require_rows(settings.batch_size, settings.gradient_accumulation_steps)
     model, form = new_codec(settings), trained_form(settings)
@@ -101,6 +102,7 @@ def train_vqvae(settings: TrainVQVAE, make_adversary: MakeAdversary | None = Non
     workers = settings.num_workers
     train, held_out = (load_rows(rows, *form, num_workers=workers) for rows in (data.train, data.validation))
     training = prepare(settings, runtime, model, train, held_out, make_adversary)
+    training.balanced = balanced
     runtime.barrier()
     open_run(folder, config, overwrite=settings.overwrite, is_main=runtime.is_main, settings=typed)
     if settings.overwrite and runtime.is_main:
@@ -213,8 +215,7 @@ def run_steps(t: Training) -> None:
                 learning_rate, (numbers, total, norm) = set_rates(t), passes(t, images)
                 if runtime.device.type == "cuda":  # which computes: what comes next waits for it
                     ahead = _stored(t, t.step + 1)
-                rows = batch_rows(len(t.train), t.batch_size, s.seed, t.step)
-                require_finite(t.folder, t.step, rows, total, norm, main=runtime.is_main)
+                require_finite(t.folder, t.step, t.rows(t.step), total, norm, main=runtime.is_main)
                 t.window.add(numbers)
                 update(t, learning_rate)
             measured_steps += 1
@@ -325,7 +326,7 @@ def update(t: Training, learning_rate: float) -> None:
 def _stored(t: Training, step: int) -> Stored:
     """Return this process's share of the rows of a step, [share, ...], as they are stored."""
     s, share = t.settings, t.runtime.share(t.batch_size)
-    stored = t.train.stored(batch_rows(len(t.train), t.batch_size, s.seed, step)[share])
+    stored = t.train.stored(t.rows(step)[share])
     if s.augment:
         factors = factors_of(s.model.downsampling or 2, len(t.train.transform.shape))
         rng = keyed_generator(s.seed, step, "augmentation")

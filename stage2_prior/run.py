@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from stage2_prior.baselines import Baselines, measure_baselines
@@ -26,6 +27,7 @@ from vq_prior.core.processes.sharding import gathered, like, shard
 from vq_prior.core.spec import Codec
 from vq_prior.core.training.averaging import WeightAverage
 from vq_prior.core.training.optim import adamw_and_muon, load_optimizer_tensors, optimizer_tensors
+from vq_prior.core.training.randomness import batch_rows, in_equal_parts
 from vq_prior.core.training.windows import Window
 
 
@@ -65,6 +67,7 @@ class Training:
         progress: See `Progress`.
         step: Optimiser steps done.
         window: What the next log line tells.
+        balanced: Training rows of which every class has as many; None takes each once.
     """
 
     settings: TrainPrior
@@ -80,9 +83,17 @@ class Training:
     baselines: Baselines
     codec: Codec | None
     window: Window
+    balanced: NDArray[np.int64] | None = None
     best: dict[str, Tensor] = field(default_factory=dict)
     progress: Progress = field(default_factory=Progress)
     step: int = 0
+
+    def rows(self, step: int) -> NDArray[np.int64]:
+        """Return the training rows of a step."""
+        size, seed = given(self.settings.batch_size), self.settings.seed
+        if self.balanced is None:
+            return batch_rows(len(self.train), size, seed, step)
+        return self.balanced[batch_rows(len(self.balanced), size, seed, step)]
 
     def stopped_early(self) -> bool:
         """Return whether the held-out loss has not improved for `patience` measurements."""
@@ -132,6 +143,7 @@ def prepare(
         baselines=measure_baselines(train, held_out),
         codec=codec,
         window=Window(runtime),
+        balanced=in_equal_parts(train.labels) if settings.balance else None,
     )
 
 

@@ -21,6 +21,7 @@ from vq_prior.core.settings import (
     Seed,
     Settings,
     Threads,
+    Unsaid,
     Within,
     check_ranges,
     require_data,
@@ -82,6 +83,8 @@ class TrainPrior(KindSettings, Settings):
     are written to RUN/codes first."""
     image_column: ImageColumn = None
     label_column: LabelColumn = None
+    balance: Annotated[bool, Unsaid()] = False
+    """See every class equally often: the codes of small classes come up again sooner."""
     from_model: Annotated[str | None, Place("MODEL"), tyro.conf.arg(name="from")] = None
     """MODEL, RUN or prior folder whose prior the training starts from: fine-tuning. Its codec stays as it is."""
     lora: bool = False
@@ -189,9 +192,9 @@ def _check_sources(settings: TrainPrior) -> None:
     if (s.codes is None) == (s.data is None):
         both = "both" if s.codes is not None else "neither"
         raise UsageError(f"give either --codes (a code store) or --data (images whose codes are extracted), got {both}")
-    for flag, column in (("image-column", s.image_column), ("label-column", s.label_column)):
-        if column is not None and s.data is None:
-            raise UsageError(f"--{flag} goes with --data, got {column} with --codes; leave it out")
+    for name in ("image_column", "label_column", "split", "labels_file", "file_column", "classes", "max_images"):
+        if (value := getattr(s, name)) is not None and s.data is None:
+            raise UsageError(f"--{name.replace('_', '-')} goes with --data, got {value} with --codes; leave it out")
     if s.data is not None:
         require_data(s.data)
     if s.from_model is None:

@@ -48,7 +48,6 @@ from vq_prior.core.processes.threads import told_threads
 from vq_prior.core.settings import changed
 from vq_prior.core.spec import Codec
 from vq_prior.core.training.optim import lr_at, set_learning_rate
-from vq_prior.core.training.randomness import batch_rows
 from vq_prior.core.training.runs import (
     RunLog,
     continued,
@@ -97,6 +96,8 @@ def train_prior(settings: TrainPrior, codec: Codec | None = None, base: CausalPr
     if base is not None:
         _require_same_codes(base, (store, validation), settings.codes)
     num_classes = len(store.index.label_names) if store.labelled else 0
+    if settings.balance and not num_classes:
+        raise UsageError(f"--balance needs classes, and {settings.codes} has none; leave it out")
     settings = changed(settings, order=read_order(settings.order, store.spec.num_tokens))
     layout = layout_of(settings, store.spec, num_classes)
     facts = CodeFacts(layout.num_tokens, layout.num_codes, len(store), None if base is None else architecture_of(base))
@@ -178,7 +179,7 @@ def passes(t: Training, step: int) -> StepSums:
     class and null tokens take no probability.
     """
     s, layout, batch_size = t.settings, t.prior.layout, given(t.settings.batch_size)
-    tokens, conditioned = t.train.conditioned(batch_rows(len(t.train), batch_size, s.seed, step))
+    tokens, conditioned = t.train.conditioned(t.rows(step))
     if layout.num_classes or conditioned.columns:
         conditioned = conditioned.dropped(layout, rate=given(s.label_dropout), seed=s.seed, step=step)
     inputs = drop_tokens(
@@ -213,8 +214,7 @@ def update(t: Training) -> dict[str, Tensor]:
         set_learning_rate(optimizer, rate)
     measured = passes(t, t.step).finish()
     norm = whole(nn.utils.clip_grad_norm_(t.prior.model.parameters(), s.max_grad_norm))
-    rows = batch_rows(len(t.train), given(s.batch_size), s.seed, t.step)
-    require_finite(t.folder, t.step, rows, measured["train_nats"], norm, main=t.runtime.is_main)
+    require_finite(t.folder, t.step, t.rows(t.step), measured["train_nats"], norm, main=t.runtime.is_main)
     for optimizer in t.optimizers.values():
         optimizer.step()
     t.step += 1

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from stage1_vqvae.data.classes import Label, read_labels
 from stage1_vqvae.data.rows import ArrayRows, RawData, Split
 from stage1_vqvae.modalities import Wanted, chosen, kinds_of_array, named
+from vq_prior.core.disk.pointers import require_no_pointer
 from vq_prior.core.errors import ArtifactError, UsageError
 
 ARRAY_SUFFIXES = (".npy", ".npz")
@@ -50,6 +51,7 @@ def open_array_file(path: Path, wanted: Wanted) -> RawData:
 
 
 def _read(path: Path) -> dict[str, NDArray[Any]]:
+    require_no_pointer(path)
     try:
         if path.suffix.lower() == ".npy":
             return {"values": np.load(path, mmap_mode="r", allow_pickle=False)}

@@ -4,7 +4,7 @@ The list is a JSON file that stands for the data: wherever a command takes DATA 
 bad is left out, and what has changed since is refused.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stage1_vqvae.data.loading import EncodedRows, in_threads
-from stage1_vqvae.data.rows import content_digest
+from stage1_vqvae.data.rows import RawData, Split, content_digest, inspected
 from stage1_vqvae.modalities import Wanted
 from stage1_vqvae.modalities.pictures import PICTURES
 from vq_prior.core.config import from_json, pretty_json, read_json, to_json
@@ -58,6 +58,11 @@ class CheckedData:
         splits: By name.
         modality: What the rows are; None, and left out of the file, for pictures.
         column: Of the rows in tables, as it was given, where they are no pictures.
+        classes: Those to take, as they were given, if they were.
+        max_images: Rows of each split to take at most, if it was given.
+        split: The split to take alone, if it was given.
+        labels_file: Table of the labels, if it was given.
+        file_column: Its column of the files, if it was given.
     """
 
     format_version: int
@@ -67,6 +72,11 @@ class CheckedData:
     splits: dict[str, CheckedSplit]
     modality: str | None = None
     column: str | None = None
+    classes: str | None = None
+    max_images: int | None = None
+    split: str | None = None
+    labels_file: str | None = None
+    file_column: str | None = None
 
     @classmethod
     def of(cls, data: str, wanted: Wanted, modality: Modality, splits: dict[str, CheckedSplit]) -> "CheckedData":
@@ -74,7 +84,20 @@ class CheckedData:
         pictures = modality is PICTURES
         column = wanted.columns.get(modality.name)
         name, other = (None, None) if pictures else (modality.name, column)
-        return cls(1, data, column if pictures else None, wanted.label_column, splits, name, other)
+        return cls(
+            1,
+            data,
+            column if pictures else None,
+            wanted.label_column,
+            splits,
+            name,
+            other,
+            classes=wanted.classes,
+            max_images=wanted.max_images,
+            split=wanted.split,
+            labels_file=wanted.labels_file,
+            file_column=wanted.file_column,
+        )
 
     @property
     def columns(self) -> dict[str, str]:
@@ -107,14 +130,40 @@ def read_checked(path: Path) -> CheckedData:
     return checked
 
 
-def check_rows(rows: EncodedRows, modality: Modality, num_workers: int | None) -> CheckedSplit:
+def check_splits(raw: RawData, num_workers: int | None) -> dict[str, CheckedSplit]:
+    """Look at every row of a source, whatever is wrong with others: its file, and its label where others have one."""
+    splits = {"train": raw.train} | ({"validation": raw.validation} if raw.validation else {})
+    labelled = {name: any(label is not None for label in split.labels or ()) for name, split in splits.items()}
+    found = {}
+    for name, split in splits.items():
+        checked = check_rows(split.rows, raw.modality, num_workers, raw.missing)
+        found[name] = _without_label(checked, split) if labelled[name] and labelled["train"] else checked
+    return found
+
+
+def _without_label(checked: CheckedSplit, split: Split) -> CheckedSplit:
+    """Return a split in which the rows without a label are bad, too."""
+    bad = {row.row: row for row in checked.bad}
+    for row, label in enumerate(split.labels or ()):
+        if label is None and row not in bad:
+            name = split.rows.name(row)
+            bad[row] = BadRow(row, name, f"{name} has no label, and others have; give it one")
+    digests = tuple("" if row in bad else digest for row, digest in enumerate(checked.sha256))
+    return CheckedSplit(digests, tuple(bad[row] for row in sorted(bad)))
+
+
+def check_rows(
+    rows: EncodedRows, modality: Modality, num_workers: int | None, missing: Mapping[str, str]
+) -> CheckedSplit:
     """Read and decode every row at its own size, whatever is wrong with others."""
 
     def look(row: int) -> tuple[str, BadRow | None]:
         name, files = partial(rows.name, row), modality.files
+        if (why := missing.get(name())) is not None:
+            return "", BadRow(row, name(), f"{name()} {why}")
         try:
             encoded = rows.encoded(row)
-            files.read(encoded, files.own_transform(files.inspect(encoded, name)), name)
+            files.read(encoded, files.own_transform(inspected(encoded, modality, name)), name)
         except ArtifactError as error:
             return "", BadRow(row, name(), str(error))
         return content_digest(encoded).hex(), None
@@ -123,9 +172,11 @@ def check_rows(rows: EncodedRows, modality: Modality, num_workers: int | None) -
     return CheckedSplit(tuple(digest for digest, _ in found), tuple(bad for _, bad in found if bad is not None))
 
 
-def require_unchanged(checked: CheckedSplit, digests: Sequence[bytes], rows: EncodedRows, path: Path) -> None:
-    """Raise `ArtifactError` naming the first good row whose content is not what the list says."""
-    for row, digest in zip(checked.good_rows(), digests, strict=True):
+def require_unchanged(
+    checked: CheckedSplit, numbers: NDArray[np.int64], digests: Sequence[bytes], rows: EncodedRows, path: Path
+) -> None:
+    """Raise `ArtifactError` naming the first of some good rows whose content is not what the list says."""
+    for row, digest in zip(numbers, digests, strict=True):
         if checked.sha256[row] != digest.hex():
             raise ArtifactError(
                 f"{rows.name(int(row))} is not what it was when {path} was written; restore it, or run check-data again"

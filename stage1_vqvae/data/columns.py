@@ -1,7 +1,5 @@
 """Columns of numbers that stand beside the rows of DATA: in its tables, or in its metadata file."""
 
-import csv
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
@@ -12,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stage1_vqvae.data.listing import METADATA_NAMES
+from stage1_vqvae.data.metadata import read_rows
 from stage1_vqvae.data.rows import DataRows
 from stage1_vqvae.data.sources import Data
 from stage1_vqvae.data.tables import TABLE_SUFFIXES, table_values
@@ -87,18 +86,9 @@ def _listed(source: str, name: str) -> dict[str, Any]:
     """Return the values of a column by the path of each file, from the metadata files of a folder."""
     values: dict[str, Any] = {}
     for path in sorted(path for each in METADATA_NAMES for path in Path(source).rglob(each)):
-        try:
-            text = path.read_text(encoding="utf-8-sig")
-            lines = list(csv.DictReader(text.splitlines())) if path.suffix == ".csv" else _objects(text)
-        except (OSError, ValueError, csv.Error) as error:
-            raise ArtifactError(f"{path} is not readable ({str(error)[:80]})") from error
-        for line in lines:
+        for line in read_rows(path):
             if name in line:
                 values[str((path.parent / str(line.get("file_name"))).resolve())] = line[name]
     if not values:
         raise ArtifactError(f"{source} has no column {name}; --condition names columns of tables or metadata files")
     return values
-
-
-def _objects(text: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in text.splitlines() if line.strip()]

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from stage1_vqvae.data.classes import Label
 from stage1_vqvae.data.listing import Listing, list_files
-from stage1_vqvae.data.metadata import Metadata, read_metadata
-from stage1_vqvae.data.rows import FileRows, RawData, Split
-from stage1_vqvae.data.splits import MOST_NAMED, Part, split_folders, told
+from stage1_vqvae.data.metadata import Metadata, labels_file_told, read_metadata
+from stage1_vqvae.data.rows import CONVERT, UNREAD, FileRows, RawData, Split
+from stage1_vqvae.data.splits import MOST_NAMED, Part, only_split, split_folders, told
 from stage1_vqvae.data.tables import open_table_files
 from stage1_vqvae.modalities import MODALITIES, Wanted, chosen, column_flag, kinds_of_suffix, named
 from vq_prior.core.errors import ArtifactError, UsageError
@@ -50,10 +50,11 @@ def open_folder(path: Path, wanted: Wanted) -> RawData:
         ArtifactError: If it holds no rows, or rows as files and tables, or several folders of one split.
     """
     listing = list_files(path)
+    if wanted.labels_file is not None:
+        own = {Path(wanted.labels_file).resolve(), (path / wanted.labels_file).resolve()}
+        listing.tables = [name for name in listing.tables if (path / name).resolve() not in own]
     modality, why = _take_kind(listing, wanted)
-    if (
-        listing.ours and not listing.values and not listing.tables
-    ):  # sets that were drawn are meant where nothing else is
+    if listing.ours and not listing.values and not listing.tables:  # sets that were drawn are meant then
         listing = list_files(path, sets=True)
         modality, why = _take_kind(listing, wanted)
     notes = [f"left out what vq-prior wrote: {_some(listing.ours)}"] if listing.ours else []
@@ -69,7 +70,7 @@ def open_folder(path: Path, wanted: Wanted) -> RawData:
     for kind in wanted.columns:
         flag, files = column_flag(MODALITIES[kind]), _called(modality or MODALITIES[kind])
         raise UsageError(f"{flag} applies to tables, and {path} is a folder of {files} files; leave it out")
-    metadata = read_metadata(listing, wanted.label_column)
+    metadata = read_metadata(listing, wanted)
     if wanted.label_column is not None and metadata is None:
         raise UsageError(f"--label-column applies to tables and metadata files, and {path} has none; leave it out")
     if modality is None or not listing.values:
@@ -78,22 +79,24 @@ def open_folder(path: Path, wanted: Wanted) -> RawData:
             called, suffixes = _called(modality), modality.signs.suffixes
         ours = f", apart from what vq-prior wrote ({_some(listing.ours)})" if listing.ours else ""
         raise ArtifactError(f"{path} holds no {called}s ({', '.join(sorted(suffixes))}){ours}")
-    return _rows_of(listing, metadata, modality, why, notes)
+    return _rows_of(listing, metadata, modality, why, notes, wanted)
 
 
-def _rows_of(listing: Listing, metadata: Metadata | None, modality: Modality, why: str, notes: list[str]) -> RawData:
+def _rows_of(
+    listing: Listing, metadata: Metadata | None, modality: Modality, why: str, notes: list[str], wanted: Wanted
+) -> RawData:
     """Return the rows of the listed files, each with its split and its class."""
     called, root, names = _called(modality), listing.root, listing.values
+    notes += _unread(listing)
     if listing.num_other:
         notes.append(f"skipped {listing.num_other} file(s) that are no {called}s by their names")
     if listing.num_hidden:
         notes.append(f"skipped {listing.num_hidden} hidden file(s) or folder(s)")
-    missing: list[str] = []
     if metadata is not None:
-        names, missing = metadata.listed(listing)
+        names = sorted(metadata.labels)
         if left_out := len(set(listing.values).difference(names)):
             notes.append(f"skipped {left_out} {called}(s) that the metadata does not list")
-    groups = _split_groups(names, str(root), called, notes)
+    groups = _split_groups(names, str(root), called, notes, wanted.split)
     labels_of = metadata.labels if metadata is not None else {}
     in_folders = all(label is None for label in labels_of.values())
     if metadata is not None:
@@ -105,8 +108,12 @@ def _rows_of(listing: Listing, metadata: Metadata | None, modality: Modality, wh
         labels: list[Label] | None
         labels = _class_folders(members, leads, called, notes) if in_folders else [labels_of[name] for name in members]
         splits[split] = Split(FileRows([root / name for name in members]), labels)
-    causes = {str(root / name): "is listed in the metadata but is not there (or no image)" for name in missing}
-    return RawData(splits["train"], splits.get("validation"), modality, why, None, tuple(notes), causes)
+    if in_folders and metadata is None and not any(split.labels for split in splits.values()):
+        notes += labels_file_told(listing)
+    why_missing = "is listed in the metadata but is not there (or no image)"
+    causes = {str(root / name): why_missing for name in metadata.missing} if metadata is not None else {}
+    empty = _empty(listing.folders, *groups["train"]) if in_folders and splits["train"].labels else ()
+    return RawData(splits["train"], splits.get("validation"), modality, why, None, tuple(notes), causes, empty)
 
 
 def _called(modality: Modality) -> str:
@@ -117,12 +124,24 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:MOST_NAMED]) + (f", ... ({len(names)} in all)" if len(names) > MOST_NAMED else "")
 
 
-def _split_groups(names: list[str], root: str, called: str, notes: list[str]) -> dict[str, tuple[list[str], list[int]]]:
+def _unread(listing: Listing) -> list[str]:
+    """Return what to say of pictures in formats that are not read."""
+    names = sorted(name for suffix in UNREAD for name in listing.by_suffix.get(suffix, ()))
+    return (
+        [f"left out {len(names)} picture(s) in formats that are not read ({_some(names)}); {CONVERT}"] if names else []
+    )
+
+
+def _split_groups(
+    names: list[str], root: str, called: str, notes: list[str], asked: str | None
+) -> dict[str, tuple[list[str], list[int]]]:
     """Return the files of each split, and how many leading parts of each name say nothing of its class.
 
     Without a folder to train on, everything is training data.
     """
     parts = split_folders(names, root)
+    if asked is not None:
+        parts = only_split(parts, asked, root)
     if not parts:
         return {"train": (names, [0] * len(names))}
     notes.append(f"folders: {told({part.folder: part.split for part in parts})}")
@@ -132,7 +151,9 @@ def _split_groups(names: list[str], root: str, called: str, notes: list[str]) ->
         if placed:
             groups[split] = ([name for name, _ in placed], [lead for _, lead in placed])
     notes += [
-        f"left the {len(part.files)} {called}s of {part.folder}/ untouched" for part in parts if part.split == "test"
+        f"left the {len(part.files)} {called}s of {part.folder}/ untouched"
+        for part in parts
+        if part.split not in ("train", "validation")
     ]
     if outside := len(names) - sum(len(part.files) for part in parts):
         notes.append(f"skipped {outside} {called}(s) outside the split folders{_where(names, parts)}")
@@ -144,6 +165,14 @@ def _where(names: Sequence[str], parts: Sequence[Part]) -> str:
     inside = {name for part in parts for name in part.files}
     folders = sorted({name.rpartition("/")[0] for name in names if name not in inside} - {""})
     return f" ({_some(folders)})" if folders else ""
+
+
+def _empty(folders: list[str], names: list[str], leads: list[int]) -> tuple[str, ...]:
+    """Return the folders that stand where those of the classes do, and hold none of the files."""
+    parents = {tuple(name.split("/")[:lead]) for name, lead in zip(names, leads, strict=True)}
+    filled = {tuple(name.split("/")[: lead + 1]) for name, lead in zip(names, leads, strict=True)}
+    paths = [tuple(folder.split("/")) for folder in folders]
+    return tuple(path[-1] for path in paths if path[:-1] in parents and path not in filled)
 
 
 def _class_folders(names: list[str], leads: list[int], called: str, notes: list[str]) -> list[Label] | None:

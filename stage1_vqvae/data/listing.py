@@ -5,10 +5,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from stage1_vqvae.data.tables import TABLE_SUFFIXES
+from stage1_vqvae.data.tables import TABLE_SUFFIXES, table_columns
 from vq_prior.core.errors import ArtifactError
 
-METADATA_NAMES = ("metadata.csv", "metadata.jsonl")
+METADATA_NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 TRAININGS = ("vqvae-training", "prior-training")
 SHEETS = ("grid.png", "maps.png")
 FIRST = "000000"  # images of a set are numbered from it on
@@ -27,6 +27,7 @@ class Listing:
         root: The folder.
         values: Files of the kind that was taken.
         by_suffix: All that are no tables, by suffix.
+        folders: The folders.
         tables: Tables.
         metadata: Files of metadata.
         ours: What this program wrote and was left out: folders and sheets.
@@ -37,6 +38,7 @@ class Listing:
     root: Path
     values: list[str] = field(default_factory=list)
     by_suffix: dict[str, list[str]] = field(default_factory=dict)
+    folders: list[str] = field(default_factory=list)
     tables: list[str] = field(default_factory=list)
     metadata: list[str] = field(default_factory=list)
     ours: list[str] = field(default_factory=list)
@@ -69,6 +71,7 @@ def list_files(root: Path, *, sets: bool = False) -> Listing:
         sheets = set(_sheets(Path(folder), files, subfolders))
         listing.ours += [below + name for name in sheets]
         subfolders[:] = sorted(set(subfolders) - {*hidden, *own})
+        listing.folders += [below + name for name in subfolders]
         for name in subfolders:
             _require_no_loop(Path(folder, name))
         for name in files:
@@ -83,7 +86,7 @@ def list_files(root: Path, *, sets: bool = False) -> Listing:
 
 def _sort_in(listing: Listing, path: str, name: str) -> None:
     suffix = os.path.splitext(name)[1].lower()
-    if name in METADATA_NAMES:
+    if name in METADATA_NAMES and (suffix not in TABLE_SUFFIXES or "file_name" in table_columns(listing.root / path)):
         listing.metadata.append(path)
     elif suffix in TABLE_SUFFIXES:
         listing.tables.append(path)

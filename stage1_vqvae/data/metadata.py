@@ -1,4 +1,4 @@
-"""Metadata files of a folder: a row for each file, with its label."""
+"""Metadata files of a folder, and files of labels: a row for each file, with its label."""
 
 import csv
 import json
@@ -8,8 +8,14 @@ from typing import Any
 
 from stage1_vqvae.data.classes import Label, read_labels, without_nan
 from stage1_vqvae.data.listing import Listing
+from stage1_vqvae.data.splits import MOST_NAMED
+from stage1_vqvae.data.tables import table_rows
+from stage1_vqvae.modalities import Wanted
+from vq_prior.core.disk.pointers import require_no_pointer
 from vq_prior.core.errors import ArtifactError, UsageError
 from vq_prior.core.labels import one_form
+
+FILE_COLUMN = "file_name"
 
 
 @dataclass(frozen=True)
@@ -18,72 +24,166 @@ class Metadata:
 
     Attributes:
         labels: Label of each file by its path below the folder; None where it has none.
+        missing: Files that are listed and are not there.
         column: Of the labels.
         columns: All that there are.
         notes: What is to be said of the labels.
     """
 
     labels: dict[str, Label]
+    missing: list[str]
     column: str
     columns: tuple[str, ...]
     notes: list[str]
-
-    def listed(self, listing: Listing) -> tuple[list[str], list[str]]:
-        """Return the files that are listed, sorted, and which of them are not there.
-
-        A name may be written in another form of Unicode than on the disk.
-        """
-        present = {one_form(name): name for name in listing.values} | {name: name for name in listing.values}
-        for name in list(self.labels):
-            found = present.get(name) or present.get(one_form(name))
-            if found is not None and found != name:
-                self.labels[found] = self.labels.pop(name)
-        return sorted(self.labels), sorted(name for name in self.labels if name not in present)
 
     def no_labels(self) -> str:
         """Return what is said where no file has a label."""
         return f"labels: not in the metadata ({self.column} is none of {', '.join(self.columns)}, or is empty)"
 
 
-def read_metadata(listing: Listing, label_column: str | None) -> Metadata | None:
-    """Return what the metadata files of a folder say; None without a metadata file."""
-    if not listing.metadata:
+def read_metadata(listing: Listing, wanted: Wanted) -> Metadata | None:
+    """Return what the metadata files of a folder say, or the file of labels that was named; None without any.
+
+    Raises:
+        UsageError: If a column is not there.
+        ArtifactError: If a file cannot be read, or lists a file twice, or one outside of the folder.
+    """
+    if wanted.labels_file is None and wanted.file_column is not None:
+        raise UsageError(f"--file-column {wanted.file_column} goes with --labels-file; give both or neither")
+    if wanted.labels_file is None and not listing.metadata:
         return None
-    labels: dict[str, Label] = {}
+    paths = [listing.root / name for name in listing.metadata]
+    if wanted.labels_file is not None:
+        paths = [_labels_file(wanted.labels_file, listing.root)]
     found: dict[str, None] = {}
+    labels: dict[str, Label] = {}
     notes: list[str] = []
-    chosen = label_column or "label"
-    for relative in listing.metadata:
-        path = listing.root / relative
-        rows = _read_csv(path) if path.suffix == ".csv" else _read_jsonl(path)
-        folder = Path(relative).parent
+    names = _Names(listing.values, anywhere=wanted.labels_file is not None)
+    chosen = wanted.label_column or "label"
+    for path in paths:
+        rows = read_rows(path)
+        found |= {name: None for row in rows for name in row}
         columns = {name: None for row in rows for name in row}
-        if "file_name" not in columns:
-            raise ArtifactError(f"{path} must have a file_name column, got {', '.join(sorted(columns)) or 'no rows'}")
-        if label_column is not None and label_column not in columns:
-            raise UsageError(f"--label-column {label_column} is not in {path}, which has {', '.join(sorted(columns))}")
-        found |= columns
-        values, said = read_labels((row.get(chosen) for row in rows), chosen, str(path), asked=label_column is not None)
+        files = _file_column(path, list(columns), wanted)
+        chosen = _label_column(path, list(columns), files, wanted)
+        values, said = read_labels(
+            (row.get(chosen) for row in rows), chosen, str(path), asked=wanted.label_column is not None
+        )
         notes += said
+        folder = path.parent.relative_to(listing.root) if path.is_relative_to(listing.root) else Path()
         for number, row in enumerate(rows):
-            name = row.get("file_name")
-            if not isinstance(name, str) or ".." in Path(name).parts or Path(name).is_absolute():
-                raise ArtifactError(f"{path} row {number}: file_name must be a path within the folder, got {name!r}")
-            key = (folder / name).as_posix()
+            key = names.found(row.get(files), folder, f"{path} row {number}", files)
             if key in labels:
-                raise ArtifactError(f"{path} row {number}: {name} is listed twice")
+                raise ArtifactError(f"{path} row {number}: {row[files]} is listed twice")
             labels[key] = None if values is None else values[number]
-    return Metadata(labels, chosen, tuple(found), notes)
+    present = set(listing.values)
+    return Metadata(labels, sorted(name for name in labels if name not in present), chosen, tuple(found), notes)
 
 
-def _read_csv(path: Path) -> list[dict[str, Any]]:
+def _labels_file(name: str, root: Path) -> Path:
+    for path in (Path(name), root / name):
+        if path.is_file():
+            return path
+    raise ArtifactError(f"--labels-file {name} is not a file, neither here nor in {root}")
+
+
+def _file_column(path: Path, columns: list[str], wanted: Wanted) -> str:
+    known = ", ".join(sorted(columns)) or "no rows"
+    if wanted.file_column is not None and wanted.file_column not in columns:
+        raise UsageError(f"--file-column {wanted.file_column} is not in {path}, which has {known}")
+    if wanted.file_column is None and FILE_COLUMN not in columns:
+        flag = "; name another by --file-column" if wanted.labels_file is not None else ""
+        raise ArtifactError(f"{path} must have a {FILE_COLUMN} column, got {known}{flag}")
+    return wanted.file_column or FILE_COLUMN
+
+
+def _label_column(path: Path, columns: list[str], files: str, wanted: Wanted) -> str:
+    known = ", ".join(sorted(columns))
+    if wanted.label_column is not None and wanted.label_column not in columns:
+        raise UsageError(f"--label-column {wanted.label_column} is not in {path}, which has {known}")
+    if wanted.label_column is None and "label" not in columns and wanted.labels_file is not None:
+        others = [name for name in columns if name != files]
+        if len(others) != 1:
+            raise UsageError(f"{path} has no column label, only {known}; name that of the labels by --label-column")
+        return others[0]
+    return wanted.label_column or "label"
+
+
+class _Names:
+    """The files of a folder by what a table may call them: a path, in any form of Unicode; or, `anywhere`, a name."""
+
+    def __init__(self, files: list[str], *, anywhere: bool) -> None:
+        self._paths: dict[str, str | None] = {}
+        self._others: dict[str, str | None] = {}
+        for file in files:
+            self._paths[file] = file
+        for file in files:
+            self._paths.setdefault(one_form(file), file)
+            base = file.rpartition("/")[2]
+            for called in {base, file.rpartition(".")[0], base.rpartition(".")[0]} if anywhere else ():
+                known = self._others.setdefault(one_form(called), file)
+                if known != file:
+                    self._others[one_form(called)] = None
+
+    def found(self, name: Any, folder: Path, where: str, column: str) -> str:
+        """Return the path of the file that a row names; of one that is not there, the path as it is written.
+
+        Raises:
+            ArtifactError: If it lies outside of the folder, or several files have the name.
+        """
+        name = str(name) if isinstance(name, int) and not isinstance(name, bool) else name
+        if not isinstance(name, str) or not name or ".." in Path(name).parts or Path(name).is_absolute():
+            raise ArtifactError(f"{where}: {column} must be a path within the folder, got {name!r}")
+        for written in (name, name.replace("\\", "/")):
+            key = (folder / written).as_posix()
+            for path in (self._paths.get(key), self._paths.get(one_form(key))):
+                if path is not None:
+                    return path
+        called = one_form(Path(name).as_posix())
+        if self._others.get(called, "") is None:
+            raise ArtifactError(f"{where}: several files are called {name}; write their paths below the folder")
+        return self._others.get(called) or (folder / name).as_posix()
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a csv, tsv, jsonl or parquet file; raises `ArtifactError` if it is none."""
+    suffix = path.suffix.lower()
+    require_no_pointer(path)
+    if suffix in (".csv", ".tsv"):
+        return _read_csv(path, "\t" if suffix == ".tsv" else ",")
+    if suffix in (".parquet", ".arrow"):
+        return table_rows(path)
+    if suffix in (".jsonl", ".ndjson"):
+        return _read_jsonl(path)
+    raise ArtifactError(f"{path} must be a .csv, .tsv, .jsonl or .parquet file")
+
+
+def labels_file_told(listing: Listing) -> list[str]:
+    """Return what to say of tables beside the files that may hold their labels, and are not read."""
+    names = sorted(name for suffix in (".csv", ".tsv") for name in listing.by_suffix.get(suffix, ()) if "/" not in name)
+    told = []
+    for name in names[:MOST_NAMED]:
+        try:
+            with (listing.root / name).open(encoding="utf-8-sig", newline="") as file:
+                columns = next(csv.reader(file, delimiter="\t" if name.endswith(".tsv") else ","), [])
+        except (UnicodeError, csv.Error, OSError):
+            continue
+        if 2 <= len(columns) <= 64:
+            told.append(
+                f"{name} is not read; if it holds labels: --labels-file {name} --file-column {columns[0]} "
+                f"(its columns are {', '.join(columns[:MOST_NAMED])})"
+            )
+    return told
+
+
+def _read_csv(path: Path, delimiter: str) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]]
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = [dict(row) for row in csv.DictReader(file)]
+            rows = [dict(row) for row in csv.DictReader(file, delimiter=delimiter)]
     except (UnicodeError, csv.Error, OSError) as error:
         raise ArtifactError(f"{path} is not readable CSV text ({error})") from error
-    for name in {name for row in rows for name in row if name and name != "file_name"}:
+    for name in {name for row in rows for name in row if name and name != FILE_COLUMN}:
         values: list[Any] = [row.get(name) for row in rows]
         if all(isinstance(value, str) for value in values):
             values = without_nan(values)

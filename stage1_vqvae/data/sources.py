@@ -5,7 +5,7 @@ then a Hub id `owner/name[@revision]`; anything else is a missing path.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stage1_vqvae.data.arrays import ARRAY_SUFFIXES, open_array_file
-from stage1_vqvae.data.checking import SUFFIX, CheckedData, check_rows, read_checked, require_unchanged
+from stage1_vqvae.data.checking import SUFFIX, CheckedData, read_checked, require_unchanged
 from stage1_vqvae.data.folders import open_folder
+from stage1_vqvae.data.hub import is_data_id, open_hub
 from stage1_vqvae.data.rows import ArrayRows, DataRows, RawData, Split, content_hash, inspect_rows, number_labels
+from stage1_vqvae.data.selection import chosen_classes, some_rows, without_rows
 from stage1_vqvae.data.splits import MOST_NAMED
-from stage1_vqvae.data.tables import TABLE_SUFFIXES, open_hub, open_table_files
+from stage1_vqvae.data.tables import TABLE_SUFFIXES, open_table_files
 from stage1_vqvae.modalities import MODALITIES, Wanted, installed, named, told_of_form
-from stage1_vqvae.settings import CheckData
 from vq_prior.core.disk.code_store import held_out_rows
 from vq_prior.core.errors import ArtifactError, EnvironmentFault, UsageError
-from vq_prior.core.hub.client import HUB_ID
 from vq_prior.core.modality import Facts, Form, Modality, facts_of
 from vq_prior.core.processes.packages import broken
 
@@ -68,6 +68,11 @@ def open_data(
     image_column: str | None = None,
     columns: Mapping[str, str] | None = None,
     label_column: str | None = None,
+    split: str | None = None,
+    labels_file: str | None = None,
+    file_column: str | None = None,
+    classes: str | None = None,
+    max_images: int | None = None,
     num_workers: int | None = None,
 ) -> Data:
     """Return the rows that `data` names, every header checked.
@@ -78,6 +83,11 @@ def open_data(
         image_column: Column of the images in tables; None finds it by type.
         columns: The same for any kind, by its name.
         label_column: Column of the labels in tables and metadata files; None takes `label` if there is one.
+        split: The split to take alone; None takes those for training and validation.
+        labels_file: Table of the labels of a folder's files.
+        file_column: Its column of the files; None is `file_name`.
+        classes: Names of the classes to take, separated by commas; None takes all.
+        max_images: Rows of each split to take at most; None takes all.
         num_workers: Threads that read; None is one a core.
 
     Raises:
@@ -85,14 +95,25 @@ def open_data(
         UsageError: If a named column does not exist, or the rows may be of several kinds.
         EnvironmentFault: If scikit-learn or the network is missing where it is needed.
     """
-    return _opened(data, _wanted(modality, image_column, columns, label_column), num_workers)
+    wanted = wanted_of(
+        modality,
+        image_column,
+        columns,
+        label_column=label_column,
+        split=split,
+        labels_file=labels_file,
+        file_column=file_column,
+        classes=classes,
+        max_images=max_images,
+    )
+    return _opened(data, wanted, num_workers)
 
 
 def _opened(data: str, wanted: Wanted, num_workers: int | None) -> Data:
     checked = read_checked(Path(data)) if data.endswith(SUFFIX) and Path(data).is_file() else None
     if checked is not None:
         wanted = _as_checked(checked, wanted)
-    raw = _open_raw(data if checked is None else checked.data, wanted)
+    raw = open_raw(data if checked is None else checked.data, wanted)
     notes = [f"data {data}: {raw.modality.name}, {raw.why}", *raw.notes]
     called = rows_called(raw.modality)
     splits = {"train": raw.train} | ({"validation": raw.validation} if raw.validation else {})
@@ -106,15 +127,21 @@ def _opened(data: str, wanted: Wanted, num_workers: int | None) -> Data:
         notes.append(f"left out {num_bad} {called[:-1]}(s) that {data} calls bad")
     elif raw.missing:
         raise ArtifactError(missing_told(raw.missing))
-    splits = _labelled_alike(splits, called, notes)
-    label_names, numbers = _labels(splits, good, raw.label_names, data)
+    splits = labelled_alike(splits, called, notes)
+    label_names, numbers = classes_of(splits, good, raw.label_names, data)
+    label_names, numbers, good = _selected(wanted, label_names, numbers, good, splits, data, notes)
     whole: dict[str, DataRows] = {}
     contents = []
     for name, split in splits.items():
         rows, labels = good[name], numbers[name]
-        digests, headers = inspect_rows(split.rows, raw.modality, num_workers, rows)
+        try:
+            digests, headers = inspect_rows(split.rows, raw.modality, num_workers, rows)
+        except ArtifactError as error:
+            if checked is not None:
+                raise
+            raise ArtifactError(f"{error} (`vq-prior check-data` names all such at once)") from error
         if checked is not None:
-            require_unchanged(checked.splits[name], digests, split.rows, Path(data))
+            require_unchanged(checked.splits[name], rows, digests, split.rows, Path(data))
         whole[name] = DataRows(split.rows, rows, None if labels is None else labels[rows], headers)
         contents.append((name, digests, whole[name].labels))
     data_id = content_hash(contents, label_names)
@@ -125,6 +152,8 @@ def _opened(data: str, wanted: Wanted, num_workers: int | None) -> Data:
     else:
         # A row is held out or not whatever others are left out.
         held_out = np.isin(train.source_index, held_out_rows(len(raw.train.rows)))
+        if wanted.classes is not None and not held_out.any():
+            held_out = np.isin(np.arange(len(train)), held_out_rows(len(train)))
         if not held_out.any() or held_out.all():
             raise ArtifactError(f"{data} keeps too few good {called} to hold some out")
         validation, train = train.subset(np.flatnonzero(held_out)), train.subset(np.flatnonzero(~held_out))
@@ -134,6 +163,8 @@ def _opened(data: str, wanted: Wanted, num_workers: int | None) -> Data:
     notes.insert(1, f"data {data}: {counts}")
     if (labels := whole["train"].labels) is not None:
         notes.insert(2, classes_told(label_names, labels))
+        if train.labels is not None and validation.labels is not None:
+            notes += without_rows(label_names, train.labels, validation.labels, raw.empty)
     return Data(data, data_id, raw.modality, train, validation, label_names, tuple(notes))
 
 
@@ -151,30 +182,84 @@ def missing_told(missing: Mapping[str, str]) -> str:
     return f"{names[0]} {missing[names[0]]}{others}; mend the list, or leave them out by check-data --policy skip"
 
 
+def _selected(
+    wanted: Wanted,
+    names: tuple[str, ...],
+    numbers: dict[str, NDArray[np.int64] | None],
+    rows: dict[str, NDArray[np.int64]],
+    splits: dict[str, Split],
+    data: str,
+    notes: list[str],
+) -> tuple[tuple[str, ...], dict[str, NDArray[np.int64] | None], dict[str, NDArray[np.int64]]]:
+    """Return names, classes and rows that are left of the classes and the number of rows that are wanted."""
+    rows = {split: rows[split] for split in splits}
+    if wanted.classes is not None:
+        classes = chosen_classes(wanted.classes, names, data)
+        new = np.full(len(names), -1, dtype=np.int64)
+        new[classes] = np.arange(len(classes))
+        notes.append(f"took {len(classes)} of {len(names)} classes (--classes)")
+        names = tuple(names[number] for number in classes)
+        for split, labels in numbers.items():
+            assert labels is not None
+            numbers[split] = chosen = np.where(labels < 0, -1, new[labels])
+            rows[split] = rows[split][chosen[rows[split]] >= 0]
+    if wanted.max_images is not None:
+        for split, some in rows.items():
+            held_out = held_out_rows(len(splits[split].rows)) if len(splits) == 1 else np.empty(0, dtype=np.int64)
+            rows[split] = some_rows(some, held_out, wanted.max_images)
+            if len(rows[split]) < len(some):
+                of = "" if split == "train" else " to validate"
+                notes.append(f"took {len(rows[split])} of {len(some)} rows{of} (--max-images)")
+    for split, some in rows.items():
+        if not len(some):
+            raise ArtifactError(f"{data} holds nothing of the classes {', '.join(names)} in its {split} split")
+    return names, numbers, rows
+
+
+def require_labels(data: Data) -> NDArray[np.int64]:
+    """Return the class of each row to train on; raises `UsageError` without labels, which --balance needs."""
+    if data.train.labels is None:
+        raise UsageError(f"--balance needs classes, and {data.source} has no labels; leave it out")
+    return data.train.labels
+
+
 def rows_called(modality: Modality) -> str:
     """Return what rows of a kind are called where people read of them: images, or rows."""
     return "images" if modality.show.output == "images" else "rows"
 
 
-def _wanted(
+def wanted_of(
     modality: str | Modality | None,
     image_column: str | None,
     columns: Mapping[str, str] | None,
-    label_column: str | None,
+    **more: Any,
 ) -> Wanted:
+    """Return what the user said of DATA; raises `UsageError` if that cannot be."""
     name = modality.name if isinstance(modality, Modality) else modality
     if name is not None:
         named(name, "DATA")
     all_columns = dict(columns or {}) | ({} if image_column is None else {"pictures": image_column})
-    wanted = Wanted(name, all_columns, label_column)
+    wanted = Wanted(name, all_columns, **more)
     wanted.kind()
+    if wanted.max_images is not None and wanted.max_images < 2:
+        raise UsageError(f"--max-images must be at least 2, got {wanted.max_images}")
     return wanted
 
 
 def _as_checked(checked: CheckedData, wanted: Wanted) -> Wanted:
     """Return what a list of `check-data` was made with, and what it leaves open as it is wanted now."""
     columns = checked.columns or wanted.columns
-    return Wanted(checked.modality or wanted.modality, columns, checked.label_column or wanted.label_column)
+    return replace(
+        wanted,
+        modality=checked.modality or wanted.modality,
+        columns=columns,
+        label_column=checked.label_column or wanted.label_column,
+        split=checked.split or wanted.split,
+        labels_file=checked.labels_file or wanted.labels_file,
+        file_column=checked.file_column or wanted.file_column,
+        classes=wanted.classes or checked.classes,
+        max_images=wanted.max_images or checked.max_images,
+    )
 
 
 def _good_rows(checked: CheckedData, splits: dict[str, Split], data: str) -> dict[str, NDArray[np.int64]]:
@@ -187,40 +272,17 @@ def _good_rows(checked: CheckedData, splits: dict[str, Split], data: str) -> dic
     return {name: split.good_rows() for name, split in checked.splits.items()}
 
 
-def check_data(settings: CheckData) -> Path:
-    """Look at every row of DATA, say which are bad, and write the list OUT that trainings can use as DATA.
-
-    Raises:
-        ArtifactError: If a row is bad and the policy is "error": nothing is written then.
-        UsageError: If OUT cannot be a list.
-    """
-    if settings.out.suffix != SUFFIX or settings.out.is_dir():
-        raise UsageError(f"--out must be a file named *{SUFFIX}, got {settings.out}")
-    wanted = _wanted(settings.modality, settings.image_column, columns_of(settings), settings.label_column)
-    raw = _open_raw(settings.data, wanted)
-    for note in raw.notes:
-        print(note)
-    splits = {"train": raw.train} | ({"validation": raw.validation} if raw.validation else {})
-    found = {name: check_rows(split.rows, raw.modality, settings.num_workers) for name, split in splits.items()}
-    bad = [row for split in found.values() for row in split.bad]
-    total, called = sum(len(split.sha256) for split in found.values()), rows_called(raw.modality)
-    for row in bad:
-        print(f"bad: {row.reason}")
-    if bad and settings.policy == "error":
-        raise ArtifactError(
-            f"{len(bad)} of {total} {called} are bad ({bad[0].name} first); "
-            "mend them, or leave them out by --policy skip"
-        )
-    CheckedData.of(settings.data, wanted, raw.modality, found).write(settings.out)
-    print(f"{total - len(bad)} of {total} {called} are good; wrote {settings.out}; next: --data {settings.out}")
-    return settings.out
-
-
 def columns_of(settings: Any) -> dict[str, str]:
     """Return the columns that a command's settings name, by kind, but for that of pictures."""
     options: Mapping[str, Any] = getattr(settings, "options", None) or {}
     flags = {kind.name: f"{kind.signs.column}_column" for kind in installed()}
     return {name: options[flag] for name, flag in flags.items() if options.get(flag)}
+
+
+def said_of_data(settings: Any) -> dict[str, Any]:
+    """Return what a command's settings say of its data beside its kind and the column of its values."""
+    names = ("label_column", "split", "labels_file", "file_column", "classes", "max_images")
+    return {name: getattr(settings, name) for name in names}
 
 
 def open_data_of(
@@ -241,8 +303,8 @@ def open_data_of(
         modality=modality or settings.modality,
         image_column=settings.image_column,
         columns=columns_of(settings),
-        label_column=settings.label_column,
         num_workers=settings.num_workers,
+        **said_of_data(settings),
     )
     for note in data.notes:
         say(note)
@@ -252,7 +314,7 @@ def open_data_of(
     return data
 
 
-def _labelled_alike(splits: dict[str, Split], called: str, notes: list[str]) -> dict[str, Split]:
+def labelled_alike(splits: dict[str, Split], called: str, notes: list[str]) -> dict[str, Split]:
     """Return the splits without a held-out one that has no labels where the rows to train on have some."""
     has = {name: not {None, -1}.issuperset(split.labels or ()) for name, split in splits.items()}
     splits = {name: split if has[name] else Split(split.rows, None) for name, split in splits.items()}
@@ -266,7 +328,7 @@ def _labelled_alike(splits: dict[str, Split], called: str, notes: list[str]) -> 
     return {"train": splits["train"]}
 
 
-def _labels(
+def classes_of(
     splits: dict[str, Split], good: dict[str, NDArray[np.int64]], names: tuple[str, ...] | None, source: str
 ) -> tuple[tuple[str, ...], dict[str, NDArray[np.int64] | None]]:
     """Return class names and, for each split, the class of each row; no labels unless every split has them.
@@ -297,10 +359,20 @@ def _labels(
     return label_names, parts
 
 
-def _open_raw(data: str, wanted: Wanted) -> RawData:
+def open_raw(data: str, wanted: Wanted) -> RawData:
+    """Return the rows that DATA names, their files not yet looked at; raises what `open_data` does."""
     path = Path(data)
     if path.is_dir():
         return open_folder(path, wanted)
+    is_table = path.is_file() and path.suffix.lower() in TABLE_SUFFIXES
+    whole = (path.is_file() and not is_table) or data == "digits"
+    for flag, value, wrong in (
+        ("--split", wanted.split, whole),
+        ("--labels-file", wanted.labels_file, whole or is_table),
+        ("--file-column", wanted.file_column, whole or is_table),
+    ):
+        if value is not None and wrong:
+            raise UsageError(f"{flag} {value} does not apply to {data}; leave it out")
     if path.is_file():
         suffix = path.suffix.lower()
         if suffix in ARRAY_SUFFIXES:
@@ -310,8 +382,8 @@ def _open_raw(data: str, wanted: Wanted) -> RawData:
         return open_table_files([path], wanted)
     if data == "digits":
         return _open_digits(wanted)
-    if HUB_ID.fullmatch(data):
-        return open_hub(data, wanted)
+    if is_data_id(data):
+        return open_hub(data, wanted, open_folder)
     raise ArtifactError(f"{data} does not exist; give a folder, a parquet file, a Hub id owner/name, or digits")
 
 

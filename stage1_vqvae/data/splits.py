@@ -2,9 +2,9 @@
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from vq_prior.core.errors import ArtifactError
+from vq_prior.core.errors import ArtifactError, UsageError
 
 SPLIT_WORDS = {
     "train": ("train", "training", "trainval"),
@@ -62,8 +62,8 @@ def splits_of(names: Iterable[str]) -> dict[str, str]:
 
 def told(taken: Mapping[str, str]) -> str:
     """Return what each folder or table was taken for, in the order of the splits, the first ten."""
-    order = list(SPLIT_WORDS)
-    pairs = [f"{name} -> {split}" for name, split in sorted(taken.items(), key=lambda each: order.index(each[1]))]
+    order = {split: number for number, split in enumerate(SPLIT_WORDS)}
+    pairs = [f"{name} -> {split}" for name, split in sorted(taken.items(), key=lambda each: order.get(each[1], 9))]
     return ", ".join(pairs[:MOST_NAMED]) + (f", ... ({len(pairs)} in all)" if len(pairs) > MOST_NAMED else "")
 
 
@@ -104,6 +104,20 @@ def split_folders(files: Sequence[str], root: str) -> list[Part]:
             parts = [each for each in parts if each is not part] + inner
             _require_one_each(parts, root)
     return [_inmost(part) for part in parts]
+
+
+def only_split(parts: Sequence[Part], asked: str, root: str) -> list[Part]:
+    """Return the parts of which the one that was asked for, by its split or its folder, is for training.
+
+    Raises:
+        UsageError: If there is none.
+    """
+    chosen = [part for part in parts if asked in (part.split, part.folder, part.folder.rpartition("/")[2])]
+    if not chosen:
+        known = ", ".join(dict.fromkeys(part.split for part in parts)) or "no folders of splits"
+        raise UsageError(f"--split {asked} is not in {root}, which has {known}")
+    others = [replace(part, split="left out") for part in parts if part not in chosen]
+    return [*(replace(part, split="train") for part in chosen), *others]
 
 
 def _parts(files: Sequence[str], depth: int, root: str) -> Iterator[Part]:

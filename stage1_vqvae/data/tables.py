@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from stage1_vqvae.data.classes import Label, no_label_column, read_labels
 from stage1_vqvae.data.rows import RawData, Split
-from stage1_vqvae.data.splits import splits_of, splits_of_tables, told
+from stage1_vqvae.data.splits import splits_of_tables, told
 from stage1_vqvae.modalities import MODALITIES, Wanted, chosen, column_flag, kind_of_feature, kinds_of_array, named
-from vq_prior.core.errors import ArtifactError, EnvironmentFault, UsageError
+from vq_prior.core.disk.pointers import require_no_pointer
+from vq_prior.core.errors import ArtifactError, UsageError
 from vq_prior.core.modality import Encoded, Modality
 
 if TYPE_CHECKING:
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
 
 TABLE_SUFFIXES = (".parquet", ".arrow")
 MAX_HELD_BYTES = 4 << 30
+
+
+class NoValues(ArtifactError):
+    """A table without a column of values."""
 
 
 class TableRows:
@@ -62,7 +67,7 @@ class TableRows:
         content = self._block(number)[row - self._first[number]].as_py()
         if isinstance(content, bytes):
             return content
-        return _array(content, self.name(row))
+        return array_of(content, self.name(row))
 
     def name(self, row: int) -> str:
         """Return the file and the row in it."""
@@ -72,7 +77,7 @@ class TableRows:
         return f"{file} row {row - first}"
 
 
-def _array(content: Any, name: str) -> Encoded:
+def array_of(content: Any, name: str) -> Encoded:
     """Return the array of a row of a column of lists; raises `ArtifactError` if it holds none."""
     import numpy as np
 
@@ -104,6 +109,7 @@ class _TableFile:
         import pyarrow.parquet as pq
 
         self.path = path
+        require_no_pointer(path)
         try:
             if path.suffix.lower() == ".parquet":
                 self._file = pq.ParquetFile(path, memory_map=True)
@@ -148,6 +154,18 @@ class _TableFile:
         return [value for number in range(len(self.sizes)) for value in self.column(number, column).to_pylist()]
 
 
+def table_rows(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a parquet or arrow file, by column; raises `ArtifactError` if it is damaged."""
+    file = _TableFile(path)
+    columns = {name: file.values(name) for name in file.schema.names}
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def table_columns(path: Path) -> list[str]:
+    """Return the names of the columns of a parquet or arrow file; raises `ArtifactError` if it is damaged."""
+    return list(_TableFile(path).schema.names)
+
+
 def table_values(path: Path, column: str) -> list[Any]:
     """Return a whole column of a parquet or arrow file as Python values; raises `ArtifactError` if there is none."""
     file = _TableFile(path)
@@ -183,13 +201,19 @@ def open_table_files(paths: Sequence[Path], wanted: Wanted, root: Path | None = 
     taken = splits_of_tables({str(path): path.parent.name if path.parent != root else "" for path in sorted(paths)})
     for path in sorted(paths):
         groups.setdefault(taken[str(path)], []).append(path)
-    notes = []
+    notes: list[str] = []
+    if wanted.split is not None:
+        if wanted.split not in groups:
+            raise UsageError(f"--split {wanted.split} is not among the tables, which are {', '.join(groups)}")
+        left_out = sum(len(members) for split, members in groups.items() if split != wanted.split)
+        notes.append(f"left {left_out} table(s) of other splits untouched")
+        groups = {"train": groups[wanted.split]}
     if set(groups) != {"train"} and len(paths) > 1:
         below = os.path.commonpath([path.parent for path in paths])
         notes.append(f"tables: {told({os.path.relpath(name, below): split for name, split in taken.items()})}")
     if len(paths) > 1 and "train" not in groups:
         raise ArtifactError(f"{paths[0].parent} holds no training tables, only {', '.join(groups)}")
-    if len(paths) == 1:
+    if len(paths) == 1 and wanted.split is None:
         groups = {"train": list(paths)}
     untouched = groups.pop("test", [])
     if untouched:
@@ -197,7 +221,7 @@ def open_table_files(paths: Sequence[Path], wanted: Wanted, root: Path | None = 
     files = {split: [_TableFile(path) for path in members] for split, members in groups.items()}
     first = files["train"][0]
     features = _features(first.schema)
-    modality, why, values = _values_column(first.schema, wanted, str(first.path))
+    modality, why, values = values_column(first.schema, wanted, str(first.path))
     label = _label_column(first, wanted.label_column)
     names = _class_names(features, label)
     splits = {}
@@ -228,7 +252,7 @@ def _features(schema: "pa.Schema") -> dict[str, Any]:
     return features if isinstance(features, dict) else {}
 
 
-def _values_column(schema: "pa.Schema", wanted: Wanted, where: str) -> tuple[Modality, str, str]:
+def values_column(schema: "pa.Schema", wanted: Wanted, where: str) -> tuple[Modality, str, str]:
     """Return the kind of the values of a table, why it is that, and their column."""
     names, kind = schema.names, wanted.kind()
     for each, column in wanted.columns.items():
@@ -241,10 +265,10 @@ def _values_column(schema: "pa.Schema", wanted: Wanted, where: str) -> tuple[Mod
         modality = named(kind, where)
         found = columns.get(kind) or (_binary(schema) if modality.signs.holds == "files" else _lists(schema))
         if not found:
-            raise ArtifactError(f"{where} has no column of {kind} (its columns are {', '.join(names)})")
+            raise NoValues(f"{where} has no column of {kind} (its columns are {', '.join(names)})")
         return modality, "by --modality", _preferred(modality, found)
     if not columns:
-        raise ArtifactError(f"{where} has no column of image files (its columns are {', '.join(names)})")
+        raise NoValues(f"{where} has no column of image files (its columns are {', '.join(names)})")
     modality, why = chosen({each: f"column {some[0]}" for each, some in columns.items()}, where)
     return modality, why, columns[modality.name][0]
 
@@ -320,87 +344,3 @@ def _class_names(features: dict[str, Any], label: str | None) -> tuple[str, ...]
     feature = features.get(label) if label else None
     names = feature.get("names") if isinstance(feature, dict) else None
     return tuple(map(str, names)) if isinstance(names, list) and names else None
-
-
-class HubRows:
-    """The column of files of a `datasets.Dataset`, undecoded."""
-
-    def __init__(self, column: Any, source: str) -> None:
-        self._column, self._source = column, source
-
-    def __len__(self) -> int:
-        return len(self._column)
-
-    def encoded(self, row: int) -> Encoded:
-        """Return the file's bytes, or its numbers as an array."""
-        value = self._column[row]
-        if isinstance(value, bytes):
-            return value
-        if isinstance(value, list):
-            return _array(value, self.name(row))
-        if value.get("bytes") is not None:
-            return value["bytes"]
-        try:
-            return Path(value["path"]).read_bytes()
-        except (OSError, TypeError) as error:
-            raise ArtifactError(f"{self.name(row)} cannot be read") from error
-
-    def name(self, row: int) -> str:
-        """Return the data set and the row."""
-        return f"{self._source} row {row}"
-
-
-def open_hub(data: str, wanted: Wanted) -> RawData:
-    """Return the rows of a Hub data set `owner/name[@revision]`.
-
-    Raises:
-        ArtifactError: If there is none of that name, or it holds no values.
-        EnvironmentFault: If the Hub cannot be reached.
-    """
-    import datasets
-
-    name, _, revision = data.partition("@")
-    try:
-        loaded = datasets.load_dataset(name, revision=revision or None)
-    except (datasets.exceptions.DatasetNotFoundError, FileNotFoundError) as error:
-        raise ArtifactError(f"{data} does not exist, neither as a path nor on the Hub") from error
-    except OSError as error:
-        raise EnvironmentFault(f"{data} does not exist as a path, and the Hub did not answer for it") from error
-    except Exception as error:  # data set builders raise whatever they like
-        raise ArtifactError(f"{data} cannot be loaded from the Hub ({type(error).__name__})") from error
-    notes, splits = [], {}
-    names: tuple[str, ...] | None = None
-    kinds = splits_of(map(str, loaded))
-    for split, table in loaded.items():
-        kind = kinds.get(str(split))
-        if kind in ("train", "validation"):
-            splits[kind], names, modality, why, said = _hub_split(table, data, wanted)
-            notes += said
-        else:
-            notes.append(f"left the {len(table)} images of split {split} untouched")
-    if "train" not in splits:
-        raise ArtifactError(f"{data} has no train split, only {', '.join(map(str, loaded))}")
-    return RawData(splits["train"], splits.get("validation"), modality, why, names, tuple(notes))
-
-
-def _hub_split(table: Any, data: str, wanted: Wanted) -> tuple[Split, tuple[str, ...] | None, Modality, str, list[str]]:
-    import datasets
-
-    columns, label = list(table.column_names), wanted.label_column
-    if label is not None and label not in columns:
-        raise UsageError(f"--label-column {label} is not in {data}, which has {', '.join(columns)}")
-    modality, why, values = _values_column(table.features.arrow_schema, wanted, data)
-    label = label or ("label" if "label" in columns else None)
-    undecoded, feature = table.select_columns([values]), table.features[values]
-    if modality is MODALITIES["pictures"]:
-        undecoded = undecoded.cast_column(values, datasets.Image(decode=False))
-    elif hasattr(feature, "decode"):
-        undecoded = undecoded.cast_column(values, type(feature)(decode=False))
-    classes = table.features[label] if label else None
-    names = tuple(classes.names) if isinstance(classes, datasets.ClassLabel) else None
-    notes = no_label_column([name for name in columns if name != values])
-    labels: list[Label] | None = None
-    if label is not None:
-        asked = wanted.label_column is not None
-        labels, notes = read_labels(table[label], label, data, asked=asked, has_names=names is not None)
-    return Split(HubRows(undecoded[values], data), labels), names, modality, why, notes

@@ -47,11 +47,21 @@ class Wanted:
         modality: Name of the kind, or None where the data is to tell.
         columns: Column of the values in tables, by kind.
         label_column: Column of the labels, or None.
+        split: The split to take alone, or None.
+        labels_file: Table of the labels of a folder's files, or None.
+        file_column: Its column of the files, or None.
+        classes: Names of the classes to take, as they are typed; None takes all.
+        max_images: Rows of each split to take at most; None takes all.
     """
 
     modality: str | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
     label_column: str | None = None
+    split: str | None = None
+    labels_file: str | None = None
+    file_column: str | None = None
+    classes: str | None = None
+    max_images: int | None = None
 
     def kind(self) -> str | None:
         """Return the kind that was named, or that a column flag means; raises `UsageError` if these differ."""

@@ -167,6 +167,19 @@ def test_muon_moves_the_matrices_of_the_blocks_and_adamw_the_rest(code_store: Pa
     assert not any(torch.equal(one.modules["prior"][name], other.modules["prior"][name]) for name in moved_by_muon)
 
 
+def test_balanced_steps_show_every_class_equally_often(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    codes = write_store(tmp_path / "codes", num_rows=41, num_classes=40)  # one class has two rows, all others one
+    seen: list[int] = []
+    monkeypatch.setattr("stage2_prior.train.require_finite", lambda _folder, _step, rows, *_, **__: seen.extend(rows))
+    train_prior(tiny(codes, tmp_path / "out", steps=10, batch_size=len(CodeStore.open(codes, "train")), balance=True))
+    labels = CodeStore.open(codes, "train").rows(np.array(seen))["label"]
+    counts = np.unique(labels, return_counts=True)[1]
+    assert np.ptp(counts) <= 2
+    unlabelled = write_store(tmp_path / "none", num_rows=30, labelled=False)
+    with pytest.raises(UsageError, match="--balance needs classes"):
+        train_prior(tiny(unlabelled, tmp_path / "other", balance=True))
+
+
 def test_sigterm_saves_and_stops(code_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train_prior(tiny(code_store, tmp_path / "whole"))
     update = train.update

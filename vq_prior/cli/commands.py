@@ -36,7 +36,7 @@ def quickstart(settings: Quickstart) -> None:
 
 def check_data(settings: "CheckData") -> None:
     """Look at every image of a data set."""
-    from stage1_vqvae.data.sources import check_data as check
+    from stage1_vqvae.data.check import check_data as check
 
     check(settings)
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
+from stage1_vqvae.data.sources import said_of_data
 from stage1_vqvae.extract import extract_codes
 from stage1_vqvae.settings import ExtractCodes
 from stage2_prior.fine_tuning import open_base
@@ -86,10 +87,11 @@ def _codes_there(settings: TrainPrior) -> Iterator[TrainPrior]:
         modality=settings.modality,
         options=settings.options,
         image_column=settings.image_column,
-        label_column=settings.label_column,
+        **said_of_data(settings),
         overwrite=settings.overwrite,
     )
-    ready = changed(settings, codes=codes, data=None, modality=None, options=None, image_column=None, label_column=None)
+    of_data = ("data", "modality", "options", "image_column", *said_of_data(settings))
+    ready = changed(settings, codes=codes, **dict.fromkeys(of_data))
     if not settings.dry_run:
         extract_codes(request)
         yield ready

@@ -12,6 +12,7 @@ import typing
 from pathlib import Path
 from typing import Any, TypeVar
 
+from vq_prior.core.disk.pointers import is_pointer, pointer_told
 from vq_prior.core.errors import ArtifactError
 
 MAX_JSON_BYTES = 1 << 20
@@ -107,6 +108,8 @@ def read_json(path: Path, *, max_bytes: int = MAX_JSON_BYTES) -> Any:
         data = path.read_bytes()
     except OSError as error:
         raise ArtifactError(f"{path} cannot be read: {error.strerror}") from error
+    if is_pointer(data):
+        raise ArtifactError(pointer_told(str(path)))
     return parse_json(data, str(path))
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, TypeAlias
 
 import tyro
 
-from vq_prior.core.settings import Unsaid
+from vq_prior.core.settings import Unsaid, Within
 
 if TYPE_CHECKING:
     import numpy as np
@@ -128,6 +128,17 @@ class KindSettings:
     """What the data is: pictures, or a kind that an installed package brings. Left out: found by looking at it."""
     options: Annotated[tyro.conf.Suppress[tyro.conf.Fixed[dict[str, Any] | None]], Unsaid(flag=False)] = None
     """Flags of kinds that are not ours, as JSON values: {"series": {"length": 64}, "series_column": "x"}."""
+    split: Annotated[str | None, Unsaid()] = None
+    """Split of the data to take alone, such as test; some of it is held out. Left out: its train and validation
+    splits."""
+    labels_file: Annotated[str | None, Unsaid()] = None
+    """Table (csv, tsv, jsonl or parquet) with a row for each image of a folder, such as labels.csv of id and label."""
+    file_column: Annotated[str | None, Unsaid()] = None
+    """With --labels-file: column of the images, as paths or names with or without suffix; left out: file_name."""
+    classes: Annotated[str | None, Unsaid()] = None
+    """Classes to take, by name, separated by commas; left out: all."""
+    max_images: Annotated[int | None, Within(2, 10**9), Unsaid()] = None
+    """Images of each split to take at most, spread over all of them; left out: all."""
 
 
 class Files(Protocol):

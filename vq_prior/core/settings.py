@@ -95,7 +95,7 @@ class Once:
 
 @dataclass(frozen=True)
 class Unsaid:
-    """Mark of a setting that a run's config names only where it says something, not where it is None.
+    """Mark of a setting that a run's config names only where it says something, not where it is None or False.
 
     Attributes:
         flag: Whether it is typed; else the command line puts it together of other flags.

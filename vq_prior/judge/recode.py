@@ -7,7 +7,7 @@ import numpy as np
 from stage1_vqvae.codecs import open_codec, takes_shape
 from stage1_vqvae.data.loading import load_rows
 from stage1_vqvae.data.rows import DataRows
-from stage1_vqvae.data.sources import Data, columns_of, open_data
+from stage1_vqvae.data.sources import Data, columns_of, open_data, said_of_data
 from vq_prior.core.disk.code_store import INDEX, CodeIndex, CodeStore
 from vq_prior.core.errors import ArtifactError, UsageError
 from vq_prior.core.identity import require_same_codec
@@ -60,8 +60,8 @@ def _data_of(index: CodeIndex, modality: Modality, settings: Verify) -> Data:
         modality=modality,
         columns=columns_of(settings),
         image_column=settings.image_column,
-        label_column=settings.label_column,
         num_workers=settings.num_workers,
+        **said_of_data(settings),
     )
     if data.data_id != index.data.id:
         raise ArtifactError(

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vq_prior.core.config import from_json, pretty_json, read_json
+from vq_prior.core.disk.pointers import require_no_pointer
 from vq_prior.core.errors import ArtifactError, UsageError
 from vq_prior.core.identity import file_sha256
 
@@ -136,6 +137,7 @@ def verify_manifest(folder: Path) -> bool:
         if name not in present:
             raise ArtifactError(f"{path} is missing; fetch or train it anew")
         if path.stat().st_size != entry.size or file_sha256(path) != entry.sha256:
+            require_no_pointer(path)
             raise ArtifactError(f"{path} is damaged: its bytes differ from the manifest; fetch or train it anew")
     return True
 

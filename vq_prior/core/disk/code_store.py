@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vq_prior.core.config import canonical_json, from_json, pretty_json, read_json
+from vq_prior.core.disk.pointers import require_no_pointer
 from vq_prior.core.errors import ArtifactError
 from vq_prior.core.identity import file_sha256
 from vq_prior.core.spec import CodeSpec
@@ -242,6 +243,7 @@ class CodeStore:
             path = self.folder / shard.file
             columns = self._map(shard)
             if file_sha256(path) != shard.sha256:
+                require_no_pointer(path)
                 raise ArtifactError(f"{path} is damaged: its bytes differ from {INDEX}; extract the codes anew")
             for number, level in enumerate(self.spec.levels):
                 codes = columns[f"codes.{number}"]

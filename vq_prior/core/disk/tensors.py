@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vq_prior.core.config import parse_json
+from vq_prior.core.disk.pointers import require_no_pointer
 from vq_prior.core.errors import ArtifactError, NumericError
 
 MAX_HEADER_BYTES, MAX_TENSORS = 4 << 20, 1 << 14
@@ -55,6 +56,7 @@ def read_header(path: Path) -> dict[str, TensorHeader]:
             prefix = file.read(8)
             length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else -1
             if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
+                require_no_pointer(path)
                 raise ArtifactError(f"{path} is not a whole safetensors file; fetch or write it anew")
             header = file.read(length).rstrip(b" ")
     except OSError as error:

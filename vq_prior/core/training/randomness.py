@@ -87,3 +87,14 @@ def batch_rows(num_rows: int, batch_size: int, seed: int, step: int) -> NDArray[
         rows.append(_epoch_order(num_rows, seed, epoch)[offset : offset + take])
         position += take
     return np.concatenate(rows)
+
+
+def in_equal_parts(labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return rows [n] of which every class has as many: those of small classes again and again, in their order.
+
+    >>> in_equal_parts(np.array([0, 1, 0, 0, 2])).tolist()
+    [0, 2, 3, 1, 1, 1, 4, 4, 4]
+    """
+    order = np.argsort(labels, kind="stable").astype(np.int64)
+    _, counts = np.unique(labels, return_counts=True)
+    return np.concatenate([np.resize(rows, counts.max()) for rows in np.split(order, np.cumsum(counts)[:-1])])

@@ -64,7 +64,11 @@ def run_config(command: str, settings: Any, inputs: dict[str, str]) -> RunConfig
     """Return the config of a run with these resolved settings (a dataclass); one-off flags are left out."""
     once, unsaid = names_marked(type(settings), Once), names_marked(type(settings), Unsaid)
     told = to_json(settings).items()
-    kept = {name: value for name, value in told if name not in once and not (name in unsaid and value is None)}
+    kept = {
+        name: value
+        for name, value in told
+        if name not in once and not (name in unsaid and (value is None or value is False))
+    }
     return RunConfig(1, command, kept, inputs)
 
 
@@ -156,7 +160,8 @@ def check_continues(old: RunConfig, new: RunConfig, folder: Path, *, settings: A
         settings: As typed; their class tells what is free, and what a setting means that `old` does not name.
     """
     free = free_names(type(settings))
-    before, after = {**absent_means(settings), **flatten(old.settings)}, flatten(to_json(new.settings))
+    absent = absent_means(settings)
+    before, after = {**absent, **flatten(old.settings)}, {**absent, **flatten(to_json(new.settings))}
     changes = []
     for name in sorted(before.keys() | after.keys()):
         was, now = before.get(name), after.get(name)
