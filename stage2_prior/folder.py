@@ -3,6 +3,7 @@
 `config.json`, `generation_config.json` and `model.safetensors` are transformers'; `prior_config.json` is ours.
 """
 
+import json
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import nn
 from stage2_prior.architecture import model_of
 from stage2_prior.conditions import Condition, attach, build_condition, num_vectors
 from stage2_prior.layout import Order, SequenceLayout
+from stage2_prior.tokenizer import write_tokenizer
 from vq_prior.core.config import from_json, pretty_json, read_json, to_json
 from vq_prior.core.disk.artifacts import write_atomic
 from vq_prior.core.disk.code_store import Column
@@ -118,6 +120,8 @@ def write_folder(folder: Path, model: nn.Module, ours: PriorConfig) -> None:
     config: Any = model.config
     config.dtype = next(model.parameters()).dtype
     config.save_pretrained(folder)
+    _say_rotary_base(folder / "config.json")
+    write_tokenizer(folder, layout)
     generation = GenerationConfig(
         do_sample=True,
         temperature=ours.sampling.temperature,
@@ -138,6 +142,16 @@ def write_folder(folder: Path, model: nn.Module, ours: PriorConfig) -> None:
     values = to_json(ours)
     # A key that came later is written only where it says something: older programs read what they know.
     write_atomic(folder / PRIOR_CONFIG, pretty_json({k: v for k, v in values.items() if k not in LATER or v}))
+
+
+def _say_rotary_base(path: Path) -> None:
+    """Write the rotary base of a config where version 4 of transformers, and what follows it, reads it as well.
+
+    Without the second place they take a base of their own and draw from another model.
+    """
+    values = read_json(path)
+    values["rope_theta"] = values["rope_parameters"]["rope_theta"]
+    write_atomic(path, (json.dumps(values, indent=2, sort_keys=True) + "\n").encode())  # as transformers writes it
 
 
 def read_prior_config(folder: Path) -> PriorConfig:
@@ -242,6 +256,7 @@ def _check_architecture(config: dict[str, Any], layout: SequenceLayout, path: Pa
     if not isinstance(positions, int) or positions < layout.num_tokens:
         raise ArtifactError(f"{path}: max_position_embeddings is {positions}, a sequence has {layout.num_tokens + 1}")
     rope = config.get("rope_parameters") or {}
+    base = rope.get("rope_theta", config.get("rope_theta")) if isinstance(rope, dict) else None
     supported = {
         "hidden_act": config.get("hidden_act", "silu") == "silu",
         "attention_bias": not config.get("attention_bias", False),
@@ -249,6 +264,7 @@ def _check_architecture(config: dict[str, Any], layout: SequenceLayout, path: Pa
         "use_sliding_window": not config.get("use_sliding_window", False),
         "rope_parameters": isinstance(rope, dict) and rope.get("rope_type", "default") == "default",
         "rope_scaling": not config.get("rope_scaling"),
+        "rope_theta": config.get("rope_theta") in (None, base),  # written in both places
         "quantization_config": "quantization_config" not in config,
     }
     for key, holds in supported.items():

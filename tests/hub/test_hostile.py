@@ -174,8 +174,8 @@ IGNORED: dict[str, Callable[[Files], Files]] = {
     "a generate of its own": add(
         {"custom_generate/generate.py": EVIL_CODE, "prior/custom_generate/generate.py": EVIL_CODE}
     ),
-    "a tokenizer that runs": add(
-        {"prior/tokenizer_config.json": json.dumps(AUTO_MAP).encode(), "prior/tok.py": EVIL_CODE}
+    "a tokenizer that runs": lambda files: (
+        sealed(files | {"prior/tokenizer_config.json": json.dumps(AUTO_MAP).encode()}) | {"prior/tok.py": EVIL_CODE}
     ),
     "names of another case": add({"CONFIG.JSON": b"{}", "Prior/config.json": b"{}", "VQVAE/model.safetensors": b""}),
     "deeper folders": add({"prior/vqvae/config.json": b"{}", "model/prior/model.safetensors": EVIL_PICKLE}),

@@ -1,0 +1,86 @@
+"""What other programs need beside the weights: the rotary base where they look, and a tokenizer that ends nothing."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from stage2_prior.prior import CausalPrior, load_prior, save_prior
+from stage2_prior.sampling import sample_tokens
+from vq_prior.core.disk.artifacts import new_folder, verify_manifest
+from vq_prior.core.errors import ArtifactError
+
+
+@pytest.fixture(params=["qwen3", "llama"])
+def folder(request: pytest.FixtureRequest, make_prior: Callable[..., CausalPrior], tmp_path: Path) -> Path:
+    with new_folder(tmp_path / "prior") as staging:
+        save_prior(make_prior(request.param), staging)
+    return tmp_path / "prior"
+
+
+def test_the_rotary_base_stands_where_either_version_of_transformers_reads_it(folder: Path) -> None:
+    values = json.loads((folder / "config.json").read_text())
+    assert values["rope_theta"] == values["rope_parameters"]["rope_theta"] != 10000.0  # what version 4 would take
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rope_theta": 20000.0}, "rope_theta is 20000.0"),
+        ({"rope_parameters": "default"}, "rope_parameters is 'default'"),
+    ],
+)
+def test_two_bases_that_differ_are_refused(folder: Path, change: dict[str, Any], message: str) -> None:
+    (folder / "manifest.json").unlink()
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(values | change))
+    with pytest.raises(ArtifactError, match=message):
+        load_prior(folder)
+
+
+@pytest.mark.parametrize("gone", ["rope_theta", "rope_parameters"])
+def test_a_base_in_one_place_is_the_base(folder: Path, gone: str) -> None:
+    """As older versions of vq-prior wrote it, and version 4 of transformers."""
+    before = load_prior(folder)
+    for name in ("manifest.json", "tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink()
+    values = json.loads((folder / "config.json").read_text())
+    del values[gone]
+    (folder / "config.json").write_text(json.dumps(values))
+    tokens, labels = torch.arange(before.layout.num_tokens)[None] % 3, torch.tensor([1])
+    assert torch.equal(load_prior(folder).log_probs(tokens, labels), before.log_probs(tokens, labels))
+
+
+def test_the_tokenizer_is_the_ids_and_nothing_else(folder: Path) -> None:
+    from transformers import AutoTokenizer
+
+    assert verify_manifest(folder)
+    vocab_size = load_prior(folder).layout.vocab_size
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert len(tokenizer) == vocab_size
+    assert tokenizer("5 12 0")["input_ids"] == [5, 12, 0]
+    assert tokenizer(["7", "15"])["input_ids"] == [[7], [15]]
+    everything = list(range(vocab_size))
+    assert tokenizer(tokenizer.decode(everything))["input_ids"] == everything
+    assert tokenizer.decode([5, 12, 0], skip_special_tokens=True) == " 5 12 0"
+    specials = [tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token, tokenizer.unk_token]
+    assert (specials, tokenizer.all_special_tokens) == ([None] * 4, [])
+    for text in (str(vocab_size), "cat", "5,12", "-1"):
+        with pytest.raises(Exception, match=r"Missing \[UNK\]|unk"):
+            tokenizer(text)
+
+
+def test_the_pipeline_of_transformers_draws_greedily_what_we_draw(folder: Path) -> None:
+    from transformers import pipeline
+
+    prior = load_prior(folder)
+    layout = prior.layout
+    draw = pipeline("text-generation", model=str(folder), device="cpu")
+    for label in (0, layout.num_classes):  # a class, and the null token
+        prompt = str(layout.num_codes + label)
+        said = draw(prompt, do_sample=False, max_new_tokens=layout.num_tokens)[0]["generated_text"]
+        tokens = sample_tokens(prior, torch.tensor([label]), seed=0, indices=[0], top_k=1)
+        assert said.split() == [prompt, *map(str, tokens[0].tolist())]
