@@ -11,7 +11,8 @@
 # It costs whoever writes masks with a scientific library and reads them with a picture library: object and background
 # are exchanged, in all files alike, so nothing looks broken.
 #
-# Here: pictures are read by Pillow (stage1_vqvae/modalities/pictures), as the tag says. Write masks as uint8, 0 and 255.
+# Here: a mask that says it was written by tifffile is read as it was written, all others as the tag says
+# (stage1_vqvae/modalities/pictures/tiff.py).
 set -euo pipefail
 folder="$(mktemp -d)"
 trap 'rm -rf "$folder"' EXIT

@@ -20,7 +20,7 @@ from stage1_vqvae.data.sources import (
     said_of_data,
     wanted_of,
 )
-from stage1_vqvae.modalities import own_settings
+from stage1_vqvae.modalities import in_form, own_settings
 from stage1_vqvae.modalities.sheets import save_png
 from stage1_vqvae.settings import CheckData
 from vq_prior.core.errors import ArtifactError, UsageError
@@ -46,7 +46,7 @@ def check_data(settings: CheckData) -> Path:
     raw = open_raw(settings.data, wanted)
     for note in raw.notes:
         print(note)
-    found = check_splits(raw, settings.num_workers)
+    found = check_splits(raw, settings.num_workers, wanted.frames)
     bad = [row for split in found.values() for row in split.bad]
     total, called = sum(len(split.sha256) for split in found.values()), rows_called(raw.modality)
     for row in bad:
@@ -87,8 +87,9 @@ def _write_sheet(settings: CheckData, path: Path) -> None:
         print(line)
     count = min(MOST_SHOWN, len(data.train))
     some = data.train.subset(np.arange(count, dtype=np.int64) * len(data.train) // count)
-    shown = load_rows(some, data.modality, transform, num_workers=settings.num_workers).batch(range(count))
+    modality = in_form(data.modality, transform)
+    shown = load_rows(some, modality, transform, num_workers=settings.num_workers).batch(range(count))
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_png(path, data.modality.show.sheet(shown, columns=COLUMNS))
+    save_png(path, modality.show.sheet(shown, columns=COLUMNS))
     size = "x".join(map(str, transform.shape))
     print(f"wrote {count} {rows_called(data.modality)} as a network will see them, {size}, to {path}")

@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from stage1_vqvae.data.frames import all_frames, rows_of
 from stage1_vqvae.data.loading import EncodedRows, in_threads
-from stage1_vqvae.data.rows import RawData, Split, content_digest, inspected
+from stage1_vqvae.data.rows import DataRows, RawData, Split, content_digest, inspect_rows, inspected
 from stage1_vqvae.modalities import Wanted
 from stage1_vqvae.modalities.pictures import PICTURES
 from vq_prior.core.config import from_json, pretty_json, read_json, to_json
@@ -63,6 +64,7 @@ class CheckedData:
         split: The split to take alone, if it was given.
         labels_file: Table of the labels, if it was given.
         file_column: Its column of the files, if it was given.
+        frames: "all" if every frame of a file was looked at and is a row.
     """
 
     format_version: int
@@ -77,6 +79,7 @@ class CheckedData:
     split: str | None = None
     labels_file: str | None = None
     file_column: str | None = None
+    frames: str | None = None
 
     @classmethod
     def of(cls, data: str, wanted: Wanted, modality: Modality, splits: dict[str, CheckedSplit]) -> "CheckedData":
@@ -97,6 +100,7 @@ class CheckedData:
             split=wanted.split,
             labels_file=wanted.labels_file,
             file_column=wanted.file_column,
+            frames=wanted.frames,
         )
 
     @property
@@ -130,13 +134,13 @@ def read_checked(path: Path) -> CheckedData:
     return checked
 
 
-def check_splits(raw: RawData, num_workers: int | None) -> dict[str, CheckedSplit]:
+def check_splits(raw: RawData, num_workers: int | None, frames: str | None = None) -> dict[str, CheckedSplit]:
     """Look at every row of a source, whatever is wrong with others: its file, and its label where others have one."""
     splits = {"train": raw.train} | ({"validation": raw.validation} if raw.validation else {})
     labelled = {name: any(label is not None for label in split.labels or ()) for name, split in splits.items()}
     found = {}
     for name, split in splits.items():
-        checked = check_rows(split.rows, raw.modality, num_workers, raw.missing)
+        checked = check_rows(split.rows, raw.modality, num_workers, raw.missing, frames)
         found[name] = _without_label(checked, split) if labelled[name] and labelled["train"] else checked
     return found
 
@@ -153,17 +157,23 @@ def _without_label(checked: CheckedSplit, split: Split) -> CheckedSplit:
 
 
 def check_rows(
-    rows: EncodedRows, modality: Modality, num_workers: int | None, missing: Mapping[str, str]
+    rows: EncodedRows,
+    modality: Modality,
+    num_workers: int | None,
+    missing: Mapping[str, str] | None = None,
+    frames: str | None = None,
 ) -> CheckedSplit:
-    """Read and decode every row at its own size, whatever is wrong with others."""
+    """Read and decode every row at its own size, whatever is wrong with others; with frames "all" every frame."""
+    frames_of = all_frames(modality) if frames == "all" else None
 
     def look(row: int) -> tuple[str, BadRow | None]:
         name, files = partial(rows.name, row), modality.files
-        if (why := missing.get(name())) is not None:
+        if missing and (why := missing.get(name())) is not None:
             return "", BadRow(row, name(), f"{name()} {why}")
         try:
             encoded = rows.encoded(row)
-            files.read(encoded, files.own_transform(inspected(encoded, modality, name)), name)
+            for each in [encoded] if frames_of is None else frames_of(encoded, name()):
+                files.read(each, files.own_transform(inspected(each, modality, name)), name)
         except ArtifactError as error:
             return "", BadRow(row, name(), str(error))
         return content_digest(encoded).hex(), None
@@ -181,3 +191,40 @@ def require_unchanged(
             raise ArtifactError(
                 f"{rows.name(int(row))} is not what it was when {path} was written; restore it, or run check-data again"
             )
+
+
+def looked_at(
+    split: Split,
+    files: NDArray[np.int64],
+    labels: NDArray[np.int64] | None,
+    modality: Modality,
+    frames: str | None,
+    num_workers: int | None,
+    listed: CheckedSplit | None,
+    data: str,
+) -> tuple[DataRows, list[bytes]]:
+    """Return the rows of some files of a split, their headers read, and the sha256 of each row's content.
+
+    Args:
+        split: As the source gives it.
+        files: Which of its rows.
+        labels: Class of every row of it, if they have any.
+        modality: What they are.
+        frames: "all" makes a row of every frame of a file.
+        num_workers: Threads that read.
+        listed: What a list of `check-data` says of the split, if DATA is one.
+        data: As it was typed.
+    """
+    if listed is not None and frames == "all":
+        now = [content_digest(split.rows.encoded(row)) for row in files.tolist()]
+        require_unchanged(listed, files, now, split.rows, Path(data))
+    try:
+        source, rows, file_of_each = rows_of(split.rows, files, modality, frames, num_workers)
+        digests, headers = inspect_rows(source, modality, num_workers, rows)
+    except ArtifactError as error:
+        if listed is not None:
+            raise
+        raise ArtifactError(f"{error} (`vq-prior check-data` names all such at once)") from error
+    if listed is not None and frames is None:
+        require_unchanged(listed, files, digests, split.rows, Path(data))
+    return DataRows(source, rows, None if labels is None else labels[file_of_each], headers), digests

@@ -52,7 +52,7 @@ def _numbers(rows: DataRows, name: str, source: str) -> NDArray[np.float32]:
     """Return the values of a column for each row of a split, found by what the row is called."""
     found = []
     for row in range(len(rows)):
-        called = rows.name(row)
+        called = rows.file_name(row)
         file, _, place = called.rpartition(" row ")
         table = file if Path(file).suffix.lower() in TABLE_SUFFIXES else None
         value = _table(table, name)[int(place)] if table else _listed(source, name).get(str(Path(called).resolve()))

@@ -169,6 +169,11 @@ class DataRows:
         """Return what to call row `row` in a message."""
         return self.rows.name(int(self.source_index[row]))
 
+    def file_name(self, row: int) -> str:
+        """Return what to call the file of row `row`, whichever of its frames the row is."""
+        named = getattr(self.rows, "file_name", self.rows.name)
+        return str(named(int(self.source_index[row])))
+
     def subset(self, rows: NDArray[np.int64] | range) -> "DataRows":
         """Return some of the rows, in the order given."""
         chosen = np.asarray(rows, dtype=np.int64)

@@ -13,10 +13,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stage1_vqvae.data.arrays import ARRAY_SUFFIXES, open_array_file
-from stage1_vqvae.data.checking import SUFFIX, CheckedData, read_checked, require_unchanged
+from stage1_vqvae.data.checking import SUFFIX, CheckedData, looked_at, read_checked
 from stage1_vqvae.data.folders import open_folder
+from stage1_vqvae.data.frames import files_of
 from stage1_vqvae.data.hub import is_data_id, open_hub
-from stage1_vqvae.data.rows import ArrayRows, DataRows, RawData, Split, content_hash, inspect_rows, number_labels
+from stage1_vqvae.data.rows import (
+    ArrayRows,
+    DataRows,
+    RawData,
+    Split,
+    content_hash,
+    number_labels,
+)
 from stage1_vqvae.data.selection import chosen_classes, some_rows, without_rows
 from stage1_vqvae.data.splits import MOST_NAMED
 from stage1_vqvae.data.tables import TABLE_SUFFIXES, open_table_files
@@ -73,6 +81,7 @@ def open_data(
     file_column: str | None = None,
     classes: str | None = None,
     max_images: int | None = None,
+    frames: str | None = None,
     num_workers: int | None = None,
 ) -> Data:
     """Return the rows that `data` names, every header checked.
@@ -88,6 +97,7 @@ def open_data(
         file_column: Its column of the files; None is `file_name`.
         classes: Names of the classes to take, separated by commas; None takes all.
         max_images: Rows of each split to take at most; None takes all.
+        frames: "all" makes a row of every frame of a file; None takes the first of each.
         num_workers: Threads that read; None is one a core.
 
     Raises:
@@ -105,6 +115,7 @@ def open_data(
         file_column=file_column,
         classes=classes,
         max_images=max_images,
+        frames=frames,
     )
     return _opened(data, wanted, num_workers)
 
@@ -133,16 +144,10 @@ def _opened(data: str, wanted: Wanted, num_workers: int | None) -> Data:
     whole: dict[str, DataRows] = {}
     contents = []
     for name, split in splits.items():
-        rows, labels = good[name], numbers[name]
-        try:
-            digests, headers = inspect_rows(split.rows, raw.modality, num_workers, rows)
-        except ArtifactError as error:
-            if checked is not None:
-                raise
-            raise ArtifactError(f"{error} (`vq-prior check-data` names all such at once)") from error
-        if checked is not None:
-            require_unchanged(checked.splits[name], rows, digests, split.rows, Path(data))
-        whole[name] = DataRows(split.rows, rows, None if labels is None else labels[rows], headers)
+        what = (good[name], numbers[name], raw.modality, wanted.frames, num_workers)
+        whole[name], digests = looked_at(split, *what, None if checked is None else checked.splits[name], data)
+        if wanted.frames == "all":
+            notes.append(f"{len(good[name])} files of the {name} split hold {len(whole[name])} frames, each a row")
         contents.append((name, digests, whole[name].labels))
     data_id = content_hash(contents, label_names)
     train = whole["train"]
@@ -151,9 +156,11 @@ def _opened(data: str, wanted: Wanted, num_workers: int | None) -> Data:
         kind = "its own validation split"
     else:
         # A row is held out or not whatever others are left out.
-        held_out = np.isin(train.source_index, held_out_rows(len(raw.train.rows)))
+        files = files_of(train)
+        held_out = np.isin(files, held_out_rows(len(raw.train.rows)))
         if wanted.classes is not None and not held_out.any():
-            held_out = np.isin(np.arange(len(train)), held_out_rows(len(train)))
+            left, place = np.unique(files, return_inverse=True)
+            held_out = np.isin(place, held_out_rows(len(left)))
         if not held_out.any() or held_out.all():
             raise ArtifactError(f"{data} keeps too few good {called} to hold some out")
         validation, train = train.subset(np.flatnonzero(held_out)), train.subset(np.flatnonzero(~held_out))
@@ -240,6 +247,8 @@ def wanted_of(
         named(name, "DATA")
     all_columns = dict(columns or {}) | ({} if image_column is None else {"pictures": image_column})
     wanted = Wanted(name, all_columns, **more)
+    if wanted.frames not in (None, "all"):
+        raise UsageError(f"frames must be all, or be left out, got {wanted.frames}")
     wanted.kind()
     if wanted.max_images is not None and wanted.max_images < 2:
         raise UsageError(f"--max-images must be at least 2, got {wanted.max_images}")
@@ -259,6 +268,7 @@ def _as_checked(checked: CheckedData, wanted: Wanted) -> Wanted:
         file_column=checked.file_column or wanted.file_column,
         classes=wanted.classes or checked.classes,
         max_images=wanted.max_images or checked.max_images,
+        frames=wanted.frames or checked.frames,
     )
 
 
@@ -281,7 +291,7 @@ def columns_of(settings: Any) -> dict[str, str]:
 
 def said_of_data(settings: Any) -> dict[str, Any]:
     """Return what a command's settings say of its data beside its kind and the column of its values."""
-    names = ("label_column", "split", "labels_file", "file_column", "classes", "max_images")
+    names = ("label_column", "split", "labels_file", "file_column", "classes", "max_images", "frames")
     return {name: getattr(settings, name) for name in names}
 
 

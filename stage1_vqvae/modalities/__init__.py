@@ -52,6 +52,7 @@ class Wanted:
         file_column: Its column of the files, or None.
         classes: Names of the classes to take, as they are typed; None takes all.
         max_images: Rows of each split to take at most; None takes all.
+        frames: "all" where every frame of a file is to be a row, else None.
     """
 
     modality: str | None = None
@@ -62,6 +63,7 @@ class Wanted:
     file_column: str | None = None
     classes: str | None = None
     max_images: int | None = None
+    frames: str | None = None
 
     def kind(self) -> str | None:
         """Return the kind that was named, or that a column flag means; raises `UsageError` if these differ."""

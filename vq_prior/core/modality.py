@@ -35,10 +35,17 @@ Output = Literal["images", "audios", "frames", "arrays"]
 
 @dataclass(frozen=True)
 class Header:
-    """What is known of a row before it is decoded: its shape, and the channels it needs."""
+    """What is known of a row before it is decoded.
+
+    Attributes:
+        shape: Its size along each axis.
+        channels: That it needs.
+        several: Whether its file holds more rows than this one, the first.
+    """
 
     shape: tuple[int, ...]
     channels: int
+    several: bool = False
 
 
 @dataclass(frozen=True)
@@ -126,6 +133,9 @@ class KindSettings:
 
     modality: Annotated[str | None, Unsaid()] = None
     """What the data is: pictures, or a kind that an installed package brings. Left out: found by looking at it."""
+    frames: Annotated[Literal["all"] | None, Unsaid()] = None
+    """Of files that hold several pictures (pages of a TIFF, GIF, WebP, APNG): all makes a row of each, and those of a
+    file are held out together. Left out: the first of each; how many files hold more is said."""
     options: Annotated[tyro.conf.Suppress[tyro.conf.Fixed[dict[str, Any] | None]], Unsaid(flag=False)] = None
     """Flags of kinds that are not ours, as JSON values: {"series": {"length": 64}, "series_column": "x"}."""
     split: Annotated[str | None, Unsaid()] = None

@@ -217,8 +217,9 @@ class Settings:
     def __new__(cls, *values: Any, **named: Any) -> Self:
         """Note the names of what is given to the class; `dataclasses.replace` gives everything."""
         self = super().__new__(cls)
-        fields = [field.name for field in dataclasses.fields(cls) if field.init]  # type: ignore[arg-type]
-        self._given = frozenset([*fields[: len(values)], *named])
+        fields: tuple[dataclasses.Field[Any], ...] = dataclasses.fields(cls)  # type: ignore[arg-type]
+        by_place = [field.name for field in fields if field.init and not field.kw_only]
+        self._given = frozenset([*by_place[: len(values)], *named])
         return self
 
 

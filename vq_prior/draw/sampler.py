@@ -166,6 +166,8 @@ def _draw_set(settings: Drawing, index: ModelIndex, more: dict[str, Any], classi
     if runtime.is_main:
         _publish(staging, settings, pipeline.codec)
         print(f"wrote {called}, grid.png and {REQUEST} to {settings.out}")
+        for note in getattr(pipeline.codec.modality.files, "notes", ()):
+            print(note)
     runtime.barrier()
     return settings.out
 

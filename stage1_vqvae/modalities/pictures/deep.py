@@ -21,12 +21,12 @@ from PIL import Image
 from stage1_vqvae.modalities.pictures.fitting import fitted, percent
 from stage1_vqvae.modalities.pictures.opening import Encoded, open_picture, upright
 from stage1_vqvae.modalities.pictures.settings import MAX_STEPS, Range
+from stage1_vqvae.modalities.pictures.tiff import signed_bytes
 from vq_prior.core.errors import UsageError
 from vq_prior.core.modality import Header
 
 SHARES = (0, 0.001, 0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999, 1)
 SEEN_AT_MOST = 1 << 20  # numbers of a picture that its shares are taken from; the least and largest are of all
-DTYPES = ("uint16", "int16", "uint32", "int32")
 TWO_BYTES = re.compile(r"(RGBA?|RGBX|LA);16([BLN])")
 OTHER_ORDER = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
 NATIVE = {} if sys.byteorder == "big" else {"I;16BS": "I;16S", "I;32BS": "I;32S"}  # libtiff has swapped these already
@@ -51,7 +51,7 @@ class Numbers:
     most: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DeepHeader(Header):
     """What is known of a picture of more than 8 bits.
 
@@ -68,7 +68,7 @@ class DeepHeader(Header):
 
 def is_deep(picture: Image.Image) -> bool:
     """Return whether an open picture, its pixels not yet decoded, has more than 8 bits a channel."""
-    if picture.mode == "I" or picture.mode.startswith("I;16"):
+    if picture.mode == "I" or picture.mode.startswith("I;16") or signed_bytes(picture):
         return True
     if picture.format == "PPM":
         args = picture.tile[0].args  # type: ignore[attr-defined]
@@ -76,12 +76,13 @@ def is_deep(picture: Image.Image) -> bool:
     return picture.format in ("PNG", "TIFF") and TWO_BYTES.fullmatch(_raw_mode(picture)) is not None
 
 
-def numbers_of(encoded: Encoded | None, picture: Image.Image | None) -> Numbers:
+def numbers_of(encoded: Encoded | None, picture: Image.Image | None, frame: int = 0) -> Numbers:
     """Return the numbers of a picture that is deep, upright; raises whatever decoders do on damaged data.
 
     Args:
         encoded: Its file or array, or None for a picture of Pillow that a Python caller gave.
         picture: It, opened; not of an array.
+        frame: Which one of its file.
     """
     if isinstance(encoded, np.ndarray):
         return _of_array(encoded)
@@ -89,6 +90,8 @@ def numbers_of(encoded: Encoded | None, picture: Image.Image | None) -> Numbers:
     if picture.format == "PPM" and encoded is not None:
         return _of_portable(encoded, picture)
     raw = _raw_mode(picture)
+    if signed_bytes(picture):
+        return Numbers(np.asarray(upright(picture)).view(np.int8), None, -128, 127)
     if picture.mode == "I" or picture.mode.startswith("I;16"):
         if raw in NATIVE and picture.tile[0].codec_name == "libtiff":  # type: ignore[attr-defined]
             picture.tile = [_with_raw_mode(tile, NATIVE[raw]) for tile in picture.tile]  # type: ignore[attr-defined]
@@ -99,6 +102,7 @@ def numbers_of(encoded: Encoded | None, picture: Image.Image | None) -> Numbers:
     else:
         assert encoded is not None
         low = open_picture(encoded, "")
+        low.seek(frame)
         low.tile = [_in_other_order(tile) for tile in low.tile]  # type: ignore[attr-defined]
         halves = [np.asarray(upright(each)).astype(np.uint16) for each in (picture, low)]
         values, least, most = halves[0] << 8 | halves[1], 0, 65535
@@ -150,7 +154,7 @@ def _bounds(mode: str, raw: str) -> tuple[int, int]:
 def _of_array(array: NDArray[Any]) -> Numbers:
     kind = np.iinfo(array.dtype)
     values = array[..., 0] if array.ndim == 3 and array.shape[-1] == 1 else array
-    if values.ndim == 3 and values.shape[-1] not in (3, 4):
+    if values.ndim not in (2, 3) or (values.ndim == 3 and values.shape[-1] not in (2, 3, 4)):
         raise ValueError(f"numbers {list(array.shape)} are no picture")
     return _with_alpha(values, None, int(kind.min), int(kind.max))
 
@@ -180,7 +184,7 @@ def _with_alpha(values: NDArray[Any], key: Any, least: int, most: int) -> Number
     return Numbers(values, None, least, most)
 
 
-def deep_header(numbers: Numbers) -> DeepHeader:
+def deep_header(numbers: Numbers, *, several: bool) -> DeepHeader:
     """Return what is to be known of a picture before it is brought to a range; what covers nothing does not count."""
     values, alpha = numbers.values, numbers.alpha
     seen = values if alpha is None or not alpha.any() else values[alpha > 0]
@@ -188,7 +192,8 @@ def deep_header(numbers: Numbers) -> DeepHeader:
     some = np.quantile(flat[:: max(1, flat.size // SEEN_AT_MOST)], SHARES, method="nearest")
     quantiles = (int(flat.min()), *map(int, some[1:-1]), int(flat.max()))
     channels = 1 if values.ndim == 2 else 3
-    return DeepHeader((values.shape[0], values.shape[1]), channels, numbers.least, numbers.most, quantiles)
+    shape, bounds = (values.shape[0], values.shape[1]), {"least": numbers.least, "most": numbers.most}
+    return DeepHeader(shape, channels, several, quantiles=quantiles, **bounds)
 
 
 def range_of(headers: Sequence[Header]) -> Range | None:

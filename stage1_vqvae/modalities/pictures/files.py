@@ -1,6 +1,6 @@
 """From an encoded picture to the pixels of a codec's form, by one written rule.
 
-1. The first frame is taken and the EXIF rotation applied.
+1. The first frame is taken, or that which a row is of, and the EXIF rotation applied.
 2. 16-bit grey becomes 8-bit: round(v * 255 / 65535). A codec with a range keeps the numbers of more than 8 bits that
    lie in it, see `deep.py`; pictures of 8 bits are spread over it.
 3. Transparency (alpha, palette or colour key) is laid over white.
@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from stage1_vqvae.modalities.pictures.deep import (
-    DTYPES,
     DeepHeader,
     deep_header,
     deep_png,
@@ -31,17 +30,20 @@ from stage1_vqvae.modalities.pictures.deep import (
     widened,
 )
 from stage1_vqvae.modalities.pictures.fitting import fitted
+from stage1_vqvae.modalities.pictures.frames import all_frames, holds_several
 from stage1_vqvae.modalities.pictures.jpeg import PlainJPEG, decode_plain, plain_jpeg
 from stage1_vqvae.modalities.pictures.opening import (
     MAX_PIXELS,
     MAX_SIDE,
     Encoded,
     open_picture,
+    opened,
     orientation,
     undecodable,
     upright,
 )
 from stage1_vqvae.modalities.pictures.settings import MAX_STEPS, Range
+from stage1_vqvae.modalities.pictures.tiff import require_one_reading
 from stage1_vqvae.modalities.pictures.values import Transform
 from stage1_vqvae.modalities.sheets import png_bytes, to_picture
 from vq_prior.core.modality import Called, Header
@@ -55,10 +57,13 @@ def read_header(encoded: Encoded, name: Called) -> Header:
     if (plain := _plain(encoded)) is not None:
         return Header((plain.height, plain.width), plain.channels)
     called = name()
-    picture = _opened(encoded, called)
+    encoded, picture = opened(encoded, called)
+    several = picture is not None and holds_several(picture)
+    if picture is not None:
+        require_one_reading(picture, called)
     if picture is None or is_deep(picture):
         try:
-            return deep_header(numbers_of(encoded, picture))
+            return deep_header(numbers_of(encoded, picture), several=several)
         except Exception as error:
             raise undecodable(called, error) from error
     width, height = picture.size
@@ -68,7 +73,7 @@ def read_header(encoded: Encoded, name: Called) -> Header:
     if picture.mode == "P" and (palette := _palette(picture, called)):
         colours = np.asarray(palette).reshape(-1, 3)
         grey = bool((colours == colours[:, :1]).all())
-    return Header((height, width), 1 if grey else 3)
+    return Header((height, width), 1 if grey else 3, several)
 
 
 def _palette(picture: Image.Image, name: str) -> list[int] | None:
@@ -86,13 +91,6 @@ def _plain(encoded: Encoded) -> PlainJPEG | None:
     return plain
 
 
-def _opened(encoded: Encoded, name: str) -> Image.Image | None:
-    """Return a picture opened, None of an array of more than 8 bits, which is its numbers already."""
-    if isinstance(encoded, np.ndarray) and encoded.dtype.name in DTYPES:
-        return None
-    return open_picture(encoded, name)
-
-
 def read_picture(encoded: Encoded, transform: Transform, name: Called) -> NDArray[Any]:
     """Return the pixels of a picture brought to the transform's size and channels, [height, width, C].
 
@@ -102,13 +100,16 @@ def read_picture(encoded: Encoded, transform: Transform, name: Called) -> NDArra
         ArtifactError: If the picture is damaged or truncated.
     """
     if transform.range is not None:
-        return _read_numbers(encoded, _opened(encoded, name()), transform, name())
+        return _read_numbers(*opened(encoded, name()), transform, name())
     pixels = _whole_jpeg(encoded, transform)
     shape = (transform.height, transform.width, transform.channels)
     if pixels is not None and pixels.shape == (shape if transform.channels == 3 else shape[:2]):
         return pixels.reshape(shape)
     called = name()
-    return picture_array(open_picture(encoded if pixels is None else pixels, called), transform, called)
+    encoded, picture = opened(encoded, called) if pixels is None else (encoded, open_picture(pixels, called))
+    if picture is None:  # an array
+        picture = open_picture(eight_bits(encoded), called)
+    return picture_array(picture, transform, called)
 
 
 def _read_numbers(
@@ -160,9 +161,15 @@ def _eight_bits(picture: Image.Image) -> Image.Image:
     if picture.mode == "F":
         raise ValueError("floating-point pixels have no agreed range")
     if picture.mode == "I" or picture.mode.startswith("I;16"):
-        values = np.asarray(picture).astype(np.float64).clip(0, 65535)
-        return Image.fromarray(np.floor(values * (255 / 65535) + 0.5).astype(np.uint8))
+        return Image.fromarray(eight_bits(np.asarray(picture)))
     return picture
+
+
+def eight_bits(numbers: Any) -> NDArray[np.uint8]:
+    """Return numbers of 0..65535 as 0..255; those beyond are cut."""
+    values = numbers.astype(np.float64).clip(0, 65535)
+    pixels: NDArray[np.uint8] = np.floor(values * (255 / 65535) + 0.5).astype(np.uint8)
+    return pixels
 
 
 def _on_white(picture: Image.Image) -> Image.Image:
@@ -183,9 +190,16 @@ class PictureFiles:
 
     extension = ".png"
     read = staticmethod(read_picture)
+    frames = staticmethod(all_frames)
 
     def __init__(self, range: Range | None = None) -> None:
         self.range = range
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is to be said of files that are written."""
+        offset = 0 if self.range is None else png_offset(self.range)
+        return (f"the PNGs hold each number plus {-offset}, for they have none below 0",) if offset else ()
 
     def inspect(self, encoded: Encoded, name: Called) -> Header:
         """Return size and channels of a picture."""

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageChops, ImageOps
 
+from stage1_vqvae.modalities.pictures.tiff import is_beyond_pillow, is_inverted_mask, is_tiff, read_by_tifffile
 from vq_prior.core.errors import ArtifactError
 from vq_prior.core.quiet import muted
 
@@ -16,6 +17,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 MAX_SIDE = 16_384
 MAX_PIXELS, MAX_WEBP_PIXELS = 64 << 20, 10 << 20  # the decoder of WebP takes 16 bytes for each pixel
 
+DTYPES = ("uint16", "int16", "uint32", "int32")  # of arrays that are pictures of more than 8 bits
 Encoded = bytes | NDArray[Any]
 
 
@@ -39,7 +41,7 @@ def open_picture(encoded: Encoded, name: str) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise ArtifactError(f"{name} announces more than {MAX_PIXELS} pixels; remove or shrink it") from error
     except Exception as error:  # decoders raise whatever they like on damaged headers
-        raise ArtifactError(f"{name} is not a readable picture ({', '.join(FORMATS)}); remove or replace it") from error
+        raise Unreadable(f"{name} is not a readable picture ({', '.join(FORMATS)}); remove or replace it") from error
     most = MAX_WEBP_PIXELS if picture.format == "WEBP" else MAX_PIXELS
     if max(picture.size) > MAX_SIDE or picture.width * picture.height > most:
         raise ArtifactError(
@@ -47,6 +49,31 @@ def open_picture(encoded: Encoded, name: str) -> Image.Image:
             f"more than {MAX_SIDE} a side or {most} in all; remove or shrink it"
         )
     return picture
+
+
+class Unreadable(ArtifactError):
+    """A file that is no picture, as far as Pillow can tell."""
+
+
+def opened(encoded: Encoded, name: str) -> tuple[Encoded, Image.Image | None]:
+    """Return a picture opened beside its file; of a TIFF that Pillow cannot read, its array in place of the file.
+
+    None stands for a picture of more than 8 bits whose array is all there is to know.
+
+    Raises:
+        ArtifactError: What `open_picture` raises, and of a TIFF what it is instead of a picture.
+    """
+    if isinstance(encoded, bytes) and is_tiff(encoded):
+        try:
+            picture = open_picture(encoded, name)
+            if not is_beyond_pillow(picture):
+                return encoded, picture
+        except Unreadable:
+            pass  # it has other words for it
+        encoded = read_by_tifffile(encoded, name, most=MAX_PIXELS)
+    if isinstance(encoded, np.ndarray) and encoded.dtype.name in DTYPES:
+        return encoded, None
+    return encoded, open_picture(encoded, name)
 
 
 def undecodable(name: str, error: Exception) -> ArtifactError:
@@ -65,7 +92,8 @@ def orientation(picture: Image.Image) -> int:
 
 
 def upright(picture: Image.Image) -> Image.Image:
-    """Return a picture decoded, and turned as its EXIF block says."""
+    """Return a picture decoded, and turned as its EXIF block says; in a mask True is white."""
     with muted() if picture.format == "TIFF" else nullcontext():  # libtiff speaks of every damaged file
         picture.load()
-    return picture if orientation(picture) == 1 else ImageOps.exif_transpose(picture)
+    turned = picture if orientation(picture) == 1 else ImageOps.exif_transpose(picture)
+    return ImageChops.invert(turned) if is_inverted_mask(picture) else turned

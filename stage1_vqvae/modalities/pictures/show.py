@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from stage1_vqvae.modalities.pictures.deep import DTYPES
 from stage1_vqvae.modalities.pictures.files import picture_array, read_picture
+from stage1_vqvae.modalities.pictures.opening import DTYPES
 from stage1_vqvae.modalities.pictures.values import Transform, to_pixels
 from stage1_vqvae.modalities.sheets import Sheets
 from vq_prior.core.errors import UsageError

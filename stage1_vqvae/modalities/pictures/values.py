@@ -165,8 +165,9 @@ class PictureValues:
 
     def to_values(self, stored: Tensor) -> Tensor:
         """Return images [B, C, height, width] float32 in [-1, 1] of what is stored, [B, height, width, C]."""
-        if self.range is None or stored.dtype == torch.uint8:
+        if stored.dtype == torch.uint8:
             return to_unit_range(stored)
+        assert self.range is not None, "numbers of more than 8 bits belong to pictures in their form, see in_form"
         low, high = self.range
         part = stored.movedim(-1, 1).to(torch.float32).sub_(low)
         return part.mul_(2 / (high - low)).sub_(1.0).clamp_(-1.0, 1.0)
@@ -226,7 +227,9 @@ class PictureValues:
     def told(self, transform: Transform, headers: Sequence[Header]) -> list[str]:
         """Return what the transform takes away from pictures with these headers, a sentence each."""
         cuts = told_of_cuts([header.shape for header in headers], transform.shape) if transform.fit == "crop" else None
-        return [*told_of_range(headers, transform.range), *([cuts] if cuts else [])]
+        several = sum(header.several for header in headers)
+        first = f"{several} of {len(headers)} images are the first of several frames; --frames all takes every frame"
+        return [*told_of_range(headers, transform.range), *([cuts] if cuts else []), *([first] if several else [])]
 
     def stored_like(self, transform: Transform) -> tuple[tuple[int, ...], np.dtype[Any]]:
         """Return the shape and dtype of pixels."""

@@ -290,6 +290,14 @@ def test_run_from_before_ranges_goes_on_in_8_bits(tmp_path: Path, capsys: pytest
     assert "range" not in json.loads((tmp_path / "run/vqvae/preprocessor_config.json").read_text())
 
 
+def test_sheet_of_check_data_shows_the_range_that_training_would_see(tmp_path: Path) -> None:
+    folder_of(tmp_path / "data", [png(np.full((32, 32), value, np.uint16)) for value in (0, 1000, 4000, 2000, 3000)])
+    words = ["check-data", str(tmp_path / "data"), "--out", str(tmp_path / "list.json")]
+    assert main([*words, "--sheet", str(tmp_path / "sheet.png")]) == 0
+    shown = np.asarray(Image.open(tmp_path / "sheet.png"))
+    assert {0, 64, 255, 128} <= set(np.unique(shown).tolist())  # a quarter, all and half of 0..4000
+
+
 def test_arrays_of_16_bits_are_pictures(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.stack(twelve_bits(4)))
     data = open_data(str(tmp_path / "a.npy"))
