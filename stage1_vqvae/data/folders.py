@@ -8,7 +8,7 @@ from stage1_vqvae.data.classes import Label
 from stage1_vqvae.data.listing import Listing, list_files
 from stage1_vqvae.data.metadata import Metadata, labels_file_told, read_metadata
 from stage1_vqvae.data.rows import CONVERT, UNREAD, FileRows, RawData, Split
-from stage1_vqvae.data.splits import MOST_NAMED, Part, only_split, split_folders, told
+from stage1_vqvae.data.splits import MOST_NAMED, Part, only_split, split_folders, told, untaken
 from stage1_vqvae.data.tables import open_table_files
 from stage1_vqvae.modalities import MODALITIES, Wanted, chosen, column_flag, kinds_of_suffix, named
 from vq_prior.core.errors import ArtifactError, UsageError
@@ -107,6 +107,8 @@ def _rows_of(
     for split, (members, leads) in groups.items():
         labels: list[Label] | None
         labels = _class_folders(members, leads, called, notes) if in_folders else [labels_of[name] for name in members]
+        if labels and split == "train" and in_folders:
+            notes += _one_class(members, leads, str(root))
         splits[split] = Split(FileRows([root / name for name in members]), labels)
     if in_folders and metadata is None and not any(split.labels for split in splits.values()):
         notes += labels_file_told(listing)
@@ -143,6 +145,12 @@ def _split_groups(
     if asked is not None:
         parts = only_split(parts, asked, root)
     if not parts:
+        if folders := untaken(names):
+            where = folders[0].rpartition("/")[0]
+            notes.append(
+                f"not taken for splits, since other {called}s lie beside: {_some(folders)}; "
+                f"if they are, name {root}/{where} as the data"
+            )
         return {"train": (names, [0] * len(names))}
     notes.append(f"folders: {told({part.folder: part.split for part in parts})}")
     groups: dict[str, tuple[list[str], list[int]]] = {}
@@ -165,6 +173,18 @@ def _where(names: Sequence[str], parts: Sequence[Part]) -> str:
     inside = {name for part in parts for name in part.files}
     folders = sorted({name.rpartition("/")[0] for name in names if name not in inside} - {""})
     return f" ({_some(folders)})" if folders else ""
+
+
+def _one_class(names: list[str], leads: list[int], root: str) -> list[str]:
+    """Return what to say of a single class that has folders in it, which may be the classes."""
+    heads = {tuple(name.split("/")[: lead + 1]) for name, lead in zip(names, leads, strict=True)}
+    inner = {
+        name.split("/")[lead + 1] if name.count("/") > lead + 1 else "" for name, lead in zip(names, leads, strict=True)
+    }
+    if len(heads) > 1 or len(inner) < 2 or "" in inner:
+        return []
+    where = "/".join([root, *heads.pop()])
+    return [f"one class alone, and it has folders ({_some(sorted(inner))}); if these are the classes, name {where}"]
 
 
 def _empty(folders: list[str], names: list[str], leads: list[int]) -> tuple[str, ...]:

@@ -14,7 +14,11 @@ SHEETS = ("grid.png", "maps.png")
 FIRST = "000000"  # images of a set are numbered from it on
 # Which file tells that a folder is ours, and the keys that it begins with.
 Markers = Mapping[str, tuple[str, ...]]
-SETS: Markers = {"samples.json": ("codec_id", "prior_id"), "scores.json": ("codec_id", "prior_id")}
+SETS: Markers = {
+    "samples.json": ("codec_id", "prior_id"),
+    "scores.json": ("codec_id", "prior_id"),
+    "reconstructions.json": ("codec_id", "data_id"),
+}
 OURS: Markers = {"codes.json": ("codec", "shards", "spec"), "config.json": ("components", "codec_id"), **SETS}
 HEAD_BYTES = 1 << 16
 

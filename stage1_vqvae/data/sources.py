@@ -165,7 +165,7 @@ def _opened(data: str, wanted: Wanted, num_workers: int | None) -> Data:
             raise ArtifactError(f"{data} keeps too few good {called} to hold some out")
         validation, train = train.subset(np.flatnonzero(held_out)), train.subset(np.flatnonzero(~held_out))
         kind = "rows held out at a fixed stride"
-    classes = f"{len(label_names)} classes" if label_names else "no labels"
+    classes = f"{len(label_names)} class{'es' if len(label_names) > 1 else ''}" if label_names else "no labels"
     counts = f"{len(train)} {called} to train on, {len(validation)} to validate ({kind}), {classes}"
     notes.insert(1, f"data {data}: {counts}")
     if (labels := whole["train"].labels) is not None:

@@ -120,15 +120,27 @@ def only_split(parts: Sequence[Part], asked: str, root: str) -> list[Part]:
     return [*(replace(part, split="train") for part in chosen), *others]
 
 
+def untaken(files: Sequence[str]) -> list[str]:
+    """Return folders that are called like splits in some of the folders alone: they are told, not taken."""
+    below: dict[str, set[str]] = {}
+    for file in files:
+        parts = file.split("/")[:-1]
+        for depth in range(1, len(parts)):
+            below.setdefault("/".join(parts[:depth]), set()).add(parts[depth])
+    found = {folder: splits_of(names) for folder, names in below.items()}
+    return sorted(
+        f"{folder}/{name}" for folder, splits in found.items() if len(set(splits.values())) > 1 for name in splits
+    )
+
+
 def _parts(files: Sequence[str], depth: int, root: str) -> Iterator[Part]:
     if chosen := list(_chosen(files, depth, root)):
         yield from chosen
         return
-    children, loose = _children(files, depth)
-    if loose or not children:
-        return
-    if len(children) == 1:
-        yield from _parts(files, depth + 1, root)
+    children, _ = _children(files, depth)
+    if len(children) <= 1:
+        for members in children.values():
+            yield from _parts(members, depth + 1, root)
         return
     inner = {name: list(_chosen(members, depth + 1, root)) for name, members in children.items()}
     if all({"train"} < {part.split for part in parts} for parts in inner.values()):

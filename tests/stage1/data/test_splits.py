@@ -37,6 +37,7 @@ SPLIT = {
         "cat/train -> train, dog/train -> train, cat/test -> test, dog/test -> test",
     ),
     "alone": (classes_in("train_images"), "train_images -> train"),
+    "a picture above": ([*classes_in("a/train", "a/test"), "."], "a/train -> train, a/test -> test"),
     "other folders": ([*classes_in("train", "test"), "masks"], "train -> train, test -> test"),
 }
 
@@ -98,6 +99,17 @@ def test_what_is_for_training_must_be_clear(tmp_path, folders, message):
         open_data(str(tmp_path))
 
 
+def test_what_may_be_splits_or_classes_and_is_not_taken_for_them_is_told(tmp_path):
+    fill(tmp_path, *classes_in("data/train", "data/test"), "docs")
+    told = "not taken for splits, since other images lie beside: data/test, data/train; if they are, name "
+    assert f"{told}{tmp_path}/data as the data" in open_data(str(tmp_path)).notes
+    fill(tmp_path / "pets", *classes_in("PetImages"))
+    notes = open_data(str(tmp_path / "pets")).notes
+    told = "one class alone, and it has folders (cat, dog); if these are the classes, name "
+    assert f"{told}{tmp_path}/pets/PetImages" in notes
+    assert "1 class: PetImages (4)" in notes
+
+
 def test_a_held_out_folder_without_classes_does_not_take_the_classes_away(tmp_path):
     fill(tmp_path, *classes_in("train"), count=20)
     fill(tmp_path, "val", count=3)
@@ -157,6 +169,7 @@ WRITTEN = {
     "model/config.json": {"format_version": 1, "components": {}, "codec_id": "c"},
     "samples/samples.json": {"format_version": 1, "codec_id": "c", "prior_id": "p"},
     "scores/scores.json": {"format_version": 1, "codec_id": "c", "prior_id": "p", "images": []},
+    "pairs/reconstructions.json": {"format_version": 1, "codec_id": "c", "data_id": "d", "num_images": 2},
 }
 
 
