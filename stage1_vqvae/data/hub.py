@@ -8,7 +8,7 @@ from typing import Any
 
 from stage1_vqvae.data.classes import Label, no_label_column, read_labels
 from stage1_vqvae.data.rows import RawData, Split
-from stage1_vqvae.data.splits import splits_of, told
+from stage1_vqvae.data.splits import column_told, splits_of, told
 from stage1_vqvae.data.tables import NoValues, array_of, values_column
 from stage1_vqvae.modalities import MODALITIES, Wanted
 from stage1_vqvae.modalities.pictures import PICTURES
@@ -191,11 +191,12 @@ def _part(table: Any, data: str, wanted: Wanted) -> Part:
     classes = table.features[label] if label else None
     names = tuple(classes.names) if isinstance(classes, datasets.ClassLabel) else None
     notes = no_label_column([name for name in columns if name != values])
+    of_splits = column_told(columns, lambda name: list(table[name]))
     labels: list[Label] | None = None
     if label is not None:
         asked = wanted.label_column is not None
         labels, notes = read_labels(table[label], label, data, asked=asked, has_names=names is not None)
-    return Part(Split(HubRows(undecoded[values], data), labels), names, modality, why, notes)
+    return Part(Split(HubRows(undecoded[values], data), labels), names, modality, why, notes + of_splits)
 
 
 def _pictures(repo: HubId, nothing: NoValues) -> Path | None:

@@ -3,12 +3,13 @@
 import csv
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from stage1_vqvae.data.classes import Label, read_labels, without_nan
 from stage1_vqvae.data.listing import Listing
-from stage1_vqvae.data.splits import MOST_NAMED
+from stage1_vqvae.data.splits import MOST_NAMED, column_told
 from stage1_vqvae.data.tables import table_rows
 from stage1_vqvae.modalities import Wanted
 from vq_prior.core.disk.pointers import require_no_pointer
@@ -66,10 +67,8 @@ def read_metadata(listing: Listing, wanted: Wanted) -> Metadata | None:
         columns = {name: None for row in rows for name in row}
         files = _file_column(path, list(columns), wanted)
         chosen = _label_column(path, list(columns), files, wanted)
-        values, said = read_labels(
-            (row.get(chosen) for row in rows), chosen, str(path), asked=wanted.label_column is not None
-        )
-        notes += said
+        values, said = read_labels(_column(rows, chosen), chosen, str(path), asked=wanted.label_column is not None)
+        notes += said + column_told(columns, partial(_column, rows))
         folder = path.parent.relative_to(listing.root) if path.is_relative_to(listing.root) else Path()
         for number, row in enumerate(rows):
             key = names.found(row.get(files), folder, f"{path} row {number}", files)
@@ -78,6 +77,10 @@ def read_metadata(listing: Listing, wanted: Wanted) -> Metadata | None:
             labels[key] = None if values is None else values[number]
     present = set(listing.values)
     return Metadata(labels, sorted(name for name in labels if name not in present), chosen, tuple(found), notes)
+
+
+def _column(rows: list[dict[str, Any]], name: str) -> list[Any]:
+    return [row.get(name) for row in rows]
 
 
 def _labels_file(name: str, root: Path) -> Path:

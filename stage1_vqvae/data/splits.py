@@ -1,7 +1,7 @@
 """Splits by name: which folder, table or split of the Hub is for training, which is held out. One table for all."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from vq_prior.core.errors import ArtifactError, UsageError
@@ -16,6 +16,7 @@ SPLIT_OF = {word: split for split, words in SPLIT_WORDS.items() for word in word
 PLAIN = "image images img imgs picture pictures pic pics photo photos data dataset set split file files folder part of"
 PLAIN_WORDS = frozenset(PLAIN.split()) | {"png", "jpg", "jpeg", "sample", "samples"}
 BORDER = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[^\W\d_])(?=\d)|(?<=\d)(?=[^\W\d_])")
+COLUMNS = ("split", "splits", "subset", "set", "usage", "partition")  # in which tables name the split of each row
 MOST_NAMED = 10
 
 
@@ -58,6 +59,21 @@ def splits_of(names: Iterable[str]) -> dict[str, str]:
         if "train" in group.values() and (not rest or len(set(group.values())) > 1):
             chosen |= group
     return chosen
+
+
+def column_told(columns: Iterable[str], values_of: Callable[[str], Iterable[object]]) -> list[str]:
+    """Return what to say of a column that names splits, which is not used: rows to test on would be trained on."""
+    notes = []
+    for column in columns:
+        if column.lower() in COLUMNS:
+            names = sorted({str(value) for value in values_of(column) if value is not None})
+            kinds = {found[0] if (found := split_in(name)) is not None else "" for name in names}
+            if len(kinds) > 1 and "" not in kinds:
+                told = ", ".join(names[:MOST_NAMED])
+                notes.append(
+                    f"column {column} names splits ({told}) and is not used: every row is taken, whatever its split"
+                )
+    return notes
 
 
 def told(taken: Mapping[str, str]) -> str:

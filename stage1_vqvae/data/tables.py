@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from stage1_vqvae.data.classes import Label, no_label_column, read_labels
 from stage1_vqvae.data.rows import RawData, Split
-from stage1_vqvae.data.splits import splits_of_tables, told
+from stage1_vqvae.data.splits import column_told, splits_of_tables, told
 from stage1_vqvae.modalities import MODALITIES, Wanted, chosen, column_flag, kind_of_feature, kinds_of_array, named
 from vq_prior.core.disk.pointers import require_no_pointer
 from vq_prior.core.errors import ArtifactError, UsageError
@@ -238,6 +238,7 @@ def open_table_files(paths: Sequence[Path], wanted: Wanted, root: Path | None = 
             labels, said = read_labels(found, label, where, asked=asked, has_names=names is not None)
             notes += said
         splits[split] = Split(TableRows(blocks), labels)
+    notes += column_told(first.schema.names, first.values)
     if label is None:
         notes += no_label_column([name for name in first.schema.names if name != values])
     return RawData(splits["train"], splits.get("validation"), modality, why, names, tuple(notes))

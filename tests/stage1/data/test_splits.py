@@ -147,6 +147,19 @@ def test_a_held_out_table_without_labels_does_not_take_the_classes_away(tmp_path
     assert len(data.train) + len(data.validation) == 4
 
 
+def test_a_column_of_splits_that_is_not_used_is_told(tmp_path):
+    """As in FER2013, whose Usage is Training, PublicTest or PrivateTest."""
+    usage = ["Training", "Training", "PublicTest", "PrivateTest"]
+    table(tmp_path / "a.parquet", 0, Usage=usage, set=["blue", "red", "blue", "red"])
+    told = "column Usage names splits (PrivateTest, PublicTest, Training) and is not used: every row is taken, whatever"
+    notes = open_data(str(tmp_path / "a.parquet")).notes
+    assert [note.startswith(told) for note in notes if "names splits" in note] == [True]
+    fill(tmp_path / "files", ".", count=4)
+    lines = [f"{number}.png,{each}" for number, each in enumerate(usage)]
+    (tmp_path / "files" / "metadata.csv").write_text("\n".join(["file_name,Usage", *lines]))
+    assert any(note.startswith(told) for note in open_data(str(tmp_path / "files")).notes)
+
+
 def test_the_first_ten_classes_are_named(tmp_path):
     fill(tmp_path, *(f"kind{number:02d}" for number in range(12)))
     line = "12 classes: " + ", ".join(f"kind{number:02d} (2)" for number in range(10)) + ", ..."
