@@ -33,7 +33,7 @@ from vq_prior.core.processes.collectives import gather_rows
 from vq_prior.core.processes.control import signal_control
 from vq_prior.core.processes.gradients import StepSums
 from vq_prior.core.processes.runtime import Runtime, has_native_bf16, start_runtime
-from vq_prior.core.processes.threads import told_threads
+from vq_prior.core.processes.threads import told_threads, using_threads
 from vq_prior.core.training.averaging import WeightAverage
 from vq_prior.core.training.optim import lr_at, set_learning_rate
 from vq_prior.core.training.randomness import in_equal_parts, keyed_generator
@@ -55,6 +55,7 @@ START_VECTORS_PER_CODE = 64
 
 
 @releasing
+@using_threads()
 def train_vqvae(settings: TrainVQVAE, make_adversary: MakeAdversary | None = None) -> Path:
     """Train a codec and return its folder RUN/vqvae; a run that is there is continued.
 

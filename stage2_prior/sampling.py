@@ -216,7 +216,7 @@ def _draw(
     is_given = (forced >= 0).cpu()
     some, all_given = is_given.any(0).tolist(), is_given.all(0).tolist()
     choice = thread_choice(decoder, len(prompts), cache.rows)
-    with using_threads(torch.get_num_threads()):
+    with using_threads():
         for position, (low, high) in enumerate(layout.legal_ids):
             with choice.unit() if choice else nullcontext():
                 logits = decoder.step(current, first + position, cache, low, high)

@@ -44,7 +44,7 @@ from vq_prior.core.processes.runtime import (
     unwrap,
 )
 from vq_prior.core.processes.sharding import gathered, is_sharded, whole
-from vq_prior.core.processes.threads import told_threads
+from vq_prior.core.processes.threads import told_threads, using_threads
 from vq_prior.core.settings import changed
 from vq_prior.core.spec import Codec
 from vq_prior.core.training.optim import lr_at, set_learning_rate
@@ -63,6 +63,7 @@ NUM_PICTURES = 40
 
 
 @releasing
+@using_threads()
 def train_prior(settings: TrainPrior, codec: Codec | None = None, base: CausalPrior | None = None) -> Path:
     """Return RUN/prior, the folder of a prior trained on a code store.
 

@@ -151,16 +151,21 @@ def test_a_training_that_goes_on_uses_the_same_numbers(tmp_path: Path, monkeypat
     monkeypatch.setattr(training, "update", update)
     used.clear()
     again = training.train_vqvae(settings("cut"))
-    assert used == [1, 1, 1]  # of the two steps after the checkpoint, and for what comes before them
+    assert used == [2, 1, 1, 1, 2]  # before, what comes before steps, the two after the checkpoint, and after it
     for name in ("model.safetensors", "training.json"):
         assert file_sha256(again / name) == file_sha256(whole / name)
 
 
-def test_a_number_that_is_given_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_number_that_is_given_is_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    before = torch.get_num_threads()
     small = ["--steps", "2", "--batch-size", "8", "--model.width", "16", "--data", "digits"]
-    assert main(["train-vqvae", *small, "--out", str(tmp_path / "run"), "--threads", "1"]) == 0
+    assert main(["train-vqvae", *small, "--out", str(tmp_path / "run"), "--threads", str(before + 1)]) == 0
+    assert torch.get_num_threads() == before  # it is the training's own
     assert not (tmp_path / "run/vqvae-training/threads.jsonl").exists()
-    assert json.loads((tmp_path / "run/vqvae-training/config.json").read_text())["settings"]["threads"] == 1
+    assert json.loads((tmp_path / "run/vqvae-training/config.json").read_text())["settings"]["threads"] == before + 1
     assert main(["train-vqvae", *small, "--out", str(tmp_path / "run")]) == 0
     wrong = ["train-vqvae", *small, "--out", str(tmp_path / "no"), "--threads", "2", "--reproducible"]
     assert main(wrong) == 2

@@ -156,10 +156,10 @@ def set_threads(number: int) -> None:
 
 
 @contextmanager
-def using_threads(number: int) -> Iterator[None]:
-    """Compute with so many threads in a block, and with as many as before after it."""
+def using_threads(number: int | None = None) -> Iterator[None]:
+    """Compute with so many threads in a block (None: as many as before), and with as many as before after it."""
     before = torch.get_num_threads()
-    set_threads(number)
+    set_threads(number or before)
     try:
         yield
     finally:
