@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from stage1_vqvae import train
+from stage1_vqvae import run as one_run
 from stage1_vqvae.adversary import Adversary
 from stage1_vqvae.quantizer_settings import QuantizerSettings
 from stage1_vqvae.settings import ModelSettings, TrainVQVAE
@@ -123,7 +123,7 @@ def test_a_killed_run_ends_in_the_same_bits(run: Path, tmp_path: Path, monkeypat
     class Killed(BaseException):
         """Stands for the end of the process."""
 
-    real, kill_at = train.batch_rows, [2, 6]
+    real, kill_at = one_run.batch_rows, [2, 6]
 
     def dying(num_rows: int, batch_size: int, seed: int, step: int) -> np.ndarray:
         if kill_at and step == kill_at[0]:
@@ -131,7 +131,7 @@ def test_a_killed_run_ends_in_the_same_bits(run: Path, tmp_path: Path, monkeypat
             raise Killed
         return real(num_rows, batch_size, seed, step)
 
-    monkeypatch.setattr(train, "batch_rows", dying)
+    monkeypatch.setattr(one_run, "batch_rows", dying)
     while kill_at:
         with pytest.raises(Killed):
             train_vqvae(tiny(tmp_path / "run"), ToyDiscriminator)

@@ -30,12 +30,12 @@ leave_runtime(0)
 
 def poisoned(stage: str, where: str, value: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Put a value into what the step after `STEP` works with, on the last process alone."""
-    import stage1_vqvae.train
-    import stage2_prior.train
+    import stage1_vqvae.run
+    import stage2_prior.run
 
-    module = stage1_vqvae.train if stage == "codec" else stage2_prior.train
+    gives_rows = stage1_vqvae.run if stage == "codec" else stage2_prior.run
     place = runtime.start_runtime()
-    rows = module.batch_rows
+    rows = gives_rows.batch_rows
 
     def at_step(*arguments):
         at_step.now = arguments[3] == STEP and place.process_index == place.num_processes - 1
@@ -46,7 +46,7 @@ def poisoned(stage: str, where: str, value: float, monkeypatch: pytest.MonkeyPat
         return rows(*arguments)
 
     at_step.now = False
-    monkeypatch.setattr(module, "batch_rows", at_step)
+    monkeypatch.setattr(gives_rows, "batch_rows", at_step)
     backward = torch.Tensor.backward
 
     def poisoning(loss, *arguments, **named):

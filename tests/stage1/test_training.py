@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from stage1_vqvae import extract, train
+from stage1_vqvae import run as one_run
 from stage1_vqvae.data.loading import load_rows
 from stage1_vqvae.data.sources import open_data
 from stage1_vqvae.evaluate import evaluate_codec
@@ -99,7 +100,7 @@ def test_resumed_run_ends_in_the_same_bits(
     class Killed(BaseException):
         """Stands for the end of the process."""
 
-    real, kill_at = train.batch_rows, [3, 6, 11]
+    real, kill_at = one_run.batch_rows, [3, 6, 11]
 
     def dying(num_rows: int, batch_size: int, seed: int, step: int) -> np.ndarray:
         if kill_at and step == kill_at[0]:
@@ -107,7 +108,7 @@ def test_resumed_run_ends_in_the_same_bits(
             raise Killed
         return real(num_rows, batch_size, seed, step)
 
-    monkeypatch.setattr(train, "batch_rows", dying)
+    monkeypatch.setattr(one_run, "batch_rows", dying)
     while kill_at:
         with pytest.raises(Killed):
             train_vqvae(tiny(tmp_path / "cut", **changes))
@@ -172,19 +173,19 @@ def test_a_collapsed_codebook_is_said_with_its_remedy(
 def test_signal_saves_and_the_same_command_continues(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = train.batch_rows
+    real = one_run.batch_rows
 
     def signalled(num_rows: int, batch_size: int, seed: int, step: int) -> np.ndarray:
         if step == 6:
             os.kill(os.getpid(), signal.SIGTERM)
         return real(num_rows, batch_size, seed, step)
 
-    monkeypatch.setattr(train, "batch_rows", signalled)
+    monkeypatch.setattr(one_run, "batch_rows", signalled)
     done = 6 if torch.cuda.is_available() else 7  # a GPU's next pictures are read a step ahead
     with pytest.raises(Stopped, match=f"after step {done}, state saved; run the same command") as caught:
         train_vqvae(tiny(tmp_path / "run"))
     assert caught.value.exit_code == 75
-    monkeypatch.setattr(train, "batch_rows", real)
+    monkeypatch.setattr(one_run, "batch_rows", real)
     assert files_of(train_vqvae(tiny(tmp_path / "run"))) == files_of(run / "vqvae")
 
 
