@@ -9,15 +9,18 @@ from torch import Tensor
 from stage1_vqvae.codecs import open_codec
 from stage1_vqvae.data.loading import LoadedRows, load_rows
 from stage1_vqvae.data.sources import open_data_of, rows_called
-from stage1_vqvae.modalities.sheets import save_png
+from stage1_vqvae.modalities.sheets import sheet_bytes
 from stage1_vqvae.settings import Reconstruct, check
+from vq_prior.core.config import pretty_json
 from vq_prior.core.disk.artifacts import new_folder, require_replaceable, write_atomic
+from vq_prior.core.disk.sheet_beside import sheet_place
 from vq_prior.core.errors import UsageError
 from vq_prior.core.modality import Modality
 from vq_prior.core.spec import Codec
 from vq_prior.core.training.code_use import perplexity, usage
 
 ROWS_AT_ONCE = 256
+RECONSTRUCTIONS = "reconstructions.json"
 
 
 def evaluate_codec(codec: Codec, rows: LoadedRows, *, device: torch.device | str = "cpu") -> dict[str, Any]:
@@ -67,21 +70,25 @@ def summary(result: dict[str, Any], modality: Modality) -> str:
 
 
 def reconstruct(settings: Reconstruct) -> Path:
-    """Write reconstructions of held-out rows: DIR/000000.png ... (of their kind's extension), and DIR/grid.png.
+    """Write reconstructions of held-out rows: DIR/000000.png ... (of their kind's extension), and a sheet, DIR.png.
 
     A picture shows the original beside its reconstruction; other files hold the reconstruction alone.
+    `reconstructions.json` says of which codec and data they are.
 
     Raises:
         UsageError: If a setting is out of range, or DIR exists and is not to be replaced.
         ArtifactError: If codec or data are missing or damaged.
     """
     check(settings)
-    require_replaceable(settings.out, "grid.png", "reconstructions")
-    if (settings.out / "grid.png").exists() and not settings.overwrite:
+    former = settings.out / "grid.png"  # of older versions
+    marker = former.name if former.exists() else RECONSTRUCTIONS
+    require_replaceable(settings.out, marker, "reconstructions", overwrite=settings.overwrite)
+    if (settings.out / marker).exists() and not settings.overwrite:
         raise UsageError(f"{settings.out} exists; choose another --out or pass --overwrite")
+    sheet = sheet_place(settings.out, settings.sheet)
     codec = open_codec(settings.codec)
     modality, called = codec.modality, rows_called(codec.modality)
-    for note in codec.notes:
+    for note in (*codec.notes, *([sheet.note] if sheet.note else [])):
         print(note)
     data = open_data_of(settings, say=print, modality=modality, form=codec.transform)
     if settings.num_images > len(data.validation):
@@ -100,7 +107,9 @@ def reconstruct(settings: Reconstruct) -> Path:
             what = what if both is None else "pairs (original left, reconstruction right)"
             file = files.encode(pair[1] if both is None else both)
             write_atomic(staging / f"{number:06d}{files.extension}", file, durable=False)
-        save_png(staging / "grid.png", show.pairs(originals, copies))
+        told = {"format_version": 1, "codec_id": codec.codec_id, "data_id": data.data_id, "num_images": len(rows)}
+        write_atomic(staging / RECONSTRUCTIONS, pretty_json(told), durable=False)
+        sheet.write(sheet_bytes(show.pairs(originals, copies)))
     print(summary(evaluate_codec(codec, rows, device=device), modality))
-    print(f"wrote {len(rows)} {what} and grid.png to {settings.out}")
+    print(f"wrote {len(rows)} {what} to {settings.out}{sheet.told}")
     return settings.out

@@ -10,6 +10,7 @@ from stage1_vqvae.losses import reconstruction_terms, weighted_sum, weights_for
 from stage1_vqvae.model import VQVAE
 from stage1_vqvae.settings import TrainVQVAE
 from vq_prior.core.config import to_json
+from vq_prior.core.processes.peak_memory import peak_memory_bytes
 from vq_prior.core.processes.runtime import Runtime
 from vq_prior.core.training.randomness import keyed_generator
 
@@ -28,8 +29,6 @@ def describe(settings: TrainVQVAE, model: VQVAE) -> str:
 
 def dry_run_text(settings: TrainVQVAE, model: VQVAE, runtime: Runtime) -> str:
     """Return the resolved settings, memory and estimated time, from three real steps on random images."""
-    from resource import RUSAGE_SELF, getrusage
-
     assert settings.batch_size is not None
     assert settings.steps is not None
     module = trained_module(settings, runtime, model)
@@ -46,11 +45,10 @@ def dry_run_text(settings: TrainVQVAE, model: VQVAE, runtime: Runtime) -> str:
         weighted_sum(terms, weights).backward()
         model.quantizer.update(keyed_generator(0, 0, "dry run"))
         seconds.append(time.monotonic() - started)
-    memory = (
-        torch.cuda.max_memory_allocated() if runtime.device.type == "cuda" else getrusage(RUSAGE_SELF).ru_maxrss * 1024
-    )
+    memory = torch.cuda.max_memory_allocated() if runtime.device.type == "cuda" else peak_memory_bytes()
+    about = "unknown here" if memory is None else f"about {memory / 2**20:.0f} MiB a process"
     resolved = json.dumps(to_json(settings), indent=2)
     return (
-        f"{resolved}\nmemory about {memory / 2**20:.0f} MiB a process, {min(seconds):.3f} s a step, "
+        f"{resolved}\nmemory {about}, {min(seconds):.3f} s a step, "
         f"estimated time {min(seconds) * settings.steps / 60:.1f} minutes; nothing was written (--dry-run)"
     )

@@ -18,6 +18,7 @@ from stage1_vqvae.quantizer_settings import QuantizerSettings, check_quantizer_s
 from vq_prior.core.errors import UsageError
 from vq_prior.core.modality import Facts, Form, KindSettings, Modality
 from vq_prior.core.settings import (
+    AcceptChanges,
     DryRun,
     Free,
     ImageColumn,
@@ -27,6 +28,7 @@ from vq_prior.core.settings import (
     Place,
     Seed,
     Settings,
+    Sheet,
     Threads,
     Unsaid,
     Within,
@@ -100,7 +102,7 @@ class TrainVQVAE(PictureSize, KindSettings, Settings):
     """Optimiser steps."""
     batch_size: Annotated[int | None, Within(1, 10**6)] = None
     """Images of one optimiser step, over all processes."""
-    gradient_accumulation_steps: Annotated[int, Within(1, 10**6)] = 1
+    gradient_accumulation_steps: Annotated[int, Within(1, 10**6), Free(told=True)] = 1
     """Pieces in which a process works through its images of a step, to save memory; the codebook moves once a step."""
     learning_rate: Annotated[float | None, Within(0, 10, above=True)] = None
     """Peak learning rate."""
@@ -143,7 +145,7 @@ class TrainVQVAE(PictureSize, KindSettings, Settings):
     more than 16 px, which a codec would learn by heart. Codes are always those of the images as they are."""
     average_decay: Annotated[float, Within(0, 1, below=True)] = 0.99
     """Share of the averaged weights (those that are saved) that one step keeps."""
-    log_every: Annotated[int, Within(1, 10**9)] = 50
+    log_every: Annotated[int, Within(1, 10**9), Free(told=True)] = 50
     """Optimiser steps between log lines."""
     model: ModelSettings = field(default_factory=ModelSettings)
     quantizer: QuantizerSettings = field(default_factory=QuantizerSettings)
@@ -154,6 +156,8 @@ class TrainVQVAE(PictureSize, KindSettings, Settings):
     """Tracker that gets the numbers and pictures that RUN keeps, too; its package has to be installed."""
     overwrite: Overwrite = False
     """Start anew instead of continuing what is in RUN."""
+    accept_changes: AcceptChanges = False
+    """Continue with what is given though RUN has other settings; its config and record list what changed, and when."""
     dry_run: DryRun = False
     """Print what would be done and how long it would take; write nothing."""
 
@@ -211,7 +215,8 @@ class Reconstruct(KindSettings):
     data: str
     """Images: a folder, parquet or arrow files, a Hub id owner/name, or the word digits."""
     out: Path
-    """Folder for 000000.png (original left, reconstruction right) ... and grid.png."""
+    """Folder for 000000.png (original left, reconstruction right) ...; a sheet of them all is written beside it,
+    OUT.png."""
     num_images: Annotated[int, Within(1, 100_000), tyro.conf.arg(aliases=["--num-samples"])] = 16
     """How many images, from the first of the held-out rows on."""
     num_workers: NumWorkers = None
@@ -219,6 +224,7 @@ class Reconstruct(KindSettings):
     label_column: LabelColumn = None
     overwrite: Overwrite = False
     """Replace the pictures that are at OUT."""
+    sheet: Sheet = None
 
 
 def _require(flag: str, holds: bool, allowed: str, given: object) -> None:

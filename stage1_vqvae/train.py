@@ -35,6 +35,7 @@ from vq_prior.core.processes.gradients import StepSums
 from vq_prior.core.processes.runtime import Runtime, has_native_bf16, start_runtime
 from vq_prior.core.processes.threads import told_threads, using_threads
 from vq_prior.core.training.averaging import WeightAverage
+from vq_prior.core.training.memory import memory_advice
 from vq_prior.core.training.optim import lr_at, set_learning_rate
 from vq_prior.core.training.randomness import in_equal_parts, keyed_generator
 from vq_prior.core.training.runs import (
@@ -104,14 +105,20 @@ def train_vqvae(settings: TrainVQVAE, make_adversary: MakeAdversary | None = Non
     train, held_out = (load_rows(rows, *form, num_workers=workers) for rows in (data.train, data.validation))
     training = prepare(settings, runtime, model, train, held_out, make_adversary)
     training.balanced = balanced
+    if checkpoint is not None:
+        resume(training, checkpoint)
     runtime.barrier()
-    open_run(folder, config, overwrite=settings.overwrite, is_main=runtime.is_main, settings=typed)
+    how: dict[str, Any] = {"overwrite": settings.overwrite, "is_main": runtime.is_main, "settings": typed}
+    changes = open_run(folder, config, step=training.step, **how)
     if settings.overwrite and runtime.is_main:
         remove(final)
     runtime.barrier()
-    start_codebook(training) if checkpoint is None else resume(training, checkpoint)
-    run_steps(training)
-    finish(training, _record(explained(typed, settings, lambda some: chosen(some)[1]), data), final)
+    with memory_advice(settings, runtime):
+        if checkpoint is None:
+            start_codebook(training)
+        run_steps(training)
+    record = _record(explained(typed, settings, lambda some: chosen(some)[1]), data)
+    finish(training, replace(record, changes=changes), final)
     runtime.barrier()
     return final
 

@@ -11,6 +11,7 @@ import tyro
 from vq_prior.core.errors import UsageError
 from vq_prior.core.modality import KindSettings
 from vq_prior.core.settings import (
+    AcceptChanges,
     DryRun,
     Formerly,
     Free,
@@ -95,7 +96,7 @@ class TrainPrior(KindSettings, Settings):
     """Optimiser steps; left out: chosen for the data and the machine."""
     batch_size: Annotated[int | None, Within(1)] = None
     """Sequences of one optimiser step, all processes together; left out: chosen for the data and the machine."""
-    gradient_accumulation_steps: Annotated[int, Within(1)] = 1
+    gradient_accumulation_steps: Annotated[int, Within(1), Free(told=True)] = 1
     """Pieces in which a process works through its sequences of a step, to save memory."""
     learning_rate: Annotated[float | None, Within(0, 1, above=True)] = None
     """Peak learning rate; left out: chosen for the width of the model and the optimiser."""
@@ -139,7 +140,7 @@ class TrainPrior(KindSettings, Settings):
     """Steps over which the learning rate rises; left out: 100, and fewer when fine-tuning."""
     decay_fraction: Annotated[float, Within(0, 1)] = 0.5
     """Share of all steps, at the end, over which the learning rate falls to 0."""
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: Annotated[bool, Free(told=True)] = False
     """Compute each block again for its backward pass instead of keeping what it computed: less memory, a third more
     time."""
     fsdp: Annotated[bool, Free(told=True)] = False
@@ -149,7 +150,7 @@ class TrainPrior(KindSettings, Settings):
         float, Within(0, above=True), tyro.conf.arg(name="max-gradient-norm"), Formerly("max-grad-norm")
     ] = 1.0
     """Gradients with a larger norm are scaled down to it."""
-    log_every: Annotated[int | None, Within(1)] = None
+    log_every: Annotated[int | None, Within(1), Free(told=True)] = None
     """Steps between two lines of progress; left out: eval-every."""
     eval_every: Annotated[int | None, Within(1)] = None
     """Steps between two measurements on the held-out rows; left out: chosen for the data."""
@@ -157,12 +158,14 @@ class TrainPrior(KindSettings, Settings):
     """Held-out rows measured while training; left out: chosen for the machine."""
     patience: Annotated[int | None, Within(1)] = 10
     """Stop after this many measurements without improvement; None trains to the end."""
-    sample_every: Annotated[int | None, Within(1)] = None
+    sample_every: Annotated[int | None, Within(1), Free(told=True)] = None
     """Steps between two sample grids (with --codec); left out: at every fifth measurement."""
     report_to: Annotated[TrackerName, Free()] = "none"
     """Tracker that gets the numbers and pictures that RUN keeps, too; its package has to be installed."""
     overwrite: Overwrite = False
     """Start anew instead of continuing what is in RUN."""
+    accept_changes: AcceptChanges = False
+    """Continue with what is given though RUN has other settings; its config and record list what changed, and when."""
     dry_run: DryRun = False
     """Print the resolved settings, the size of the model and the estimated time, and write nothing."""
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from math import isfinite
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,12 +48,15 @@ from vq_prior.core.processes.sharding import gathered, is_sharded, whole
 from vq_prior.core.processes.threads import told_threads, using_threads
 from vq_prior.core.settings import changed
 from vq_prior.core.spec import Codec
+from vq_prior.core.training.memory import memory_advice
 from vq_prior.core.training.optim import lr_at, set_learning_rate
 from vq_prior.core.training.runs import (
     RunLog,
+    check_continues,
     continued,
     explained,
     open_run,
+    read_run_config,
     require_finite,
     require_free_space,
     run_config,
@@ -128,19 +132,24 @@ def train_prior(settings: TrainPrior, codec: Codec | None = None, base: CausalPr
     require_free_space(training.folder, need)
     if settings.overwrite and runtime.is_main:
         remove(training.final)
-    open_run(training.folder, config, settings=settings, overwrite=settings.overwrite, is_main=runtime.is_main)
+    if not settings.overwrite and (training.folder / "config.json").exists():
+        check_continues(read_run_config(training.folder / "config.json"), config, training.folder, settings=settings)
+        resume(training)
+    how: dict[str, Any] = {"overwrite": settings.overwrite, "is_main": runtime.is_main, "settings": settings}
+    changes = open_run(training.folder, config, step=training.step, **how)
     runtime.barrier()
-    resume(training)
     if training.done() and written_steps(training.final) == training.step:
         if runtime.is_main:
             print(f"{training.final} is finished ({training.ending()}); pass --overwrite to train anew")
         return training.final
-    if not training.step:
-        seconds = min(_timed(_without_update, training) for _ in range(2))
-        runtime.say("\n".join(size_lines(training, seconds)))
-    run_steps(training)
+    with memory_advice(settings, runtime):
+        if not training.step:
+            seconds = min(_timed(_without_update, training) for _ in range(2))
+            runtime.say("\n".join(size_lines(training, seconds)))
+        run_steps(training)
     command = command_line("train-prior", explained(typed, settings, chosen))
-    finish(training, TrainingRecord(1, command, store.index.data.source, store.index.data.id, len(store), 0, {}))
+    source = store.index.data
+    finish(training, TrainingRecord(1, command, source.source, source.id, len(store), 0, {}, changes))
     return training.final
 
 

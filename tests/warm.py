@@ -272,7 +272,7 @@ def _stand_in(address: str, python: list[str]) -> None:
     running = start(address, asked, 1, 2)
     if not running.pid:
         os.execv(sys.executable, [sys.executable, *python])
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
         signal.signal(number, lambda number, _frame: running.kill(number))
     ended = running.wait()
     if ended < 0:

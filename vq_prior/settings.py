@@ -8,7 +8,7 @@ import tyro
 
 from stage2_prior.sampling_settings import Sampling
 from vq_prior.core.modality import KindSettings
-from vq_prior.core.settings import ImageColumn, LabelColumn, NumWorkers
+from vq_prior.core.settings import ImageColumn, LabelColumn, NumWorkers, Sheet
 
 
 @dataclass
@@ -54,7 +54,8 @@ class Drawing(SampleSettings):
     model: Path
     """MODEL folder, or Hub id owner/name[@revision]."""
     out: Path
-    """Folder for 000000.png ..., grid.png and samples.json."""
+    """Folder for 000000.png ... and samples.json; a sheet of them all is written beside it, OUT.png."""
+    sheet: Sheet = None
     num_images: Annotated[int, tyro.conf.arg(aliases=["--num-samples"])] = 16
     """How many images, or samples of another kind."""
     labels: str | None = None
@@ -102,7 +103,9 @@ class Score(KindSettings):
     data: str
     """Images: folder, parquet file, Hub id, or the word digits. Labels match the model's classes."""
     out: Path
-    """Folder for scores.json, 000000.png ... (image left, map right) and maps.png (the least likely)."""
+    """Folder for scores.json and 000000.png ... (image left, map right); a sheet of the least likely is written beside
+    it, OUT.png."""
+    sheet: Sheet = None
     unconditional: bool = False
     """Score every image without a class, whatever its label."""
     num_workers: NumWorkers = None

@@ -5,7 +5,7 @@ bad is left out, and what has changed since is refused.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from stage1_vqvae.data.rows import DataRows, RawData, Split, content_digest, ins
 from stage1_vqvae.modalities import Wanted
 from stage1_vqvae.modalities.pictures import PICTURES
 from vq_prior.core.config import from_json, pretty_json, read_json, to_json
+from vq_prior.core.disk.names import as_on_disk
 from vq_prior.core.errors import ArtifactError
 from vq_prior.core.modality import Modality
 
@@ -113,8 +114,9 @@ class CheckedData:
     def write(self, path: Path) -> None:
         """Write the list, whole."""
         from vq_prior.core.disk.artifacts import write_atomic
+        from vq_prior.core.disk.places import make_folder, true_place
 
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(true_place(path).parent)
         told = {name: value for name, value in to_json(self).items() if value is not None or name in ALWAYS}
         write_atomic(path, pretty_json(told))
 
@@ -131,7 +133,7 @@ def read_checked(path: Path) -> CheckedData:
     for name, split in checked.splits.items():
         if any(not 0 <= bad.row < len(split.sha256) for bad in split.bad):
             raise ArtifactError(f"{path}: splits.{name} lists a bad row that it does not have")
-    return checked
+    return checked if Path(checked.data).exists() else replace(checked, data=as_on_disk(checked.data))
 
 
 def check_splits(raw: RawData, num_workers: int | None, frames: str | None = None) -> dict[str, CheckedSplit]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from stage1_vqvae.data.tables import TABLE_SUFFIXES, table_columns
+from vq_prior.core.disk.sheet_beside import is_sheet
 from vq_prior.core.errors import ArtifactError
 
 METADATA_NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
@@ -136,5 +137,5 @@ def _sheets(folder: Path, files: list[str], subfolders: list[str]) -> Iterable[s
     of_run = {"samples.png"} if any(name in subfolders for name in TRAININGS) else set()
     for name in files:
         within = name in SHEETS and numbered
-        if within or name in of_run or (name in beside and _is_ours(folder / name.removesuffix(".png"), SETS)):
+        if within or name in of_run or (name in beside and is_sheet(folder / name)):
             yield name

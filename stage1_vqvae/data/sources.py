@@ -30,6 +30,7 @@ from stage1_vqvae.data.splits import MOST_NAMED
 from stage1_vqvae.data.tables import TABLE_SUFFIXES, open_table_files
 from stage1_vqvae.modalities import MODALITIES, Wanted, installed, named, told_of_form
 from vq_prior.core.disk.code_store import held_out_rows
+from vq_prior.core.disk.names import readable
 from vq_prior.core.errors import ArtifactError, EnvironmentFault, UsageError
 from vq_prior.core.modality import Facts, Form, Modality, facts_of
 from vq_prior.core.processes.packages import broken
@@ -150,6 +151,7 @@ def _opened(data: str, wanted: Wanted, num_workers: int | None) -> Data:
             notes.append(f"{len(good[name])} files of the {name} split hold {len(whole[name])} frames, each a row")
         contents.append((name, digests, whole[name].labels))
     data_id = content_hash(contents, label_names)
+    label_names = tuple(map(readable, label_names))
     train = whole["train"]
     if "validation" in whole:
         validation = whole["validation"]

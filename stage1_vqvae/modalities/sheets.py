@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from vq_prior.core.disk.artifacts import write_atomic
+from vq_prior.core.disk.sheet_beside import MARK
 
 Pixels = NDArray[np.uint8]
 RAMP = np.array([[33, 102, 172], [247, 247, 247], [178, 24, 43]], dtype=np.float64)
@@ -29,6 +31,15 @@ def png_bytes(picture: Image.Image) -> bytes:
     """Return the PNG file of a picture; the same pixels give the same bytes."""
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def sheet_bytes(picture: Image.Image) -> bytes:
+    """Return the PNG file of a sheet, which says that it is one of ours."""
+    told = PngInfo()
+    told.add_text("Software", MARK)
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG", pnginfo=told)
     return buffer.getvalue()
 
 

@@ -164,7 +164,7 @@ def test_the_command_writes_a_row_and_a_picture_for_each_image(
         assert (picture[:, 8:] == heat(alone.maps[0], (8, 8), white)[0]).all()
         assert (picture[:, :8, 0] == np.asarray(Image.open(row["name"]))).all()
         assert row["file"] == f"{number:06d}.png"
-    assert (tmp_path / "out" / "maps.png").is_file()
+    assert (tmp_path / "out.png").is_file()
     before = contents(tmp_path / "out")
     capsys.readouterr()
     assert main(words) == 0

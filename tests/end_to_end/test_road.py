@@ -45,7 +45,8 @@ def test_generate_writes_every_image_a_grid_and_the_request(tiny_run, tmp_path, 
     words += ["--out", str(tmp_path / "out")]
     assert main(words) == 0
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert names == [*(f"{n:06d}.png" for n in range(5)), "grid.png", "samples.json"]
+    assert names == [*(f"{n:06d}.png" for n in range(5)), "samples.json"]
+    assert (tmp_path / "out.png").is_file()
     request = json.loads((tmp_path / "out" / "samples.json").read_text())
     assert request["labels"] == ["three", "seven"]
     capsys.readouterr()
@@ -104,7 +105,7 @@ def test_evaluate_reconstruct_and_verify(tiny_run, tmp_path, capsys):
     assert result["codec"]["num_images"] == 89
     assert 0 < result["prior"]["nats_per_token"] < 10
     assert main(["reconstruct", "--codec", run, "--data", "digits", "--out", str(tmp_path / "r")]) == 0
-    assert (tmp_path / "r" / "grid.png").is_file()
+    assert (tmp_path / "r.png").is_file()
     capsys.readouterr()
     for part in ("model", "vqvae", "prior", "codes", "vqvae-training", "."):
         assert main(["verify", str(tiny_run / part)]) == 0, part

@@ -81,4 +81,4 @@ def test_a_finished_command_leaves_no_lock(tiny_run, tmp_path):
     assert (
         main(["generate", "--model", str(tiny_run / "model"), "--num-images", "2", "--out", str(tmp_path / "o")]) == 0
     )
-    assert [path.name for path in tmp_path.iterdir()] == ["o"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["o", "o.png"]

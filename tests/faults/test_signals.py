@@ -2,6 +2,7 @@
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -15,6 +16,8 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 
 from vq_prior.cli.launch import _explain
 from vq_prior.core.errors import LOST
+from vq_prior.core.processes.control import signal_control
+from vq_prior.core.processes.interruption import Interrupted, Interruption, hear_signals
 
 MAX_SECONDS = 60
 
@@ -59,6 +62,8 @@ def _catches(pid, number):
     [
         (signal.SIGTERM, 1, None),
         (signal.SIGINT, 1, None),
+        (signal.SIGHUP, 1, None),
+        pytest.param(signal.SIGHUP, 2, None, marks=pytest.mark.one_of("two told")),
         pytest.param(signal.SIGINT, 2, None, marks=pytest.mark.one_of("two told")),
         pytest.param(signal.SIGTERM, 2, None, marks=pytest.mark.one_of("two told")),
         pytest.param(
@@ -124,7 +129,55 @@ def test_a_stop_before_the_first_step_is_one_line_too(tmp_path, start, faults):
     faults.planted(faults.number(3, 50))
 
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="this system has no such terminals")
+def test_a_terminal_that_goes_does_not_take_the_training_with_it(tmp_path, warm):
+    """To write to it is an error from then on. Without a signal the run goes on; SIGHUP saves and ends it."""
+    words = ["train-vqvae", "--data", "digits", "--out", str(tmp_path / "run"), "--steps", "100000", "--log-every", "5"]
+    terminal, its_end = os.openpty()
+    running = warm.start(words, stdout=its_end, stderr=its_end)
+    os.close(its_end)
+    metrics = tmp_path / "run" / "vqvae-training" / "metrics.jsonl"
+
+    def has_begun():
+        if select.select([terminal], [], [], 0)[0]:  # what nobody reads would hold it up
+            os.read(terminal, 1 << 16)
+        return metrics.exists() and metrics.stat().st_size
+
+    _wait_until(has_begun)
+    os.close(terminal)
+    length = metrics.stat().st_size
+    _wait_until(lambda: metrics.stat().st_size > 2 * length)
+    running.kill(signal.SIGHUP)
+    assert running.wait(MAX_SECONDS) == 75
+    (checkpoint,) = (tmp_path / "run" / "vqvae-training" / "checkpoints").iterdir()
+    last = json.loads(metrics.read_text().splitlines()[-1])["step"]
+    assert last <= int(checkpoint.name.removeprefix("step-")) < last + 5
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="this system has none")
+def test_a_hangup_that_is_ignored_stays_ignored():
+    former = {number: signal.getsignal(number) for number in (*SIGNALS, signal.SIGUSR2)}
+    try:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup leaves it
+        hear_signals(Interruption())
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        assert isinstance(signal.getsignal(signal.SIGTERM), Interruption)
+        with signal_control() as control:
+            signal.raise_signal(signal.SIGHUP)
+            assert control.stop_signal is None
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        hear_signals(Interruption())
+        with pytest.raises(Interrupted, match="stopped by SIGHUP"):
+            signal.raise_signal(signal.SIGHUP)
+        with signal_control() as control:
+            signal.raise_signal(signal.SIGHUP)
+            assert control.stop_signal == "SIGHUP"
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 WHO = {"alone": 1, "launcher": 2, "rank 0": 2, "rank 1": 2, "all": 2}
 AT_ONCE = 10.0  # seconds for a step, a save and the end of two processes
 
@@ -212,6 +265,7 @@ POISONED = {"line": "error: the loss (nan) is not finite at step 3", "exit_code"
         (MISSED, {0: 5, 1: -signal.SIGINT}, 75, "stopped"),
         (MISSED, None, 75, "stopped"),
         (None, {1: -signal.SIGUSR1}, 75, "stopped"),
+        (MISSED, {0: 5, 1: -signal.SIGHUP}, 75, "stopped"),
         (None, None, 75, "stopped"),
         ("{", None, 75, "stopped"),  # a process was ended while it wrote
         (MISSED, {0: 5, 1: -signal.SIGKILL}, 5, "process 1 ended by SIGKILL"),
@@ -325,7 +379,7 @@ def test_two_signals_at_any_line_of_the_command_line_are_one_line(warm, tmp_path
     struck = sorted(faults.rng.sample(lines, faults.number(20, len(lines))))
     codes = [run(first).returncode for first in struck]
     heard = [
-        code for first, code in zip(struck, codes, strict=True) if first > 20
+        code for first, code in zip(struck, codes, strict=True) if first > 40
     ]  # before that Python's handlers stand
     assert heard == sorted(heard, reverse=True)
     assert set(heard) <= {3, 75}

@@ -187,6 +187,8 @@ def test_a_class_without_images_is_named(well, tmp_path):
     index = CodeStore.open(store).index
     write_index(store, replace(index, label_names=(*index.label_names, "ten")))
     assert examined(tmp_path, "--codes", store) == (0, ["classes without images"])
+    (finding,) = json.loads((tmp_path / "doctor.json").read_text())["findings"]
+    assert finding["evidence"] == "1 of 11: ten"
 
 
 def test_a_temperature_that_kills_variety_is_named(well, tmp_path):

@@ -92,9 +92,9 @@ def test_a_page_runs_from_top_to_bottom_as_written(page, type_in):
 
 def test_what_the_pages_promise_is_there(folder, type_in):
     """Runs after the pages: what they say a reader will find."""
-    assert (folder / "samples" / "grid.png").is_file()
-    assert (folder / "bent-samples" / "grid.png").is_file()
-    assert (folder / "tuned-samples" / "grid.png").is_file()
+    assert (folder / "samples.png").is_file()
+    assert (folder / "bent-samples.png").is_file()
+    assert (folder / "tuned-samples.png").is_file()
     assert list((folder / "runs/mine/vqvae-training/images").glob("*.png"))
     assert list((folder / "runs/mine/prior-training/images").glob("*.png"))
     hub = type_in.hub

@@ -360,6 +360,7 @@ def test_reconstruct_writes_pairs_and_a_grid(run: Path, tmp_path: Path) -> None:
 
     settings = Reconstruct(str(run), "digits", tmp_path / "pictures", num_images=3)
     reconstruct(settings)
-    assert set(os.listdir(tmp_path / "pictures")) == {"000000.png", "000001.png", "000002.png", "grid.png"}
+    assert set(os.listdir(tmp_path / "pictures")) == {f"{n:06d}.png" for n in range(3)} | {"reconstructions.json"}
+    assert (tmp_path / "pictures.png").is_file()
     with pytest.raises(UsageError, match="pictures exists"):
         reconstruct(settings)

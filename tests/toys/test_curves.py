@@ -80,7 +80,8 @@ def test_samples_are_files_of_the_kind_and_one_sheet(road: Path, tmp_path: Path,
     toy_cli(*words, 5, "--out", tmp_path / "one")
     toy_cli(*words, 2, "--out", tmp_path / "two", "--num-processes", 2)
     names = sorted(path.name for path in (tmp_path / "one").iterdir())
-    assert names == [*(f"00000{n}.toy" for n in range(5)), "grid.png", "samples.json"]
+    assert names == [*(f"00000{n}.toy" for n in range(5)), "samples.json"]
+    assert file_sha256(tmp_path / "one.png") == file_sha256(tmp_path / "two.png")
     for name in names:
         assert file_sha256(tmp_path / "one" / name) == file_sha256(tmp_path / "two" / name)
     form = CurveForm(32, 2)
@@ -88,7 +89,9 @@ def test_samples_are_files_of_the_kind_and_one_sheet(road: Path, tmp_path: Path,
     assert np.isfinite(np.stack(drawn)).all()
     assert json.loads((tmp_path / "one/samples.json").read_text())["num_images"] == 5
     toy_cli("reconstruct", "--codec", road, "--data", road.parent / "data", "--num-samples", 2, "--out", tmp_path / "r")
-    assert sorted(path.name for path in (tmp_path / "r").iterdir()) == ["000000.toy", "000001.toy", "grid.png"]
+    names = sorted(path.name for path in (tmp_path / "r").iterdir())
+    assert names == ["000000.toy", "000001.toy", "reconstructions.json"]
+    assert (tmp_path / "r.png").is_file()
     toy_cli("score", "--model", road / "model", "--data", road.parent / "data", "--out", tmp_path / "scored")
     assert (tmp_path / "scored/000079.png").is_file()
 

@@ -12,12 +12,20 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from vq_prior import __version__
 from vq_prior.cli.invocation import COMMANDS, Invocation
-from vq_prior.cli.parsing import parse, usage
-from vq_prior.core.errors import LOST, EnvironmentFault, Stopped, VQPriorError, tell
-from vq_prior.core.processes.interruption import STOPPED, Interruption, hear_signals, ignore_signals
+from vq_prior.cli.parsing import flags_of, parse, usage
+from vq_prior.core.disk.places import forget_what_was_said
+from vq_prior.core.errors import LOST, EnvironmentFault, Stopped, UsageError, VQPriorError, is_out_of_memory, tell
+from vq_prior.core.processes.interruption import (
+    STOPPED,
+    Interruption,
+    hear_signals,
+    ignore_signals,
+    let_go_of_dead_terminal,
+)
 from vq_prior.core.processes.packages import broken, leave_out
 
 __all__ = ["COMMANDS", "Invocation", "main", "parse", "usage"]
@@ -43,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             interruption.is_too_late = True
         except Exception as error:
             interruption.is_too_late = True
-            code = _fail(*_explain(error, interruption.told), debug)
+            code = _fail(*_explain(error, interruption.told, words[0]), debug)
     except KeyboardInterrupt as error:  # before anything was told
         interruption.is_too_late = True
         sys.stderr = stderr  # it can come where a block has ended that turned it elsewhere and has not turned it back
@@ -58,13 +66,24 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(words: list[str], debug: bool) -> int:
+    forget_what_was_said()
+    streams: list[Any] = [sys.stdout, sys.stderr]
+    for stream in streams:
+        with contextlib.suppress(AttributeError, OSError):  # a stream of another kind
+            stream.reconfigure(errors="backslashreplace")  # what a terminal cannot show is shown by its number
     _quiet_libraries(debug)
     try:
         invocation = parse(words)
     except BrokenPipeError:  # `--help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left goes out at the end
         return 0
-    if invocation.num_processes not in (None, 1) and "WORLD_SIZE" not in os.environ:
+    there = _processes_of_launcher()
+    if invocation.num_processes not in (None, there):
+        if there > 1:
+            raise UsageError(
+                f"--num-processes {invocation.num_processes} cannot go with a launcher that says there are {there} "
+                "(WORLD_SIZE in the environment); leave it out, or unset WORLD_SIZE"
+            )
         from vq_prior.cli.launch import launch
 
         return launch(invocation)
@@ -73,12 +92,24 @@ def _run(words: list[str], debug: bool) -> int:
     return 0
 
 
-def _explain(error: Exception, interrupted: str | None) -> tuple[str, int]:
+def _processes_of_launcher() -> int:
+    """Return how many processes the launcher of this one announces; 1 without a launcher."""
+    told = os.environ.get("WORLD_SIZE", "")
+    if not told:
+        os.environ.pop("WORLD_SIZE", None)
+        return 1
+    if not (told.isascii() and told.isdigit() and int(told)):
+        raise EnvironmentFault(f"WORLD_SIZE in the environment must be a number of processes, got {told}; unset it")
+    return int(told)
+
+
+def _explain(error: Exception, interrupted: str | None, command: str) -> tuple[str, int]:
     """Return the one line and the exit code of what ended a command.
 
     Args:
         error: It.
         interrupted: What a signal said that came before; libraries make errors of their own of its exception.
+        command: Its name, as typed.
     """
     if interrupted and not isinstance(error, Stopped):
         return interrupted, Stopped.exit_code
@@ -89,14 +120,23 @@ def _explain(error: Exception, interrupted: str | None) -> tuple[str, int]:
     fault = broken(error)  # an OSError too: a library of the system that a package cannot load
     if fault is not None:
         return str(fault), fault.exit_code
+    if is_out_of_memory(error):
+        return f"out of memory; {_memory_remedy(command)}", EnvironmentFault.exit_code
     if isinstance(error, OSError):
         return _describe_os_error(error), EnvironmentFault.exit_code
-    if isinstance(error, MemoryError):
-        return "out of memory; lower --batch-size", EnvironmentFault.exit_code
     text = re.sub(r"\s+", " ", str(error)).strip()[:300]
     if ("torch" in type(error).__module__ and "Dist" in type(error).__name__) or "gloo" in text:
         return f"{LOST}; run the same command to continue", EnvironmentFault.exit_code
     return f"unexpected {type(error).__name__}: {text} (--debug shows where)", 1
+
+
+def _memory_remedy(command: str) -> str:
+    """Return what helps a command that is no training at its steps, which say it themselves."""
+    if command in COMMANDS and "train" not in command:
+        module, _, attribute = COMMANDS[command].settings.partition(":")
+        if "--batch-size" in flags_of(getattr(import_module(module), attribute)):
+            return "lower --batch-size"
+    return "end other programs, take fewer or smaller data, or a machine with more memory"
 
 
 def _describe_os_error(error: OSError) -> str:
@@ -127,11 +167,13 @@ def _quiet_libraries(debug: bool) -> None:
 def _fail(message: str, exit_code: int, debug: bool) -> int:
     """Print the one line, or hand it to the launcher, and return the exit code."""
     line = "error: " + re.sub(r"\s*\n\s*", " ", message).strip()
+    let_go_of_dead_terminal()
     if debug:
         import traceback
 
         traceback.print_exc()
-    tell(line, exit_code, aloud=os.environ.get("RANK", "0") == "0")
+    is_alone = os.environ.get("WORLD_SIZE", "1") == "1"
+    tell(line, exit_code, aloud=is_alone or os.environ.get("RANK", "0") == "0")
     if "WORLD_SIZE" in os.environ and "torch" in sys.modules:
         # The others may still wait for this process; taking the group apart here could wait for them.
         sys.stdout.flush()

@@ -19,8 +19,19 @@ import psutil
 
 from vq_prior.cli.invocation import Invocation
 from vq_prior.core.errors import ERROR_FILE_VARIABLE, LOST, EnvironmentFault, Stopped
+from vq_prior.core.processes.interruption import ignore_signals, let_go_of_dead_terminal, stop_signals
 
-STOPS = (-signal.SIGTERM, -signal.SIGINT, *([-signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else []))
+STOPS = [-getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP") if hasattr(signal, name)]
+OF_ANOTHER_LAUNCHER = (
+    "WORLD_SIZE",
+    "RANK",
+    "LOCAL_RANK",
+    "LOCAL_WORLD_SIZE",
+    "GROUP_RANK",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+)
+HANDLED_BY_LAUNCHER = "TORCHELASTIC_SIGNALS_TO_HANDLE"
 
 
 def launch(invocation: Invocation) -> int:
@@ -35,7 +46,12 @@ def launch(invocation: Invocation) -> int:
         os.environ["ACCELERATE_USE_CPU"] = "1"
     if not invocation.debug:
         logging.disable(logging.CRITICAL)  # the launcher would announce the signal it passes on
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for name in OF_ANOTHER_LAUNCHER:
+        os.environ.pop(name, None)
+    stops = stop_signals()
+    if hasattr(signal, "SIGHUP") and signal.SIGHUP not in stops:  # nohup: the launcher would hear it all the same
+        os.environ.setdefault(HANDLED_BY_LAUNCHER, "SIGTERM,SIGINT,SIGQUIT")
+    for number in stops:
         signal.signal(number, signal.default_int_handler)
     if hasattr(signal, "SIGUSR1"):  # the launcher passes SIGTERM on; a scheduler's SIGUSR1 means the same to us
         signal.signal(signal.SIGUSR1, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
@@ -54,8 +70,8 @@ def launch(invocation: Invocation) -> int:
             failure = None
         while True:
             try:
-                for number in (signal.SIGTERM, signal.SIGINT):
-                    signal.signal(number, signal.SIG_IGN)
+                ignore_signals()
+                let_go_of_dead_terminal()
                 return _explain(report, failure)
             except (SignalException, KeyboardInterrupt):  # one more, before it was ignored
                 continue

@@ -122,7 +122,7 @@ def flags_of(settings_class: type) -> Iterator[str]:
 def _settings_by_flag(settings_class: type) -> Iterator[tuple[str, str]]:
     """Yield every flag of a settings class and the dotted name of its setting."""
     for setting in settings_in(settings_class):
-        if (unsaid := setting.mark(Unsaid)) and not unsaid.flag:
+        if setting.is_positional or ((unsaid := setting.mark(Unsaid)) and not unsaid.flag):
             continue
         for flag in (setting.flag, *setting.aliases):
             yield flag, setting.name

@@ -12,6 +12,7 @@ import typing
 from pathlib import Path
 from typing import Any, TypeVar
 
+from vq_prior.core.disk.names import readable
 from vq_prior.core.disk.pointers import is_pointer, pointer_told
 from vq_prior.core.errors import ArtifactError
 
@@ -127,9 +128,28 @@ def to_json(value: Any) -> Any:
 
 
 def pretty_json(value: Any) -> bytes:
-    """Return indented UTF-8 JSON that ends in a newline; the same value gives the same bytes."""
-    text = json.dumps(to_json(value), indent=2, ensure_ascii=False, allow_nan=False)
-    return (text + "\n").encode("utf-8")
+    """Return indented UTF-8 JSON that ends in a newline; the same value gives the same bytes.
+
+    A name that is no UTF-8 is written as `readable` gives it.
+    """
+    plain = to_json(value)
+    try:
+        return _indented(plain)
+    except UnicodeEncodeError:
+        return _indented(_readable(plain))
+
+
+def _indented(plain: Any) -> bytes:
+    return (json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8")
+
+
+def _readable(plain: Any) -> Any:
+    """Return JSON values with every text in them as `readable` gives it."""
+    if isinstance(plain, str):
+        return readable(plain)
+    if isinstance(plain, dict):
+        return {readable(key): _readable(item) for key, item in plain.items()}
+    return [_readable(item) for item in plain] if isinstance(plain, list) else plain
 
 
 def canonical_json(value: Any) -> bytes:

@@ -5,10 +5,14 @@ command line prints it as `error: ...` and exits with `exit_code`.
 """
 
 import contextlib
+import errno
 import json
 import os
 import sys
 
+from vq_prior.core.disk.names import readable
+
+NO_MEMORY = ("out of memory", "allocate memory", "not enough memory", "bad_alloc", "alloc_failed")
 LOST = "a process of this run was lost"
 ERROR_FILE_VARIABLE = "VQ_PRIOR_ERROR_FILE"  # where the processes of a launch put their first error
 
@@ -28,13 +32,21 @@ def in_one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that memory ended: Python's, the system's, or that of a library or device."""
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return True
+    said = str(error).lower()
+    return isinstance(error, RuntimeError) and any(words in said for words in NO_MEMORY)
+
+
 class VQPriorError(Exception):
     """A failure that is explained in one line; what a file or server smuggled into it cannot steer a terminal."""
 
     exit_code = 1
 
     def __init__(self, text: str) -> None:
-        super().__init__("".join(c if c.isprintable() else " " for c in text))
+        super().__init__("".join(c if c.isprintable() else " " for c in readable(text)))
 
 
 class UsageError(VQPriorError, ValueError):

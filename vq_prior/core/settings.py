@@ -132,7 +132,9 @@ LabelColumn = Annotated[
     str | None,
     tyro.conf.arg(help="Column of the labels in tables and metadata files; left out: `label` if there is one."),
 ]
+Sheet = Annotated[Path | None, tyro.conf.arg(help="PNG file for the sheet; left out: OUT.png beside OUT.")]
 Overwrite = Annotated[bool, Once()]
+AcceptChanges = Annotated[bool, Once()]
 DryRun = Annotated[bool, Once()]
 Seed = Annotated[int, Within(0, 2**63 - 1)]
 
@@ -157,6 +159,11 @@ class Setting:
     def aliases(self) -> tuple[str, ...]:
         """Other flags for the same setting."""
         return tuple(alias for mark in self.marks for alias in getattr(mark, "aliases", None) or ())
+
+    @property
+    def is_positional(self) -> bool:
+        """Whether it is typed without a flag."""
+        return tyro.conf.Positional in self.marks
 
     def mark(self, kind: type[M]) -> M | None:
         """Return the mark of this kind, None if it has none."""
@@ -204,7 +211,11 @@ def require_data(data: str) -> None:
 
 
 def require_folder_to_write(out: Path) -> None:
-    """Raise `UsageError` if --out is a file."""
+    """Raise `UsageError` if --out is a file, or a link that leads to itself."""
+    try:
+        out.resolve()
+    except (OSError, RuntimeError):
+        raise UsageError(f"--out {out} is a link that leads to itself; choose another --out") from None
     if out.exists() and not out.is_dir():
         raise UsageError(f"--out must be a folder to write, got the existing file {out}")
 

@@ -17,8 +17,10 @@ from numpy.typing import NDArray
 from vq_prior.core.config import pretty_json, read_json
 from vq_prior.core.disk.artifacts import publish, remove, require_replaceable, staging_path, write_atomic
 from vq_prior.core.disk.locks import claim
+from vq_prior.core.disk.places import make_folder
 from vq_prior.core.errors import ArtifactError, EnvironmentFault, UsageError
 from vq_prior.core.processes.runtime import Runtime
+from vq_prior.core.settings import require_folder_to_write
 
 MAX_REQUEST_BYTES = 1 << 30
 JOINED = "samples.npz"
@@ -42,9 +44,8 @@ def already_done(out: Path, marker: str, request: dict[str, Any], *, kind: str, 
     Raises:
         UsageError: If `out` holds anything else.
     """
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"--out must be a folder to write, {out} is a file")
-    require_replaceable(out, marker, f"{kind} of vq-prior")
+    require_folder_to_write(out)
+    require_replaceable(out, marker, f"{kind} of vq-prior", overwrite=overwrite)
     if overwrite or not (out / marker).is_file():
         return False
     try:
@@ -97,7 +98,7 @@ def open_staging(out: Path, marker: str, request: dict[str, Any], runtime: Runti
         path = staging / marker
         if not (path.is_file() and path.read_bytes() == pretty_json(request)):
             shutil.rmtree(staging, ignore_errors=True)
-            staging.mkdir(parents=True)
+            make_folder(staging)
             write_atomic(path, pretty_json(request))
     runtime.barrier()
     return staging

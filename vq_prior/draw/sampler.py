@@ -1,4 +1,4 @@
-"""Images to a folder, drawn by one or many processes: `DIR/000000.png` ..., `grid.png`, `samples.json`.
+"""Images to a folder, drawn by one or many processes: `DIR/000000.png` ..., `DIR/samples.json`, and a sheet, `DIR.png`.
 
 Image i is a function of (model, labels, seed, i, sampling settings), and of the picture it completes or the classifier
 that chose it, where there is one. See `picture_folder` for how a rerun continues.
@@ -22,7 +22,7 @@ from stage1_vqvae.codecs import modality_of
 from stage1_vqvae.data.loading import stored_row
 from stage1_vqvae.data.rows import FileRows
 from stage1_vqvae.data.sources import rows_called
-from stage1_vqvae.modalities.sheets import save_png
+from stage1_vqvae.modalities.sheets import sheet_bytes
 from stage2_prior.conditions import conditions_of
 from stage2_prior.folder import PriorConfig, read_prior_config
 from stage2_prior.sampling_settings import Sampling
@@ -30,6 +30,8 @@ from vq_prior.core.config import canonical_json, pretty_json, read_json
 from vq_prior.core.disk.artifacts import write_atomic
 from vq_prior.core.disk.components import WEIGHTS, find_component
 from vq_prior.core.disk.locks import releasing
+from vq_prior.core.disk.names import readable
+from vq_prior.core.disk.sheet_beside import SheetPlace, sheet_place
 from vq_prior.core.errors import ArtifactError, UsageError
 from vq_prior.core.hub.repository import local
 from vq_prior.core.identity import file_sha256
@@ -40,6 +42,7 @@ from vq_prior.core.spec import Codec
 from vq_prior.draw.given_codes import GivenCodes, open_given
 from vq_prior.draw.rejection import Classifier, ClassifierFiles, Kept, best_of, candidates_of, find_classifier
 from vq_prior.draw.sample_folder import (
+    JOINED,
     already_done,
     array_bytes,
     holds_samples,
@@ -60,7 +63,7 @@ from vq_prior.model.request import check_request, class_of_each, require_null_pr
 from vq_prior.settings import Complete, Drawing, Generate
 
 REQUEST = "samples.json"
-MAX_GRID_IMAGES = 256
+MAX_SHOWN = 256
 
 DrawImages = Callable[[list[int]], tuple[Tensor, list[Kept] | None]]
 
@@ -116,6 +119,7 @@ def _draw_set(settings: Drawing, index: ModelIndex, more: dict[str, Any], classi
     prior_folder = find_component(settings.model, "prior")
     config = read_prior_config(prior_folder)
     given = open_given(settings.given if isinstance(settings, Generate) else None, index, config.given_levels)
+    sheet = sheet_place(settings.out, settings.sheet)
     sampling = resolve_sampling(index, Sampling.of(settings), unconditional=settings.unconditional)
     check_request(
         index,
@@ -125,7 +129,7 @@ def _draw_set(settings: Drawing, index: ModelIndex, more: dict[str, Any], classi
         batch_size=settings.batch_size,
         conditioned=bool(config.conditions),
     )
-    labels = None if settings.labels is None else split_labels(settings.labels, index.label_names)
+    labels = None if settings.labels is None else split_labels(readable(settings.labels), index.label_names)
     cycle = class_of_each(labels, len(index.label_names), index.label_names, unconditional=settings.unconditional)
     if given is not None:
         if labels is None and not settings.unconditional:
@@ -152,11 +156,13 @@ def _draw_set(settings: Drawing, index: ModelIndex, more: dict[str, Any], classi
     modality = modality_of(settings.model)
     called = f"{settings.num_images} {rows_called(modality)}"
     if done and holds_samples(settings.out, settings.num_images, modality.files.extension):
-        start_runtime().say(f"{settings.out} already holds these {called}")
+        _add_sheet(start_runtime(), settings, sheet, called)
         return settings.out
     pipeline = VQPriorPipeline.from_pretrained(settings.model)
     runtime = start_runtime()
     runtime.say(runtime.describe())
+    if sheet.note:
+        runtime.say(sheet.note)
     pipeline.to(runtime.device)
     values = _condition_values(pipeline, settings, conditions, runtime)
     draw = _drawing(pipeline, runtime, settings, cycle, sampling, classifier, given, values)
@@ -164,10 +170,9 @@ def _draw_set(settings: Drawing, index: ModelIndex, more: dict[str, Any], classi
     _draw_missing(draw, runtime, staging, settings, pipeline.codec.modality)
     runtime.barrier()
     if runtime.is_main:
-        _publish(staging, settings, pipeline.codec)
-        print(f"wrote {called}, grid.png and {REQUEST} to {settings.out}")
-        for note in getattr(pipeline.codec.modality.files, "notes", ()):
-            print(note)
+        _publish(staging, settings, pipeline.codec, sheet)
+        notes = getattr(pipeline.codec.modality.files, "notes", ())
+        print("\n".join([f"wrote {called} and {REQUEST} to {settings.out}{sheet.told}", *notes]))
     runtime.barrier()
     return settings.out
 
@@ -255,23 +260,40 @@ def _draw_missing(draw: DrawImages, runtime: Runtime, staging: Path, settings: D
         runtime.say(f"drew {len(mine)} {called} in {seconds:.1f} s ({len(mine) / seconds:.1f} {called}/s a process)")
 
 
-def _publish(staging: Path, settings: Drawing, codec: Codec) -> None:
-    noted, modality = _candidates(settings) is not None, codec.modality
-    extension = modality.files.extension
+def _publish(staging: Path, settings: Drawing, codec: Codec, sheet: SheetPlace) -> None:
+    noted, extension = _candidates(settings) is not None, codec.modality.files.extension
     require_whole(staging, settings.num_images, noted=noted, extension=extension)
-    paths = [staging / sample_name(i, extension) for i in range(min(settings.num_images, MAX_GRID_IMAGES))]
     if extension is None:
-        shown = [np.load(path, allow_pickle=False) for path in paths]
-        join_samples(staging, settings.num_images, modality.name)
-    else:
-        files = FileRows(paths)
-        shown = [stored_row(files, i, modality, codec.transform) for i in range(len(paths))]
-    values = modality.values.to_values(torch.from_numpy(np.stack(shown)))
-    save_png(staging / "grid.png", modality.show.sheet(values))
+        join_samples(staging, settings.num_images, codec.modality.name)
+    if sheet.path is not None:  # before the folder is visible, so that none is seen without its sheet
+        sheet.write(_sheet_of(staging, settings.num_images, codec))
     if noted:
         told = {**read_json(staging / REQUEST), "kept": read_notes(staging, settings.num_images)}
         write_atomic(staging / REQUEST, pretty_json(told))
     publish_without_notes(staging, settings.out)
+
+
+def _sheet_of(folder: Path, count: int, codec: Codec) -> bytes:
+    """Return the sheet of the first samples of a folder, a PNG file."""
+    modality, shown = codec.modality, range(min(count, MAX_SHOWN))
+    extension = modality.files.extension
+    if extension is None:
+        with np.load(folder / JOINED, allow_pickle=False) as arrays:
+            stored = arrays[modality.name][: len(shown)]
+    else:
+        files = FileRows([folder / sample_name(i, extension) for i in shown])
+        stored = np.stack([stored_row(files, i, modality, codec.transform) for i in shown])
+    values = modality.values.to_values(torch.from_numpy(stored))
+    return sheet_bytes(modality.show.sheet(values))
+
+
+def _add_sheet(runtime: Runtime, settings: Drawing, sheet: SheetPlace, called: str) -> None:
+    """Say that the samples are there, and write their sheet if it is not (main process)."""
+    runtime.say(f"{settings.out} already holds these {called}")
+    if runtime.is_main and sheet.is_missing:
+        codec = VQPriorPipeline.from_pretrained(settings.model).codec
+        sheet.write(_sheet_of(settings.out, settings.num_images, codec))
+        print(f"wrote a sheet of them to {sheet.path}")
 
 
 def _candidates(settings: Drawing) -> int | None:

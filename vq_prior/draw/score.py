@@ -17,19 +17,21 @@ from stage1_vqvae.codecs import modality_of
 from stage1_vqvae.data.loading import stored_ahead
 from stage1_vqvae.data.rows import DataRows
 from stage1_vqvae.data.sources import Data, open_data_of, rows_called
-from stage1_vqvae.modalities.sheets import grid_of_files, save_png, to_picture
+from stage1_vqvae.modalities.sheets import grid_of_files, save_png, sheet_bytes, to_picture
 from stage2_prior.layout import SequenceLayout
 from stage2_prior.likelihood import Scores, chance_nats, score_codes
-from vq_prior.core.config import pretty_json
+from vq_prior.core.config import pretty_json, read_json
 from vq_prior.core.disk.artifacts import write_atomic
 from vq_prior.core.disk.components import WEIGHTS, find_component
 from vq_prior.core.disk.locks import releasing
+from vq_prior.core.disk.sheet_beside import SheetPlace, sheet_place
 from vq_prior.core.errors import UsageError
 from vq_prior.core.hub.repository import local
 from vq_prior.core.identity import file_sha256
 from vq_prior.core.labels import label_index
 from vq_prior.core.processes.runtime import Runtime, start_runtime
 from vq_prior.draw.sample_folder import (
+    MAX_REQUEST_BYTES,
     already_done,
     holds_samples,
     open_staging,
@@ -47,12 +49,12 @@ from vq_prior.settings import Score
 
 SCORES = "scores.json"
 ROWS_AT_ONCE = 256
-MAX_GRID_IMAGES = 64
+MAX_SHOWN = 64
 
 
 @releasing
 def score(settings: Score) -> Path:
-    """Score every image of DATA and return the folder: `scores.json`, `000000.png` ... and `maps.png`.
+    """Score every image of DATA and return the folder: `scores.json`, `000000.png` ..., and beside it a sheet.
 
     Raises:
         UsageError: If a label is no class of the model, or OUT holds something else.
@@ -68,6 +70,7 @@ def _score(settings: Score, model: Path) -> Path:
     known = {"format_version": 1, "codec_id": index.codec_id, "prior_id": prior_id}
     known |= {"unconditional": settings.unconditional}
     already_done(settings.out, SCORES, known, kind="scores", overwrite=settings.overwrite)  # before the data is read
+    sheet = sheet_place(settings.out, settings.sheet)
     runtime = start_runtime("fp32")
     runtime.say(runtime.describe())
     data = open_data_of(settings, say=runtime.say, modality=modality_of(model))
@@ -75,7 +78,13 @@ def _score(settings: Score, model: Path) -> Path:
     done = already_done(settings.out, SCORES, request, kind="scores", overwrite=settings.overwrite)
     if done and holds_samples(settings.out, len(data.train) + len(data.validation)):
         runtime.say(f"{settings.out} already holds these scores")
+        if runtime.is_main and sheet.is_missing:
+            rows = read_json(settings.out / SCORES, max_bytes=MAX_REQUEST_BYTES)["images"]
+            sheet.write(_least_likely(rows, settings.out))
+            print(f"wrote a sheet of the least likely to {sheet.path}")
         return settings.out
+    if sheet.note:
+        runtime.say(sheet.note)
     pipeline = VQPriorPipeline.from_pretrained(model)
     classes = _classes(pipeline, data, unconditional=settings.unconditional)
     pipeline.to(runtime.device)
@@ -85,7 +94,7 @@ def _score(settings: Score, model: Path) -> Path:
     _score_missing(pipeline, data, classes, runtime, staging, settings.num_workers)
     runtime.barrier()
     if runtime.is_main:
-        _publish(staging, settings.out, request, data, pipeline.prior.layout)
+        _publish(staging, settings.out, request, data, pipeline.prior.layout, sheet)
     runtime.barrier()
     return settings.out
 
@@ -161,8 +170,10 @@ def _notes(scores: Scores, layout: SequenceLayout) -> list[dict[str, Any]]:
     ]
 
 
-def _publish(staging: Path, out: Path, request: dict[str, Any], data: Data, layout: SequenceLayout) -> None:
-    """Write `maps.png` and `scores.json`, make the folder visible and say what it holds (main process)."""
+def _publish(
+    staging: Path, out: Path, request: dict[str, Any], data: Data, layout: SequenceLayout, sheet: SheetPlace
+) -> None:
+    """Write `scores.json` and the sheet, make the folder visible and say what it holds (main process)."""
     count = len(data.train) + len(data.validation)
     require_whole(staging, count, noted=True)
     notes = read_notes(staging, count)
@@ -178,7 +189,8 @@ def _publish(staging: Path, out: Path, request: dict[str, Any], data: Data, layo
         for split, rows, numbers in _splits(data)
         for row, number in enumerate(numbers)
     ]
-    _save_least_likely(images, staging)
+    if sheet.path is not None:
+        sheet.write(_least_likely(images, staging))
     scale = [{"blue": 0.0, "white": nats, "red": 2 * nats} for nats in chance_nats(layout)]
     means = {split: _mean(images, split) for split in ("train", "validation")}
     result = {**request, "map_nats": scale, "mean_nats_per_token": means, "images": images}
@@ -190,17 +202,18 @@ def _publish(staging: Path, out: Path, request: dict[str, Any], data: Data, layo
     unseen = sum(image["nats_per_token"] is None for image in images)
     if unseen:
         print(f"{unseen} images hold codes that this prior has no token for: infinitely unlikely, null in {SCORES}")
-    print(f"wrote {count} {rows_called(data.modality)} beside their maps, maps.png and {SCORES} to {out}")
+    told = "" if sheet.path is None else f", a sheet of the least likely to {sheet.path}"
+    print(f"wrote {count} {rows_called(data.modality)} beside their maps and {SCORES} to {out}{told}")
 
 
-def _save_least_likely(rows: list[dict[str, Any]], staging: Path) -> None:
-    """Write `maps.png`: the pictures of the images of the most nats, the most first."""
+def _least_likely(rows: list[dict[str, Any]], folder: Path) -> bytes:
+    """Return the sheet of the images of the most nats, the most first, a PNG file."""
 
     def nats(row: dict[str, Any]) -> float:
         return math.inf if row["nats_per_token"] is None else float(row["nats_per_token"])
 
-    shown = sorted(rows, key=nats, reverse=True)[:MAX_GRID_IMAGES]
-    save_png(staging / "maps.png", grid_of_files(staging / row["file"] for row in shown))
+    shown = sorted(rows, key=nats, reverse=True)[:MAX_SHOWN]
+    return sheet_bytes(grid_of_files(folder / row["file"] for row in shown))
 
 
 def _mean(rows: list[dict[str, Any]], split: str) -> float | None:

@@ -31,6 +31,10 @@ FLIPS = 0.08  # of the codes, between float32 and bfloat16
 AGREEMENT, SAME_CODEC = 0.998, 0.5  # of a store's codes with the codec's own
 REPEATED = 0.5  # of the rows
 ROWS_AT_ONCE = 256
+OF_FEW_CODES = (
+    "revive dead codes (train-vqvae --quantizer.revive-below 0.05) and start on the data (--quantizer.start kmeans) "
+    "where the quantiser has such a codebook, else take fewer codes, or another quantiser (--quantizer.name ema)"
+)
 
 
 def examine_codec(codec: "Codec", train: Tensor, images: Tensor) -> Examined:
@@ -143,7 +147,7 @@ def _codec_findings(kept: float, alone: float | None, uses: list[dict[str, Any]]
             Finding(
                 "codec loses the images in its quantiser",
                 f"reconstructions keep {max(kept, 0):.0%} of the images' variance, {alone:.0%} without the quantiser",
-                "train longer, or take more codes (--quantizer.num-codes) and revive dead ones",
+                f"train longer, take more codes (--quantizer.num-codes), or {OF_FEW_CODES}",
             )
         )
     return findings + level_findings(uses)
@@ -159,7 +163,7 @@ def level_findings(uses: list[dict[str, Any]]) -> list[Finding]:
     findings = []
     for number, use in enumerate(uses):
         text = f"{use['used']} of {use['num_codes']} codes in use, perplexity {use['perplexity']:.1f}"
-        remedy = "revive dead codes (--quantizer.revive-below 0.05), start on the data (--quantizer.start kmeans)"
+        remedy = OF_FEW_CODES
         if len(uses) > 1 and (is_collapsed(use) or use.get("error_added_by_exchanging_codes", 1.0) < DEAD_LEVEL):
             added = use.get("error_added_by_exchanging_codes")
             told = "" if added is None else f"; exchanging its codes adds {added:.1%} to the error"

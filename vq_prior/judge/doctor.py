@@ -23,6 +23,7 @@ from vq_prior.core.config import pretty_json
 from vq_prior.core.disk.artifacts import write_atomic
 from vq_prior.core.disk.code_store import INDEX, CodeStore
 from vq_prior.core.disk.components import find_component
+from vq_prior.core.disk.places import make_folder, true_place
 from vq_prior.core.disk.records import read_record
 from vq_prior.core.errors import ArtifactError, NumericError, UsageError, VQPriorError
 from vq_prior.core.processes.runtime import start_runtime
@@ -198,8 +199,8 @@ def _examine(patient: Patient, settings: Doctor) -> None:
     codes.findings = [finding for finding in codes.findings if finding.fault not in told]
     patient.add("codes", codes)
     _compare_codes(patient, train, settings)
-    tell, classes = True, _num_classes(patient)
-    if train.labels is not None and classes > 1:
+    tell, classes = True, _label_names(patient)
+    if train.labels is not None and len(classes) > 1:
         found = patient.add("labels", examine_labels(train.codes, train.labels, classes)).findings
         tell = all(finding.fault != "labels shuffled" for finding in found)
     if patient.prior is not None:
@@ -266,10 +267,10 @@ def _spec(patient: Patient) -> Any:
     return patient.codec.spec
 
 
-def _num_classes(patient: Patient) -> int:
+def _label_names(patient: Patient) -> tuple[str, ...]:
     if patient.store is not None:
-        return len(CodeStore.open(patient.store).index.label_names)
-    return len(patient.data.label_names) if patient.data is not None else 0
+        return CodeStore.open(patient.store).index.label_names
+    return patient.data.label_names if patient.data is not None else ()
 
 
 def _compare_ids(patient: Patient) -> None:
@@ -357,7 +358,7 @@ def _report(patient: Patient, settings: Doctor) -> dict[str, Any]:
         "measured": patient.measured,
     }
     if settings.out is not None:
-        settings.out.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(true_place(settings.out).parent)
         write_atomic(settings.out, pretty_json(result))
     for part, numbers in patient.measured.items():
         for name, value in flatten(by_number(numbers)).items():

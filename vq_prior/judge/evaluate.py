@@ -23,6 +23,7 @@ from stage2_prior.sampling_settings import Sampling
 from vq_prior import __version__
 from vq_prior.core.config import pretty_json
 from vq_prior.core.disk.artifacts import write_atomic
+from vq_prior.core.disk.places import make_folder, true_place
 from vq_prior.core.errors import ArtifactError, UsageError
 from vq_prior.core.labels import one_form
 from vq_prior.core.training.randomness import MAX_SEED
@@ -92,7 +93,7 @@ def evaluate(settings: Evaluate) -> dict[str, Any]:
     evaluator = None if settings.evaluator == "own" else _named_evaluator(settings.evaluator, runtime)
     codec.to(runtime.device)
     result = _measure(settings, codec, pipeline, data, runtime, evaluator, sampling)
-    settings.out.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(true_place(settings.out).parent)
     write_atomic(settings.out, pretty_json(result))
     _tell(result)
     print(f"wrote {settings.out}")

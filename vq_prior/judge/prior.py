@@ -7,6 +7,7 @@ Letters: n rows, T tokens of a sequence, C classes.
 
 import math
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from vq_prior.model.pipeline import VQPriorPipeline
 
 DEVIATIONS = 3.0  # standard errors beyond which a difference is no chance
+MOST_NAMED = 10  # classes
 FEW_ROWS = 50  # of which nothing is said about labels
 NO_BETTER = 0.01  # nats per token
 MISPLACED = 0.5  # nats per token above what the prior's own record says, or above uniform
@@ -37,13 +39,13 @@ ROWS_AT_ONCE = 256
 MOST_LOGITS, MOST_CELLS = 1 << 26, 50_000_000
 
 
-def examine_labels(train: Codes, labels: NDArray[np.int64], num_classes: int) -> Examined:
+def examine_labels(train: Codes, labels: NDArray[np.int64], names: Sequence[str]) -> Examined:
     """Return how well codes tell the class: naive Bayes, fitted to nine tenths of the rows, asked of the others.
 
-    Classes without a single row are told, too.
-
-    Where the table of every position's codes would be too large, the codes of an image count as one bag.
+    Classes without a single row are told, too, by name. Where the table of every position's codes would be too large,
+    the codes of an image count as one bag.
     """
+    num_classes = len(names)
     tokens = joined(train).astype(np.int64)
     size, T = int(tokens.max()) + 1, tokens.shape[1]
     if num_classes * T * size <= MOST_CELLS:
@@ -62,9 +64,9 @@ def examine_labels(train: Codes, labels: NDArray[np.int64], num_classes: int) ->
     found = Examined({"accuracy": right, "commonest_class": majority, "rows": count})
     empty = np.flatnonzero(np.bincount(labels, minlength=num_classes) == 0)
     if len(empty):
-        numbers = ", ".join(map(str, empty[:10]))
+        told = ", ".join(names[label] for label in empty[:MOST_NAMED]) + (", ..." if len(empty) > MOST_NAMED else "")
         remedy = "give them images, or leave them out of the data's label names: nothing is learnt for them"
-        found.findings.append(Finding("classes without images", f"{len(empty)} of {num_classes}: {numbers}", remedy))
+        found.findings.append(Finding("classes without images", f"{len(empty)} of {num_classes}: {told}", remedy))
     if count >= FEW_ROWS and num_classes > 1 and right < majority + DEVIATIONS * chance:
         found.findings.append(
             Finding(

@@ -24,6 +24,7 @@ from vq_prior import __version__
 from vq_prior.core.config import read_json
 from vq_prior.core.disk.artifacts import write_atomic
 from vq_prior.core.disk.code_store import INDEX, CodeStore, shard_ranges
+from vq_prior.core.disk.places import make_folder, true_place
 from vq_prior.core.disk.records import TrainingRecord, public_name, read_record
 from vq_prior.core.errors import ArtifactError, UsageError
 from vq_prior.core.settings import Place, names_marked
@@ -100,9 +101,9 @@ def report(settings: "Report") -> Path:
     sections += _drawn(run)
     sections += _evaluation(run)
     sections.append(_configuration(codec_run, prior_run))
-    out.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(true_place(out).parent)
     title = run.absolute().name
-    write_atomic(out, _page(title, f"Written by vq-prior {__version__}.", sections).encode())
+    write_atomic(out, _page(title, f"Written by vq-prior {__version__}.", sections).encode("utf-8", "backslashreplace"))
     print(f"wrote {out}: open it in a browser", flush=True)
     return out
 

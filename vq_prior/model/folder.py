@@ -6,7 +6,13 @@ from pathlib import Path
 from stage1_vqvae.codecs import open_codec, takes_shape
 from stage2_prior.prior import CausalPrior, load_prior
 from vq_prior.core.config import pretty_json
-from vq_prior.core.disk.artifacts import new_folder, require_replaceable, verify_manifest, write_atomic
+from vq_prior.core.disk.artifacts import (
+    new_folder,
+    require_replaceable,
+    staging_path,
+    verify_manifest,
+    write_atomic,
+)
 from vq_prior.core.errors import ArtifactError, UsageError
 from vq_prior.core.identity import require_same_codec
 from vq_prior.core.spec import Codec, CodeSpec
@@ -52,7 +58,7 @@ def assemble(codec_folder: Path, prior_folder: Path, out: Path, *, overwrite: bo
     require_replaceable(out, INDEX, "MODEL")
     if codec.loaded_from is None:
         # Its folder may hold a whole model beside it, and names no size: what MODEL holds is the tokeniser alone.
-        alone = out.parent / f".{out.name}.vqvae"
+        alone = staging_path(out).parent / ".codec-alone"
         try:
             with new_folder(alone) as staging:
                 codec.save(staging)

@@ -20,6 +20,7 @@ from vq_prior.core.hub import client as hub
 from vq_prior.core.hub import repository
 from vq_prior.core.hub.cache import forget_damaged
 from vq_prior.core.hub.cards import README, is_ours
+from vq_prior.core.settings import require_folder_to_write
 from vq_prior.model.card import EVALUATION, codes_card, model_card
 from vq_prior.model.index import INDEX, kind_of
 
@@ -105,9 +106,8 @@ def pull(repo_id: str, out: Path, *, open_whole: Open, overwrite: bool = False, 
         EnvironmentFault: If the Hub cannot be reached and the cache holds no copy.
     """
     repo = hub.HubId.parse(repo_id)
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"--out must be a folder to write, got the existing file {out}")
-    require_replaceable(out, INDEX, "artefact of vq-prior")
+    require_folder_to_write(out)
+    require_replaceable(out, INDEX, "artefact of vq-prior", overwrite=overwrite)
     source = hub.fetch(repo, wanted=repository.MODEL_FILE, say=say)
     with repository.cache_of(source):
         kind = kind_of(source)

@@ -10,6 +10,7 @@ from made import fill, table
 from PIL import Image
 
 from stage1_vqvae.data.sources import open_data
+from stage1_vqvae.modalities.sheets import sheet_bytes
 from vq_prior.core.errors import ArtifactError
 
 CLASSES = ("cat", "dog")
@@ -215,7 +216,7 @@ def test_sheets_are_never_data(tmp_path):
     for number in range(2):
         os.rename(tmp_path / f"reconstructed/{number}.png", tmp_path / f"reconstructed/{number:06d}.png")
     for sheet in ("samples.png", "run/samples.png", "reconstructed/grid.png"):
-        Image.new("L", (16, 16), 3).save(tmp_path / sheet)
+        (tmp_path / sheet).write_bytes(sheet_bytes(Image.new("L", (16, 16), 3)))
     assert open_data(str(tmp_path)).data_id == before
 
 

@@ -5,6 +5,7 @@ ends, so that what a killed run leaves behind is never in the way.
 """
 
 import contextlib
+import errno
 import os
 import socket
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from functools import wraps
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
+from vq_prior.core.disk.places import CANNOT, lock_path, make_folder, say_once
 from vq_prior.core.errors import EnvironmentFault
 
 try:
@@ -22,6 +24,7 @@ except ImportError:  # not on this system: there, nothing is claimed
 P = ParamSpec("P")
 T = TypeVar("T")
 
+NO_LOCKS = CANNOT | {errno.ENOLCK}
 _HELD: dict[Path, tuple[int, int]] = {}  # open file and process: a fork inherits the first only
 
 
@@ -33,17 +36,23 @@ def claim(folder: Path) -> None:
     Raises:
         EnvironmentFault: If another process has claimed it; the message names it.
     """
-    path = folder.absolute().with_name(f".{folder.name}.lock")
+    path = lock_path(folder)
     if fcntl is None or path in _HELD:
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     while True:
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except OSError as error:
             holder = os.read(file, 200).decode("utf-8", "replace") or "another process"
             os.close(file)
+            if error.errno in NO_LOCKS:
+                path.unlink(missing_ok=True)
+                say_once(path, f"the disk of {folder} has no locks: a second run in it would not be noticed")
+                return
+            if not isinstance(error, BlockingIOError | PermissionError):
+                raise
             raise EnvironmentFault(
                 f"{folder} is being written by {holder}; wait for it, stop it, or choose another --out"
             ) from None

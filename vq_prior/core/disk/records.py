@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from vq_prior.core.config import from_json, pretty_json, read_json
+from vq_prior.core.config import from_json, pretty_json, read_json, to_json
 from vq_prior.core.errors import ArtifactError
 from vq_prior.core.hub.client import is_hub_id
 from vq_prior.core.identity import file_sha256
@@ -28,6 +28,7 @@ class TrainingRecord:
         num_train: Rows trained on.
         num_held_out: Rows measured.
         measured: Named results on the held-out rows.
+        changes: What was changed on the way, a line each; a file without any has no such key.
     """
 
     format_version: int
@@ -37,6 +38,7 @@ class TrainingRecord:
     num_train: int
     num_held_out: int
     measured: dict[str, Any]
+    changes: tuple[str, ...] = ()
 
 
 def public_name(text: str | Path) -> str:
@@ -87,7 +89,8 @@ def _flags(settings: Any, prefix: str) -> list[str]:
 
 def write_record(folder: Path, record: TrainingRecord) -> None:
     """Write `training.json` into a staging folder of the caller."""
-    (folder / RECORD).write_bytes(pretty_json(record))
+    told = {name: value for name, value in to_json(record).items() if value or name != "changes"}
+    (folder / RECORD).write_bytes(pretty_json(told))
 
 
 def read_record(folder: Path) -> TrainingRecord | None:

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, load_file, save_file
 from torch import Tensor
 
 from vq_prior.core.config import parse_json
+from vq_prior.core.disk.names import readable
 from vq_prior.core.disk.pointers import require_no_pointer
 from vq_prior.core.errors import ArtifactError, NumericError
 
@@ -116,11 +117,19 @@ def read_tensors(path: Path, expected: Mapping[str, Tensor] | None = None) -> di
         read_header(path)
     else:
         check_header(path, expected)
-    return load_file(path)
+    return load_file(path) if _is_text(path) else load(path.read_bytes())
+
+
+def _is_text(path: Path) -> bool:
+    """Return whether the name of a file is text, which the library asks of files that it opens itself."""
+    return readable(str(path)) == str(path)
 
 
 def read_named(path: Path, names: Iterable[str]) -> dict[str, Tensor]:
     """Return some tensors of a safetensors file whose header was read and has them; the rest is not read."""
+    if not _is_text(path):
+        tensors = load(path.read_bytes())
+        return {name: tensors[name] for name in names}
     with safe_open(path, framework="pt") as file:
         return {name: file.get_tensor(name) for name in names}
 

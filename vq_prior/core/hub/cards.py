@@ -150,6 +150,7 @@ def recipe_text(codec: TrainingRecord | None, prior: TrainingRecord | None) -> s
                 f"On {record.num_train:,} {what} of {plain_text(record.data)}, {record.num_held_out:,} held out:\n\n"
                 f"```bash\n{record.command}\n```"
             )
+            lines += [f"Changed on the way, {plain_text(change)}." for change in record.changes]
     return "\n\n".join(lines) or "It came without a record of its training."
 
 

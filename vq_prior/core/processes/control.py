@@ -5,13 +5,13 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 
 from vq_prior.core.processes.collectives import sum_over_processes
-from vq_prior.core.processes.interruption import Interruption
+from vq_prior.core.processes.interruption import Interruption, is_hangup, let_go_of_dead_terminal, stop_signals
 
 
 class Asked(NamedTuple):
@@ -40,6 +40,8 @@ class Control:
     def _on_stop(self, number: int, _frame: FrameType | None) -> None:
         if self.stop_signal is not None and number == signal.SIGINT:
             os._exit(75)
+        if is_hangup(number):
+            let_go_of_dead_terminal()
         self.stop_signal = signal.Signals(number).name
 
     def _on_save(self, _number: int, _frame: FrameType | None) -> None:
@@ -57,14 +59,16 @@ class Control:
 
 @contextmanager
 def signal_control() -> Iterator[Control]:
-    """Yield what SIGTERM, SIGUSR1 and Ctrl-C (stop) and SIGUSR2 (save now) ask; former handlers come back afterwards.
+    """Yield what SIGTERM, SIGUSR1, SIGHUP and Ctrl-C (stop) and SIGUSR2 (save now) ask.
 
-    The handlers only set flags. A second Ctrl-C ends the process at once.
+    Former handlers come back afterwards. The handlers only set flags. A second Ctrl-C ends the process at once. SIGHUP
+    is left alone where it is ignored.
     """
     control = Control()
-    handlers = dict.fromkeys(("SIGTERM", "SIGUSR1", "SIGINT"), control._on_stop) | {"SIGUSR2": control._on_save}
-    known = {getattr(signal, name): handler for name, handler in handlers.items() if hasattr(signal, name)}
-    former = {number: signal.signal(number, handler) for number, handler in known.items()}
+    handlers: dict[int, Any] = dict.fromkeys(stop_signals(), control._on_stop)
+    if hasattr(signal, "SIGUSR2"):
+        handlers[signal.SIGUSR2] = control._on_save
+    former = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield control
     finally:

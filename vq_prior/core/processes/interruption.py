@@ -1,5 +1,6 @@
-"""What SIGTERM, SIGUSR1, Ctrl-C and SIGUSR2 do to a command outside the steps of a training."""
+"""What SIGTERM, SIGUSR1, SIGHUP, Ctrl-C and SIGUSR2 do to a command outside the steps of a training."""
 
+import errno
 import math
 import os
 import signal
@@ -41,18 +42,39 @@ class Interruption:
         return is_new
 
     def __call__(self, number: int, _frame: FrameType | None) -> None:
+        if is_hangup(number):
+            let_go_of_dead_terminal()
         if not self.is_too_late and self.heard(number):
             raise Interrupted(self.told)
 
 
-def _signals() -> list[signal.Signals]:
-    return [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
+def stop_signals() -> list[signal.Signals]:
+    """Return the signals that stop a command here; SIGHUP not where it is ignored, as nohup asks."""
+    known = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP") if hasattr(signal, name)]
+    return [number for number in known if not (is_hangup(number) and signal.getsignal(number) == signal.SIG_IGN)]
+
+
+def is_hangup(number: int) -> bool:
+    """Return whether a signal says that the terminal is gone."""
+    return number == getattr(signal, "SIGHUP", None)
+
+
+def let_go_of_dead_terminal() -> None:
+    """Send what would go to a terminal that is gone nowhere: writing there is an error, which would end the command."""
+    for descriptor in (1, 2):
+        try:
+            os.write(descriptor, b"")
+        except OSError as error:
+            if error.errno == errno.EIO:
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, descriptor)
+                os.close(nowhere)
 
 
 def hear_signals(interruption: Interruption) -> None:
     """Hand the signals of this process to `interruption`, or to its launcher where one started it."""
     launched = ERROR_FILE_VARIABLE in os.environ
-    for number in _signals():
+    for number in stop_signals():
         # One of several may be waiting for another where no handler is reached: it goes at once, its launcher speaks.
         signal.signal(number, signal.SIG_DFL if launched else interruption)
     if hasattr(signal, "SIGUSR2"):  # asks a training to save; before its first step and elsewhere nothing is to do
@@ -65,5 +87,5 @@ def hear_signals(interruption: Interruption) -> None:
 
 def ignore_signals() -> None:
     """Let nothing disturb the end of this process: it is a moment away, and its exit code is known."""
-    for number in _signals():
+    for number in stop_signals():
         signal.signal(number, signal.SIG_IGN)

@@ -4,14 +4,16 @@
 `metrics.jsonl`, `checkpoints/`, `images/` and, if libraries warned, `library.log`.
 """
 
+import contextlib
+import errno
 import io
 import json
 import logging
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,7 +26,9 @@ from tqdm import tqdm
 from vq_prior.core.config import from_json, pretty_json, read_json, to_json
 from vq_prior.core.disk.artifacts import remove, write_atomic
 from vq_prior.core.disk.locks import claim
+from vq_prior.core.disk.places import make_folder
 from vq_prior.core.errors import ArtifactError, NumericError, UsageError
+from vq_prior.core.processes.interruption import let_go_of_dead_terminal
 from vq_prior.core.settings import (
     Free,
     Once,
@@ -43,6 +47,17 @@ from vq_prior.core.training.tracking import Tracker, TrackerName
 S = TypeVar("S")
 
 
+CHANGEABLE_INPUTS = frozenset({"data"})  # other codes, or another start, are another run
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a run goes on with from a step on: a line `name old -> new` for each setting."""
+
+    step: int
+    changed: tuple[str, ...]
+
+
 @dataclass(frozen=True)
 class RunConfig:
     """`config.json` of a training run.
@@ -52,12 +67,14 @@ class RunConfig:
         command: The command that made the run.
         settings: Every setting of the command, as resolved for this data and machine.
         inputs: Identity of what was read, such as `{"data": id}`; compared instead of paths.
+        changes: What was changed on the way, by `--accept-changes`; a file without any has no such key.
     """
 
     format_version: int
     command: str
     settings: dict[str, Any]
     inputs: dict[str, str]
+    changes: tuple[Change, ...] = ()
 
 
 def run_config(command: str, settings: Any, inputs: dict[str, str]) -> RunConfig:
@@ -148,16 +165,19 @@ def free_names(settings_class: type) -> frozenset[str]:
     return names_marked(settings_class, Free, Place, Once)
 
 
-def check_continues(old: RunConfig, new: RunConfig, folder: Path, *, settings: Any) -> None:
-    """Raise `UsageError` that lists old -> new unless `new` continues the run `old`.
+def check_continues(old: RunConfig, new: RunConfig, folder: Path, *, settings: Any) -> tuple[str, ...]:
+    """Return what `new` changes of the run `old`, a line `name old -> new` each, if that was accepted.
 
-    `steps` may grow, what `free_names` lists may change, nothing else.
+    `steps` may grow and what `free_names` lists may change without that.
 
     Args:
         old: The run that is there.
         new: What is asked for.
         folder: Of the run.
         settings: As typed; their class tells what is free, and what a setting means that `old` does not name.
+
+    Raises:
+        UsageError: If there are changes, and they were not accepted or cannot be.
     """
     free = free_names(type(settings))
     absent = absent_means(settings)
@@ -168,21 +188,37 @@ def check_continues(old: RunConfig, new: RunConfig, folder: Path, *, settings: A
         grows = name == "steps" and isinstance(was, int) and isinstance(now, int) and now >= was
         if was != now and name not in free and not grows:
             changes.append(f"{name.replace('_', '-')} {was} -> {now}")
-    for name in sorted(old.inputs.keys() | new.inputs.keys()):
-        if old.inputs.get(name) != new.inputs.get(name):
-            changes.append(f"the content of {name} {old.inputs.get(name)} -> {new.inputs.get(name)}")
-    if changes:
+    others = [
+        name for name in sorted(old.inputs.keys() | new.inputs.keys()) if old.inputs.get(name) != new.inputs.get(name)
+    ]
+    changes += [f"the content of {name} {old.inputs.get(name)} -> {new.inputs.get(name)}" for name in others]
+    can_change = CHANGEABLE_INPUTS.issuperset(others)
+    if changes and not (can_change and getattr(settings, "accept_changes", False)):
+        accept = "--accept-changes to go on with these, or " if can_change else ""
         raise UsageError(
             f"{folder} holds a run with other settings ({'; '.join(changes)}); "
-            "repeat its settings to continue it, choose another --out, or pass --overwrite"
+            f"repeat its settings to continue it, choose another --out, or pass {accept}--overwrite"
         )
+    return tuple(changes)
 
 
-def open_run(folder: Path, config: RunConfig, *, settings: Any, overwrite: bool, is_main: bool) -> None:
-    """Create the folder of a run, or check that `config` continues the one that is there.
+def open_run(
+    folder: Path, config: RunConfig, *, settings: Any, overwrite: bool, is_main: bool, step: int = 0
+) -> tuple[str, ...]:
+    """Create the folder of a run, or check that `config` continues the one that is there; return what was changed.
 
-    Call it on every process after all other checks, and wait for the main one afterwards. `settings` are those of
-    `check_continues`.
+    Call it on every process after all other checks, and wait for the main one afterwards.
+
+    Args:
+        folder: Of the run.
+        config: What is asked for.
+        settings: Those of `check_continues`.
+        overwrite: Whether it starts anew.
+        is_main: Whether this is the main process.
+        step: Optimiser steps done, from which what was changed holds.
+
+    Returns:
+        A line on each change that the run has seen since its start, for its record.
 
     Raises:
         UsageError: If the folder holds a run with other settings.
@@ -190,13 +226,20 @@ def open_run(folder: Path, config: RunConfig, *, settings: Any, overwrite: bool,
     """
     path = folder / "config.json"
     if path.exists() and not overwrite:
-        check_continues(read_run_config(path), config, folder, settings=settings)
+        former = read_run_config(path)
+        changed = check_continues(former, config, folder, settings=settings)
+        config = replace(config, changes=former.changes + ((Change(step, changed),) if changed else ()))
+        if is_main:
+            for line in changed:
+                print(f"changed from step {step} on: {line}", flush=True)
     if is_main:
         claim(folder)
         if overwrite and folder.exists():
             remove(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, pretty_json(config))
+        make_folder(folder)
+        told = to_json(config)
+        write_atomic(path, pretty_json({key: value for key, value in told.items() if value or key != "changes"}))
+    return tuple(f"from step {each.step} on: {line}" for each in config.changes for line in each.changed)
 
 
 def require_finite(folder: Path, step: int, rows: NDArray[np.int64], loss: Tensor, norm: Tensor, *, main: bool) -> None:
@@ -242,7 +285,7 @@ class RunLog:
         self._steps = steps
         self._first_step, self._started = step, time.monotonic()
         self._is_main = is_main
-        self._library_log = logging.FileHandler(folder / "library.log", delay=True) if is_main else None
+        self._library_log = _library_log(folder) if is_main else None
         if self._library_log is not None:
             self._keep_until(step)
             logging.getLogger().addHandler(self._library_log)
@@ -272,7 +315,8 @@ class RunLog:
 
     def advance(self) -> None:
         """Move the bar by one step."""
-        self._bar.update(1)
+        with _terminal_may_go():
+            self._bar.update(1)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Log named numbers of the state after optimiser step `step`."""
@@ -292,7 +336,7 @@ class RunLog:
     def say(self, line: str) -> None:
         """Print a line on stdout without tearing the bar."""
         if self._is_main:
-            with tqdm.external_write_mode(file=sys.stdout):
+            with _terminal_may_go(), tqdm.external_write_mode(file=sys.stdout):
                 print(line, flush=True)
 
     def show(self, step: int, name: str, picture: Any) -> None:
@@ -307,12 +351,29 @@ class RunLog:
 
     def close(self) -> None:
         """Remove the bar, let go of the tracker and end the log of library warnings."""
-        self._bar.close()
+        with _terminal_may_go():
+            self._bar.close()
         if self._tracker is not None:
             self._tracker.close()
         if self._library_log is not None:
             logging.getLogger().removeHandler(self._library_log)
             self._library_log.close()
+
+
+def _library_log(folder: Path) -> logging.FileHandler:
+    path = folder / "library.log"
+    return logging.FileHandler(path, delay=True, encoding="utf-8", errors="backslashreplace")
+
+
+@contextlib.contextmanager
+def _terminal_may_go() -> Iterator[None]:
+    """Let a block that writes to a terminal end well where that is gone: the training goes on, unseen."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        let_go_of_dead_terminal()
 
 
 def _clock(seconds: float) -> str:

@@ -1,0 +1,23 @@
+"""The most memory that this process has held, on every system."""
+
+import sys
+
+
+def peak_memory_bytes() -> int | None:
+    """Return the most memory that this process has held, in bytes; None where no one can tell."""
+    try:
+        from resource import RUSAGE_SELF, getrusage
+    except ImportError:  # Windows
+        return _told_by_psutil()
+    unit = 1 if sys.platform == "darwin" else 1024
+    return getrusage(RUSAGE_SELF).ru_maxrss * unit
+
+
+def _told_by_psutil() -> int | None:
+    try:
+        import psutil
+
+        told = psutil.Process().memory_info()
+    except (ImportError, OSError):
+        return None
+    return int(getattr(told, "peak_wset", told.rss))
