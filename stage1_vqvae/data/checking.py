@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from stage1_vqvae.data.frames import all_frames, rows_of
 from stage1_vqvae.data.loading import EncodedRows, in_threads
-from stage1_vqvae.data.rows import DataRows, RawData, Split, content_digest, inspect_rows, inspected
+from stage1_vqvae.data.rows import DataRows, RawData, Split, content_digest, inspect_rows
 from stage1_vqvae.modalities import Wanted
 from stage1_vqvae.modalities.pictures import PICTURES
 from vq_prior.core.config import from_json, pretty_json, read_json, to_json
@@ -175,7 +175,7 @@ def check_rows(
         try:
             encoded = rows.encoded(row)
             for each in [encoded] if frames_of is None else frames_of(encoded, name()):
-                files.read(each, files.own_transform(inspected(each, modality, name)), name)
+                files.read(each, files.own_transform(files.inspect(each, name)), name)
         except ArtifactError as error:
             return "", BadRow(row, name(), str(error))
         return content_digest(encoded).hex(), None

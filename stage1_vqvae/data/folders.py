@@ -7,10 +7,11 @@ from pathlib import Path
 from stage1_vqvae.data.classes import Label
 from stage1_vqvae.data.listing import Listing, list_files
 from stage1_vqvae.data.metadata import Metadata, labels_file_told, read_metadata
-from stage1_vqvae.data.rows import CONVERT, UNREAD, FileRows, RawData, Split
+from stage1_vqvae.data.rows import FileRows, RawData, Split
 from stage1_vqvae.data.splits import MOST_NAMED, Part, only_split, split_folders, told, untaken
 from stage1_vqvae.data.tables import open_table_files
 from stage1_vqvae.modalities import MODALITIES, Wanted, chosen, column_flag, kinds_of_suffix, named
+from stage1_vqvae.modalities.pictures.others import CONVERT, UNREAD
 from vq_prior.core.errors import ArtifactError, UsageError
 from vq_prior.core.modality import Modality
 
@@ -112,8 +113,7 @@ def _rows_of(
         splits[split] = Split(FileRows([root / name for name in members]), labels)
     if in_folders and metadata is None and not any(split.labels for split in splits.values()):
         notes += labels_file_told(listing)
-    why_missing = "is listed in the metadata but is not there (or no image)"
-    causes = {str(root / name): why_missing for name in metadata.missing} if metadata is not None else {}
+    causes = {str(root / name): _why_missing(root / name) for name in metadata.missing} if metadata is not None else {}
     empty = _empty(listing.folders, *groups["train"]) if in_folders and splits["train"].labels else ()
     return RawData(splits["train"], splits.get("validation"), modality, why, None, tuple(notes), causes, empty)
 
@@ -124,6 +124,13 @@ def _called(modality: Modality) -> str:
 
 def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:MOST_NAMED]) + (f", ... ({len(names)} in all)" if len(names) > MOST_NAMED else "")
+
+
+def _why_missing(path: Path) -> str:
+    """Return why a file that the metadata lists is no row."""
+    if path.is_file():
+        return f"is listed in the metadata, and {path.suffix or 'no suffix'} is none of the formats that are read"
+    return "is listed in the metadata but is not there"
 
 
 def _unread(listing: Listing) -> list[str]:

@@ -4,7 +4,7 @@ Letters: n rows.
 """
 
 import stat
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from hashlib import sha256
@@ -16,45 +16,11 @@ from numpy.typing import NDArray
 
 from stage1_vqvae.data.loading import EncodedRows, in_threads
 from vq_prior.core.config import canonical_json
-from vq_prior.core.disk.pointers import is_pointer, pointer_told
 from vq_prior.core.errors import ArtifactError
 from vq_prior.core.labels import one_form
 from vq_prior.core.modality import Encoded, Header, Modality
 
 MAX_FILE_BYTES = 1 << 30
-CONVERT = "convert them to PNG or JPEG"
-# Suffixes of pictures that are not read, and how files of other formats begin, whatever their suffix.
-UNREAD: tuple[str, ...] = (
-    ".heic",
-    ".heif",
-    ".avif",
-    ".jxl",
-    ".jp2",
-    ".j2k",
-    ".psd",
-    ".svg",
-    ".exr",
-    ".hdr",
-    ".tga",
-    ".ico",
-    ".dng",
-)
-UNREAD += (".raw", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".eps", ".pdf", ".fits")
-BEGINNINGS = (
-    (4, (b"ftypavif", b"ftypavis"), "an AVIF picture"),
-    (4, (b"ftyphei", b"ftyphev", b"ftypmif1", b"ftypmsf1"), "a HEIC picture"),
-    (4, (b"ftyp",), "a video"),
-    (0, (b"\xff\x0a", b"\x00\x00\x00\x0cJXL "), "a JPEG XL picture"),
-    (0, (b"\x00\x00\x00\x0cjP  ", b"\xff\x4f\xff\x51"), "a JPEG 2000 picture"),
-    (0, (b"8BPS",), "a Photoshop file"),
-    (0, (b"%PDF",), "a PDF file"),
-    (0, (b"<svg", b"<?xml"), "an SVG picture"),
-    (0, (b"\x76\x2f\x31\x01",), "an OpenEXR picture"),
-    (0, (b"#?RADIANCE",), "a Radiance picture"),
-    (0, (b"<!doctype html", b"<html", b"<head"), "a web page: its download failed"),
-    (0, (b"PK\x03\x04",), "a zip archive"),
-    (0, (b"\x1f\x8b",), "a gzip archive"),
-)
 
 
 @dataclass(frozen=True)
@@ -183,28 +149,6 @@ class DataRows:
         return DataRows(self.rows, self.source_index[chosen], labels, headers, columns)
 
 
-def inspected(encoded: Encoded, modality: Modality, name: Callable[[], str]) -> Header:
-    """Return what a row's header says; raises `ArtifactError`, which names a format that is not read."""
-    try:
-        return modality.files.inspect(encoded, name)
-    except ArtifactError as error:
-        if not isinstance(encoded, bytes):
-            raise
-        if is_pointer(encoded):
-            raise ArtifactError(pointer_told(name())) from error
-        head = encoded[:64].lstrip() if encoded[:1] in (b" ", b"\n", b"\r", b"<") else encoded[:64]
-        found = (
-            what for at, starts, what in BEGINNINGS if head[at:].lower().startswith(tuple(map(bytes.lower, starts)))
-        )
-        what = next(found, None)
-        if what is None:
-            raise
-        remedy = (
-            "fetch it anew" if "failed" in what else "convert it to PNG or JPEG" if "picture" in what else "remove it"
-        )
-        raise ArtifactError(f"{name()} is {what}, which is not read; {remedy}") from error
-
-
 def content_digest(encoded: Encoded) -> bytes:
     """Return the sha256 of a row: of the bytes of its file, or of shape and values of its array."""
     if isinstance(encoded, bytes):
@@ -225,7 +169,7 @@ def inspect_rows(
 
     def inspect(row: int) -> tuple[bytes, Header]:
         encoded = source.encoded(row)
-        return content_digest(encoded), inspected(encoded, modality, partial(source.name, row))
+        return content_digest(encoded), modality.files.inspect(encoded, partial(source.name, row))
 
     results = list(in_threads(inspect, range(len(source)) if rows is None else map(int, rows), num_workers))
     return [digest for digest, _ in results], tuple(header for _, header in results)

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageOps
 
+from stage1_vqvae.modalities.pictures.others import other_format
 from stage1_vqvae.modalities.pictures.tiff import is_beyond_pillow, is_inverted_mask, is_tiff, read_by_tifffile
 from vq_prior.core.errors import ArtifactError
 from vq_prior.core.quiet import muted
@@ -41,7 +42,8 @@ def open_picture(encoded: Encoded, name: str) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise ArtifactError(f"{name} announces more than {MAX_PIXELS} pixels; remove or shrink it") from error
     except Exception as error:  # decoders raise whatever they like on damaged headers
-        raise Unreadable(f"{name} is not a readable picture ({', '.join(FORMATS)}); remove or replace it") from error
+        unread = f"{name} is not a readable picture ({', '.join(FORMATS)}); remove or replace it"
+        raise Unreadable(other_format(encoded, name) or unread) from error
     most = MAX_WEBP_PIXELS if picture.format == "WEBP" else MAX_PIXELS
     if max(picture.size) > MAX_SIDE or picture.width * picture.height > most:
         raise ArtifactError(
