@@ -21,8 +21,10 @@ from stage1_vqvae.data.sources import (
     wanted_of,
 )
 from stage1_vqvae.modalities import in_form, own_settings
-from stage1_vqvae.modalities.sheets import save_png
+from stage1_vqvae.modalities.sheets import sheet_bytes
 from stage1_vqvae.settings import CheckData
+from vq_prior.core.disk.artifacts import write_atomic
+from vq_prior.core.disk.sheet_beside import is_sheet
 from vq_prior.core.errors import ArtifactError, UsageError
 
 MOST_SHOWN, COLUMNS = 64, 8
@@ -42,6 +44,8 @@ def check_data(settings: CheckData) -> Path:
         raise UsageError(
             f"--sheet {sheet} lies in the data, and would be taken for an image of it; choose another place"
         )
+    if sheet is not None and (sheet.suffix.lower() != ".png" or (sheet.exists() and not is_sheet(sheet))):
+        raise UsageError(f"--sheet must be a PNG file that is not there, or a sheet of vq-prior, got {sheet}")
     wanted = wanted_of(settings.modality, settings.image_column, columns_of(settings), **said_of_data(settings))
     raw = open_raw(settings.data, wanted)
     for note in raw.notes:
@@ -90,6 +94,6 @@ def _write_sheet(settings: CheckData, path: Path) -> None:
     modality = in_form(data.modality, transform)
     shown = load_rows(some, modality, transform, num_workers=settings.num_workers).batch(range(count))
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_png(path, modality.show.sheet(shown, columns=COLUMNS))
+    write_atomic(path, sheet_bytes(modality.show.sheet(shown, columns=COLUMNS)))
     size = "x".join(map(str, transform.shape))
     print(f"wrote {count} {rows_called(data.modality)} as a network will see them, {size}, to {path}")

@@ -73,7 +73,7 @@ def list_files(root: Path, *, sets: bool = False) -> Listing:
         listing.num_hidden += len(hidden)
         own = [name for name in subfolders if name not in hidden and _is_ours(Path(folder, name), left_out)]
         listing.ours += [f"{below}{name}/" for name in own]
-        sheets = set(_sheets(Path(folder), files, subfolders))
+        sheets = set(_sheets(Path(folder), files, subfolders, marked=not below or bool(subfolders)))
         listing.ours += [below + name for name in sheets]
         subfolders[:] = sorted(set(subfolders) - {*hidden, *own})
         listing.folders += [below + name for name in subfolders]
@@ -130,12 +130,14 @@ def _begins_with(path: Path, keys: Iterable[str]) -> bool:
     return all(f'"{key}"'.encode() in head for key in ("format_version", *keys))
 
 
-def _sheets(folder: Path, files: list[str], subfolders: list[str]) -> Iterable[str]:
-    """Yield the files of a folder that show others: the sheet of a set of images, in it or beside it, or of a RUN."""
+def _sheets(folder: Path, files: list[str], subfolders: list[str], *, marked: bool) -> Iterable[str]:
+    """Yield the files of a folder that show others: sheets of sets of images, in these or elsewhere, and of a RUN.
+
+    Those of older versions bear no mark; where `marked` it is looked for, which costs time in folders of many files.
+    """
     numbered = any(name.startswith(f"{FIRST}.") for name in files)
-    beside = {f"{name}.png" for name in subfolders}
     of_run = {"samples.png"} if any(name in subfolders for name in TRAININGS) else set()
     for name in files:
         within = name in SHEETS and numbered
-        if within or name in of_run or (name in beside and is_sheet(folder / name)):
+        if within or name in of_run or (marked and name.endswith(".png") and is_sheet(folder / name)):
             yield name

@@ -6,6 +6,7 @@ rerun continues; see `picture_folder`.
 
 import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from vq_prior.core.disk.sheet_beside import SheetPlace, sheet_place
 from vq_prior.core.errors import UsageError
 from vq_prior.core.hub.repository import local
 from vq_prior.core.identity import file_sha256
-from vq_prior.core.labels import label_index
+from vq_prior.core.labels import MOST_NAMED, label_index, one_form
 from vq_prior.core.processes.runtime import Runtime, start_runtime
 from vq_prior.draw.sample_folder import (
     MAX_REQUEST_BYTES,
@@ -86,7 +87,7 @@ def _score(settings: Score, model: Path) -> Path:
     if sheet.note:
         runtime.say(sheet.note)
     pipeline = VQPriorPipeline.from_pretrained(model)
-    classes = _classes(pipeline, data, unconditional=settings.unconditional)
+    classes = _classes(pipeline, data, unconditional=settings.unconditional, say=runtime.say)
     pipeline.to(runtime.device)
     for note in data.told_of(pipeline.codec.transform):
         runtime.say(note)
@@ -99,7 +100,7 @@ def _score(settings: Score, model: Path) -> Path:
     return settings.out
 
 
-def _classes(pipeline: VQPriorPipeline, data: Data, *, unconditional: bool) -> list[int]:
+def _classes(pipeline: VQPriorPipeline, data: Data, *, unconditional: bool, say: Callable[[str], object]) -> list[int]:
     """Return the model's class of each class of the data; none where images are scored without a class.
 
     Raises:
@@ -109,9 +110,13 @@ def _classes(pipeline: VQPriorPipeline, data: Data, *, unconditional: bool) -> l
     if layout.num_classes and data.label_names and not unconditional:
         try:
             names = pipeline.index.label_names
-            return [label_index(name, names, layout.num_classes) for name in data.label_names]
+            classes = [label_index(name, names, layout.num_classes) for name in data.label_names]
         except UsageError as error:
             raise UsageError(f"{error}; --unconditional scores without classes") from error
+        pairs = zip(data.label_names, (names[number] for number in classes), strict=True)
+        if by_place := [f"{own} -> {of_model}" for own, of_model in pairs if one_form(own) != one_form(of_model)]:
+            say(f"classes of the data by their place in the model: {', '.join(by_place[:MOST_NAMED])}")
+        return classes
     require_null_prompt(pipeline.prior.unconditional)
     return []
 

@@ -138,8 +138,9 @@ def test_a_list_keeps_the_classes_and_the_sheet_shows_what_a_network_sees(animal
         assert sheet.mode == "L"
         assert sheet.width > 8 * 6
     assert open_data(str(tmp_path / "a.json")).label_names == ("cow",)
-    assert main([*words, "--sheet", str(animals / "sheet.png")]) == 2
-    assert "lies in the data" in capsys.readouterr().err
+    for sheet, message in ((animals / "sheet.png", "lies in the data"), (tmp_path / "a.json", "must be a PNG file")):
+        assert main([*words, "--sheet", str(sheet)]) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_balance_needs_classes_and_is_written_only_where_it_is_on(animals, tmp_path, capsys):

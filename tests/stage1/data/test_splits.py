@@ -208,14 +208,14 @@ def test_what_this_program_wrote_is_never_data(tmp_path, markers, folders):
 
 
 def test_sheets_are_never_data(tmp_path):
-    """The sheet of a set, in it (as it was) or beside it, and of a quickstart."""
+    """The sheet of a set, in it (as it was), beside it, or where --sheet named a place; and of a quickstart."""
     fill(tmp_path, ".")
     before = open_data(str(tmp_path)).data_id
     write_ours(tmp_path, "samples/samples.json", "run/vqvae-training/config.json")
     fill(tmp_path, "reconstructed")
     for number in range(2):
         os.rename(tmp_path / f"reconstructed/{number}.png", tmp_path / f"reconstructed/{number:06d}.png")
-    for sheet in ("samples.png", "run/samples.png", "reconstructed/grid.png"):
+    for sheet in ("samples.png", "elsewhere.png", "run/samples.png", "run/another.png", "reconstructed/grid.png"):
         (tmp_path / sheet).write_bytes(sheet_bytes(Image.new("L", (16, 16), 3)))
     assert open_data(str(tmp_path)).data_id == before
 
