@@ -9,6 +9,7 @@ from torch import Tensor
 from stage1_vqvae.codecs import open_codec
 from stage1_vqvae.data.loading import LoadedRows, load_rows
 from stage1_vqvae.data.sources import open_data_of, rows_called
+from stage1_vqvae.modalities import psnr_range
 from stage1_vqvae.modalities.sheets import sheet_bytes
 from stage1_vqvae.settings import Reconstruct, check
 from vq_prior.core.config import pretty_json
@@ -33,7 +34,8 @@ def evaluate_codec(codec: Codec, rows: LoadedRows, *, device: torch.device | str
 
     Returns:
         `num_images`; the mean of each measure of this kind of data, of pictures `mse` ([-1, 1] scale), `psnr` (dB) and
-        `ssim`; and per level, over the whole set, `usage` in [0, 1], `perplexity` and `num_codes`.
+        `ssim`, and `psnr_range` where that is not of a byte; and per level, over the whole set, `usage` in [0, 1],
+        `perplexity` and `num_codes`.
     """
     K = [level.num_codes for level in codec.spec.levels]
     counts = [torch.zeros(k, dtype=torch.int64) for k in K]
@@ -48,7 +50,7 @@ def evaluate_codec(codec: Codec, rows: LoadedRows, *, device: torch.device | str
             scores[name].append(measure.function(values, copies).double().cpu())
     means = {name: float(torch.cat(each).mean()) for name, each in scores.items()}
     levels = [{"usage": usage(n), "perplexity": perplexity(n), "num_codes": k} for n, k in zip(counts, K, strict=True)]
-    return {"num_images": len(rows), **means, "levels": levels}
+    return {"num_images": len(rows), **means, **psnr_range(rows.transform), "levels": levels}
 
 
 def reconstructed(codec: Codec, values: Tensor) -> Tensor:

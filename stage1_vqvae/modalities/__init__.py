@@ -188,6 +188,12 @@ def in_form(modality: Modality, form: Form) -> Modality:
     return pictures_in(getattr(form, "range", None)) if modality.name == PICTURES.name else modality
 
 
+def psnr_range(form: Form) -> dict[str, str]:
+    """Return the range that PSNR is of, to stand beside it; nothing where it is that of a byte, or there is none."""
+    chosen = getattr(form, "range", None)
+    return {"psnr_range": "{}..{}".format(*chosen)} if chosen else {}
+
+
 def told_of_form(modality: Modality, transform: Form, headers: Sequence[Header]) -> Sequence[str]:
     """Return what bringing rows with these headers to a form takes away from them, a sentence each; often nothing."""
     told = getattr(modality.values, "told", None)  # a kind may say nothing of it

@@ -66,9 +66,14 @@ def test_conversion_is_that_of_the_codecs_own_range() -> None:
         codec(range=(-704, 1408)).encode(ZEROS + 900)
 
 
-def test_codes_that_are_no_integers_are_refused() -> None:
+def test_codes_that_are_no_tensors_of_integers_are_refused() -> None:
     with pytest.raises(ValueError, match=r"codes\[0\] must be integers, got float32"):
         codec().decode((torch.zeros(1, 4, 4),))
+    zeros = torch.zeros(1, 4, 4, dtype=torch.int64)
+    for codes in (zeros, zeros[0], (zeros.numpy(),), [zeros.tolist()]):
+        with pytest.raises(ValueError, match="codes must be a tuple with a tensor of integers for each level"):
+            codec().decode(codes)
+    assert codec().decode((zeros.to(torch.uint8),)).shape == (1, 1, 8, 8)
 
 
 @pytest.mark.parametrize("change", [lambda m: m.to(torch.float16), lambda m: m.half(), lambda m: m.bfloat16()])
@@ -112,7 +117,7 @@ def test_labels_of_numpy_and_torch_are_labels(labels, classes: list[int]) -> Non
     assert class_of_each(labels, 3, ("a", "b", "c")) == classes
 
 
-@pytest.mark.parametrize("labels", [np.array([0.5]), torch.tensor([1.0]), 1.0, [None], [["a"]]])
+@pytest.mark.parametrize("labels", [np.array([0.5]), torch.tensor([1.0]), 1.0, [None], [["a"]], b"a"])
 def test_labels_that_are_neither_names_nor_numbers_are_refused(labels) -> None:
     with pytest.raises(ValueError, match="labels must be names or whole numbers, got"):
         class_of_each(labels, 3, ("a", "b", "c"))

@@ -231,6 +231,12 @@ def by(sizes: tuple[int, ...], times: str = " x ") -> str:
 
 def check_codes(spec: CodeSpec, codes: "tuple[Tensor, ...]") -> None:
     """Raise `UsageError` unless there is one tensor `[B, *grid]` a level, B at least 1, of codes in range."""
+    import torch
+
+    if isinstance(codes, torch.Tensor) or not all(isinstance(level, torch.Tensor) for level in codes):
+        raise UsageError(
+            "codes must be a tuple with a tensor of integers for each level; torch.from_numpy(x) makes one"
+        )
     if len(codes) != len(spec.levels):
         raise UsageError(f"codes must be a tuple of {len(spec.levels)} level(s), got {len(codes)}")
     for number, (level, given) in enumerate(zip(spec.levels, codes, strict=True)):

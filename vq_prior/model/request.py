@@ -40,8 +40,9 @@ def class_of_each(
         return [num_classes]
     if labels is None:
         return list(range(num_classes)) or [num_classes]
-    plain = labels.tolist() if hasattr(labels, "tolist") else labels  # of numpy and torch, one or several
-    given = [plain] if isinstance(plain, (str, int)) or not hasattr(plain, "__iter__") else list(plain)
+    plain: Any = labels.tolist() if hasattr(labels, "tolist") else labels  # of numpy and torch, one or several
+    several = hasattr(plain, "__iter__") and not isinstance(plain, (str, bytes))
+    given = list(plain) if several else [plain]
     given = [label.tolist() if hasattr(label, "tolist") else label for label in given]
     if not given:
         raise UsageError("labels must name at least one class; leave them out for every class in turn")

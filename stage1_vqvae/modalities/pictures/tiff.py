@@ -39,12 +39,9 @@ def require_one_reading(picture: Image.Image, name: str) -> None:
     shape = _shape_of_array(picture)
     if picture.format != "TIFF" or shape is None or len(shape) != 3:
         return
-    told = f"{name} holds an array {shape}"
     if _tag(picture, PLANAR) == 2:
-        raise ArtifactError(
-            f"{told}, which may be {shape[0]} pages or the channels of one picture; write pages with "
-            f"photometric='minisblack', or a colour picture as [{shape[1]}, {shape[2]}, {shape[0]}]"
-        )
+        raise _pages_or_colour(shape, name)
+    told = f"{name} holds an array {shape}"
     pages, height, width = shape
     like_bands = width < min(pages, height) and (width <= MOST_BANDS or pages == height)
     if getattr(picture, "is_animated", False) and like_bands:
@@ -52,6 +49,13 @@ def require_one_reading(picture: Image.Image, name: str) -> None:
             f"{told}, which may be {width} bands or {pages} pages of {height} x {width}; {READS}: "
             "take three of the bands, or every page as an image by --frames all"
         )
+
+
+def _pages_or_colour(shape: list[int], name: str) -> ArtifactError:
+    return ArtifactError(
+        f"{name} holds an array {shape}, which may be {shape[0]} pages or the channels of one picture; "
+        f"write pages with photometric='minisblack', or a colour picture as [{shape[1]}, {shape[2]}, {shape[0]}]"
+    )
 
 
 def _shape_of_array(picture: Image.Image) -> list[int] | None:
@@ -98,6 +102,13 @@ def read_by_tifffile(encoded: bytes, name: str, *, most: int) -> NDArray[Any]:
             colour = found.axes in ("YXS", "SYX") and found.photometric == 2 and found.samplesperpixel in (3, 4)
             if found.dtype is None or found.dtype.kind not in "biu" or not (found.axes == "YX" or colour):
                 raise ArtifactError(f"{name} is a TIFF of {told}; {READS}")
+            if found.axes == "SYX" and found.is_shaped:
+                raise _pages_or_colour(list(found.shape), name)
+            if len(file.pages) > 1:
+                raise ArtifactError(
+                    f"{name} is a TIFF of {len(file.pages)} pages of {told}, which only tifffile reads; "
+                    "save each as a file of its own"
+                )
             if found.imagewidth * found.imagelength > most:
                 raise ArtifactError(f"{name} is a TIFF of {told}, more than {most} pixels; shrink it")
             array = np.asarray(found.asarray())

@@ -187,6 +187,7 @@ def test_twelve_bits_in_sixteen_go_the_whole_road(tmp_path: Path, capsys: pytest
     said = capsys.readouterr().out
     assert f"data {data}: range 0..4095 of 0..65535\n" in said
     assert " dB of the range 0..4095, " in said
+    assert json.loads((codec / "training.json").read_text())["measured"]["psnr_range"] == "0..4095"
     assert json.loads((codec / "preprocessor_config.json").read_text())["range"] == [0, 4095]
     assert load_codec(codec).transform == Transform(8, 8, 1, range=(0, 4095))
     extract_codes(ExtractCodes(str(codec), str(data), tmp_path / "codes"))

@@ -54,6 +54,8 @@ NOT_PICTURES = {
     "complex": (tiff(RNG.random((8, 8)).astype(np.complex64)), r"x\.tif is a TIFF of complex64 \[8, 8\]"),
     "float colour": (tiff(RNG.random((8, 8, 3), dtype=np.float32), photometric="rgb"), r"TIFF of float32 \[8, 8, 3\]"),
     "64 bits": (tiff(np.array([[0, 2**40]] * 2)), r"x\.tif is a TIFF of int64 \[2, 2\].* beyond 32 bits"),
+    "pages of 64 bits": (tiff(np.zeros((5, 8, 8), np.int64)), r"x\.tif is a TIFF of 5 pages of int64 \[8, 8\]"),
+    "pages or colour of 64 bits": (tiff(np.zeros((3, 8, 8), np.int64)), r"holds an array \[3, 8, 8\], which may be"),
     "cut": (tiff(bytes_of(16, 16, 13), **CONTIGUOUS)[:600], r"x\.tif is "),
 }
 

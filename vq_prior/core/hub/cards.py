@@ -111,7 +111,8 @@ def measured_table(
         count = of_codec.get("num_images") or (codec.num_held_out if codec else None)
         rows.append(("held-out images", f"{count:,}" if isinstance(count, int) else "unknown"))
         for name in ("psnr", "ssim"):
-            rows.append((METRICS[name][0], _number(of_codec.get(name), METRICS[name][1])))
+            of = f" of the range {of_codec['psnr_range']}" if name == "psnr" and "psnr_range" in of_codec else ""
+            rows.append((plain_text(METRICS[name][0] + of), _number(of_codec.get(name), METRICS[name][1])))
         for number, level in enumerate(of_codec.get("levels") or ()):
             use = f"{level['usage']:.1%} of {level['num_codes']}, perplexity {level['perplexity']:.1f}"
             rows.append((f"codes used, level {number}", use))
