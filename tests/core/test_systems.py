@@ -70,10 +70,10 @@ def test_windows_folders_are_not_synced_and_not_exchanged(tmp_path, monkeypatch)
 WORDS = ["train-vqvae", "--data", "digits", "--steps", "2", "--batch-size", "8"]
 
 
-def test_a_world_of_one_is_no_launcher(run_cli, tmp_path):
+def test_a_world_of_one_is_no_launcher(run_cli, launched, tmp_path):
     """As schedulers and images of containers leave it."""
     left = {"WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
-    done = run_cli(*WORDS, "--out", tmp_path / "run", "--num-processes", 2, env=left)
+    done = run_cli(*WORDS, "--out", tmp_path / "run", "--num-processes", 2, env=launched | left)
     assert "2 processes" in done.stdout
 
 

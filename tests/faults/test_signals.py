@@ -154,6 +154,33 @@ def test_a_terminal_that_goes_does_not_take_the_training_with_it(tmp_path, warm)
     assert last <= int(checkpoint.name.removeprefix("step-")) < last + 5
 
 
+UNDER_NOHUP = """
+import signal, sys
+from vq_prior.cli import main
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.one_of("two told")
+def test_under_nohup_two_processes_go_on(tmp_path, warm, launched):
+    """The launcher's own handler would end them."""
+    words = ["train-vqvae", "--data", "digits", "--out", tmp_path / "run", "--steps", 100_000, "--log-every", 5]
+    with (tmp_path / "out").open("w") as told:
+        streams = {"stdout": told.fileno(), "stderr": told.fileno()}
+        environment = warm.environment | launched
+        running = warm.start(UNDER_NOHUP, environment, arguments=[*words, "--num-processes", 2], **streams)
+        metrics = tmp_path / "run" / "vqvae-training" / "metrics.jsonl"
+        _wait_until(lambda: metrics.exists() and metrics.stat().st_size)
+        running.kill(signal.SIGHUP)
+        length = metrics.stat().st_size
+        _wait_until(lambda: metrics.stat().st_size > 2 * length)
+        assert metrics.stat().st_size > 2 * length
+        running.kill(signal.SIGTERM)
+        assert running.wait(MAX_SECONDS) == 75
+    assert "error: stopped" in (tmp_path / "out").read_text()
+
+
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="this system has none")
 def test_a_hangup_that_is_ignored_stays_ignored():
     former = {number: signal.getsignal(number) for number in (*SIGNALS, signal.SIGUSR2)}

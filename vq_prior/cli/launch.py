@@ -31,7 +31,7 @@ OF_ANOTHER_LAUNCHER = (
     "MASTER_ADDR",
     "MASTER_PORT",
 )
-HANDLED_BY_LAUNCHER = "TORCHELASTIC_SIGNALS_TO_HANDLE"
+HANDLED_BY_LAUNCHER = "PET_SIGNALS_TO_HANDLE"  # torchrun reads its own flags from variables of such names
 
 
 def launch(invocation: Invocation) -> int:
