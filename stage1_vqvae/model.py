@@ -16,6 +16,7 @@ from torch import Tensor
 from stage1_vqvae.blocks import NETWORKS, SMALLEST_HEAD, Sizes, crop_to, kernel_of, pad_to
 from stage1_vqvae.factors import ALLOWED, as_one, can_be_taken, factors_of, grid_of, strides_of
 from stage1_vqvae.given import require_codes, require_images
+from stage1_vqvae.halves import Halved
 from stage1_vqvae.modalities import preprocessing, read_preprocessing
 from stage1_vqvae.modalities.pictures.values import description_of
 from stage1_vqvae.quantizer_settings import QuantizerSettings, check_quantizer_settings
@@ -156,7 +157,7 @@ class VQVAEOutput:
     loss: dict[str, Tensor]
 
 
-class VQVAE(Shareable, PreTrainedModel):  # type: ignore[misc]
+class VQVAE(Halved, Shareable, PreTrainedModel):  # type: ignore[misc]
     """Encoder, quantiser and decoder; implements `vq_prior.core.spec.Codec`.
 
     Sides that are no multiple of their factor are padded inside by repeating the
@@ -166,6 +167,7 @@ class VQVAE(Shareable, PreTrainedModel):  # type: ignore[misc]
         preprocessing: How rows become its values, what they are included, as JSON values.
         notes: What a user should be told about where it came from.
         loaded_from: The folder that it was loaded from, if it was.
+        padded: Size that values are padded to inside, an axis each.
     """
 
     component = "vqvae"
@@ -181,7 +183,7 @@ class VQVAE(Shareable, PreTrainedModel):  # type: ignore[misc]
         self.preprocessing = of_shape(a) if preprocessing is None else preprocessing
         assert a.quantizer.code_dim is not None
         factors = factors_of(a.downsampling, len(a.shape))
-        self._padded = tuple(side * factor for side, factor in zip(self.grid, factors, strict=True))
+        self.padded = tuple(side * factor for side, factor in zip(self.grid, factors, strict=True))
         sizes = Sizes(
             rank=len(a.shape),
             channels=a.channels,
@@ -289,19 +291,22 @@ class VQVAE(Shareable, PreTrainedModel):  # type: ignore[misc]
 
     def prepared(self, images: Tensor) -> Tensor:
         """Return what the encoder gets of images [B, C, *shape] in training: padded, in the faster memory order."""
-        return pad_to(ordered(images), self._padded)
+        return pad_to(ordered(images), self.padded)
 
     def latents(self, images: Tensor) -> Tensor:
         """Return continuous latents, vector last, [B, *grid, D], of images [B, C, *shape]."""
-        return self.encoder(pad_to(images, self._padded)).movedim(1, -1)
+        return self.encoder(pad_to(images, self.padded)).movedim(1, -1)
 
     def _images(self, vectors: Tensor) -> Tensor:
         return crop_to(self.decoder(vectors.movedim(-1, 1)), self.architecture.shape)
 
+    @property
+    def bounds(self) -> tuple[float, float] | None:
+        """Bounds of its values: those of their kind, [-1, 1] where it is not named; None where there are none."""
+        return self.modality.values.bounds if "modality" in self.preprocessing else (-1.0, 1.0)
+
     def _within(self, images: Tensor) -> Tensor:
-        """Return images cut to the bounds of their kind, [-1, 1] where it is not named."""
-        bounds = self.modality.values.bounds if "modality" in self.preprocessing else (-1.0, 1.0)
-        return images if bounds is None else images.clamp(*bounds)
+        return images if self.bounds is None else images.clamp(*self.bounds)
 
     def forward(self, images: Tensor) -> VQVAEOutput:
         """Return reconstruction, codes and quantiser losses of images [B, C, *shape] in [-1, 1]."""
@@ -311,7 +316,7 @@ class VQVAE(Shareable, PreTrainedModel):  # type: ignore[misc]
 
     def _apart(self, function: Any, *inputs: Tensor) -> Any:
         """Return `function` of the rows, in eval mode, float32, and calls of one fixed row count."""
-        rows = rows_per_call(self.device, math.prod(self._padded))
+        rows = rows_per_call(self.device, math.prod(self.padded))
         return map_rows_frozen(self, function, rows, *(tensor.to(self.device) for tensor in inputs))
 
     def _latents_apart(self, rows: Tensor) -> Tensor:

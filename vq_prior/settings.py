@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from stage1_vqvae.modalities.pictures.settings import CodecSize
 from stage2_prior.sampling_settings import Sampling
 from vq_prior.core.modality import KindSettings
 from vq_prior.core.settings import ImageColumn, LabelColumn, NumWorkers, Sheet
@@ -161,6 +162,18 @@ class Doctor(KindSettings):
     num_workers: NumWorkers = None
     image_column: ImageColumn = None
     label_column: LabelColumn = None
+
+
+@dataclass(kw_only=True)
+class Export(CodecSize):
+    """Write a codec's encoder and decoder as files that other programs run, checked against the codec."""
+
+    codec: Path
+    """Codec folder, RUN, MODEL, or Hub id owner/name[@revision]."""
+    out: Path
+    """Folder to write: encode and decode, and export.json, which says what goes in and comes out."""
+    format: Literal["onnx", "torch"] = "onnx"
+    """onnx: for onnxruntime and others (extra `export`). torch: programs of torch.export."""
 
 
 @dataclass

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from stage1_vqvae.foreign.kinds import DIFFUSERS_STAGES, KINDS, LIMITS, MAX_STAGES, Kind
 from stage1_vqvae.foreign.weights import read_module_tensors
 from stage1_vqvae.given import require_codes, require_images
+from stage1_vqvae.halves import TracedDecoder, TracedEncoder
 from stage1_vqvae.modalities.pictures import PICTURES
 from stage1_vqvae.modalities.pictures.settings import MAX_SIDE
 from stage1_vqvae.modalities.pictures.values import Transform
@@ -153,7 +154,7 @@ class ForeignCodec(nn.Module):
                 more than 1% beyond the bounds: nothing is converted.
         """
         require_images(self, self.module, images)
-        return (self._map(self._codes, images),)
+        return (self._map(self.codes_of, images),)
 
     @torch.inference_mode()
     def decode(self, codes: tuple[Tensor, ...]) -> Tensor:
@@ -168,7 +169,7 @@ class ForeignCodec(nn.Module):
         require_decoder(self.tokenizer)
         require_codes(self, self.module, codes)
         (grid,) = codes
-        return self._map(lambda rows: self._images(rows).clamp(-1, 1), grid.to(torch.int64))
+        return self._map(self.images_of, grid.to(torch.int64))
 
     def _map(self, function: Any, tensor: Tensor) -> Tensor:
         device = next(self.module.parameters()).device
@@ -180,17 +181,32 @@ class ForeignCodec(nn.Module):
         scale, shift = (torch.tensor(n, device=like.device)[:, None, None] for n in self.normalization.affine())
         return scale, shift
 
-    def _codes(self, images: Tensor) -> Tensor:
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """Bounds of its values."""
+        return (-1.0, 1.0)
+
+    def halves(self) -> tuple[nn.Module, nn.Module | None]:
+        """Return encoder with quantiser, and decoder, in eval mode; None where it cannot decode."""
+        return TracedEncoder(self).eval(), TracedDecoder(self).eval() if self.can_decode else None
+
+    def ties(self, values: Tensor, ours: tuple[Tensor, ...], theirs: tuple[Tensor, ...]) -> Tensor:  # noqa: ARG002
+        """Return that no other code is a tie, [B, *grid] bool: libraries do not tell their latents."""
+        return torch.zeros_like(ours[0], dtype=torch.bool)
+
+    def codes_of(self, images: Tensor) -> Tensor:
+        """Return the codes of images in one call, unchecked: what `encode` calls with a fixed number of rows."""
         pixels = images.float().clone(memory_format=torch.contiguous_format)
         scale, shift = self._affine(pixels)
         codes = self.tokenizer.codes(self.module, pixels * scale + shift)
-        return codes.reshape(len(images), *self.grid).to(torch.int64)
+        return codes.reshape(images.shape[0], *self.grid).to(torch.int64)
 
-    def _images(self, codes: Tensor) -> Tensor:
+    def images_of(self, codes: Tensor) -> Tensor:
+        """Return the images of codes in one call, unchecked: what `decode` calls with a fixed number of rows."""
         assert self.tokenizer.images is not None
         pixels = self.tokenizer.images(self.module, codes.clone(memory_format=torch.contiguous_format))
         scale, shift = self._affine(pixels)
-        return (pixels - shift) / scale
+        return ((pixels - shift) / scale).clamp(-1, 1)
 
 
 def downsampling_of(kind: Kind, entries: Mapping[str, Any]) -> int:

@@ -4,6 +4,7 @@ Mentzer et al. 2023, "Finite scalar quantization: VQ-VAE made simple". Letters: 
 of axes, K number of codes, the product of their levels.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -29,8 +30,8 @@ class FSQQuantizer(Quantizer):
     def _axes(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Return the levels of each axis, [D] float32, and what one step of it adds to the code, [D] int64."""
         levels = torch.tensor(self.levels, dtype=torch.int64, device=device)
-        strides = torch.cumprod(torch.cat([levels.new_ones(1), levels[:-1]]), 0)
-        return levels.float(), strides
+        strides = [math.prod(self.levels[:axis]) for axis in range(self.code_dim)]
+        return levels.float(), torch.tensor(strides, dtype=torch.int64, device=device)
 
     def forward(self, z: Tensor) -> Quantized:
         """Return vectors and codes of latents z [..., D]; the loss has no terms."""

@@ -30,7 +30,7 @@ class LFQQuantizer(Quantizer):
         temperature = self.settings.entropy_temperature
         with torch.autocast(z.device.type, enabled=False):
             z = z.float()
-            codes = ((z.detach() > 0).to(torch.int64) << torch.arange(self.code_dim, device=z.device)).sum(-1)
+            codes = ((z.detach() > 0).to(torch.int64) * self._weights(z.device)).sum(-1)
             chosen = self.embed((codes,))
             loss = {"commitment": mean_square(z, chosen)}
             if self.training and torch.is_grad_enabled() and temperature is not None:
@@ -40,8 +40,12 @@ class LFQQuantizer(Quantizer):
     def embed(self, codes: tuple[Tensor, ...]) -> Tensor:
         """Return the vectors [..., D] float32, entries -1 and 1, of the codes of the one level, [...] in [0, K)."""
         (chosen,) = codes
-        bits = (chosen[..., None] >> torch.arange(self.code_dim, device=chosen.device)) & 1
+        bits = torch.div(chosen[..., None], self._weights(chosen.device), rounding_mode="floor") % 2
         return 2.0 * bits.float() - 1.0
+
+    def _weights(self, device: torch.device) -> Tensor:
+        """Return what each sign adds to the code, [D] int64."""
+        return torch.tensor([1 << axis for axis in range(self.code_dim)], dtype=torch.int64, device=device)
 
     def identity_config(self) -> dict[str, Any]:
         """Return the number of signs."""

@@ -31,6 +31,8 @@ def nearest_codes(vectors: Tensor, codebook: Tensor) -> Tensor:
     vectors, codebook = vectors.detach().float(), codebook.detach().float()
     doubled, less = 2 * codebook, -codebook.square().sum(1)
     with torch.autocast(vectors.device.type, enabled=False):
+        if torch.compiler.is_exporting():  # in operations that other programs have
+            return torch.addmm(less, vectors, doubled.t()).argmax(1)
         if vectors.device.type == "cpu":
             return _on_cpu(vectors, doubled, less)
         if (kernel := _kernel()) is not None and vectors.is_cuda and vectors.shape[1] <= kernel.LARGEST_DIM:

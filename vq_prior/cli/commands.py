@@ -10,6 +10,7 @@ from vq_prior.settings import (
     Doctor,
     Env,
     Evaluate,
+    Export,
     Fingerprint,
     Generate,
     Pull,
@@ -134,6 +135,14 @@ def doctor(settings: Doctor) -> None:
 
     codec, prior, model = (path and settle(path) for path in (settings.codec, settings.prior, settings.model))
     examine(replace(settings, codec=codec, prior=prior, model=model))
+
+
+def export(settings: Export) -> None:
+    """Write a codec for other programs."""
+    from vq_prior.model.export import export as write
+    from vq_prior.model.inputs import settle
+
+    write(replace(settings, codec=settle(settings.codec)))
 
 
 def app(settings: App) -> None:

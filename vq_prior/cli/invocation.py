@@ -41,6 +41,7 @@ COMMANDS = {
     ),
     "evaluate": Command("vq_prior.settings:Evaluate", "measure a codec or a MODEL"),
     "doctor": Command("vq_prior.settings:Doctor", "say what is wrong and what to do"),
+    "export": Command("vq_prior.settings:Export", "codec -> files that other programs run"),
     "app": Command("vq_prior.settings:App", "MODEL -> a page in the browser"),
     "report": Command("vq_prior.settings:Report", "RUN -> one page of what it learnt"),
     "push": Command("vq_prior.settings:Push", "MODEL -> Hugging Face Hub"),
