@@ -158,6 +158,8 @@ def _opened(data: str, wanted: Wanted, num_workers: int | None) -> Data:
         kind = "its own validation split"
     else:
         # A row is held out or not whatever others are left out.
+        if len(raw.train.rows) < 2 < len(train):
+            raise ArtifactError(f"{data} holds one file, whose frames are held out together; give at least two")
         files = files_of(train)
         held_out = np.isin(files, held_out_rows(len(raw.train.rows)))
         if wanted.classes is not None and not held_out.any():

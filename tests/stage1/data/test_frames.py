@@ -109,6 +109,15 @@ def test_command_says_it_and_a_rerun_takes_the_frames_of_its_run(
     assert "is finished (1 steps)" in capsys.readouterr().out
 
 
+def test_frames_of_a_single_file_cannot_be_held_out_but_beside_others_they_may(tmp_path: Path) -> None:
+    write(tmp_path / "data" / "train" / "a.gif", frames_of(1))
+    with pytest.raises(ArtifactError, match="holds one file, whose frames are held out together; give at least two"):
+        open_data(str(tmp_path / "data" / "train"), frames="all")
+    write(tmp_path / "data" / "val" / "b.gif", frames_of(2))
+    data = open_data(str(tmp_path / "data"), frames="all")
+    assert (values_of(data.train), values_of(data.validation)) == ([11, 12, 13], [21, 22, 23])
+
+
 def test_damaged_frame_is_found_and_left_out_with_its_file(tmp_path: Path) -> None:
     for number in range(3):
         write(tmp_path / "data" / f"{number}.tif", frames_of(number))
