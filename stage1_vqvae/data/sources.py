@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stage1_vqvae.data.archives import ARCHIVE_SUFFIXES, open_archives, shards_in
 from stage1_vqvae.data.arrays import ARRAY_SUFFIXES, open_array_file
 from stage1_vqvae.data.checking import SUFFIX, CheckedData, looked_at, read_checked
 from stage1_vqvae.data.folders import open_folder
@@ -377,7 +378,8 @@ def open_raw(data: str, wanted: Wanted) -> RawData:
     """Return the rows that DATA names, their files not yet looked at; raises what `open_data` does."""
     path = Path(data)
     if path.is_dir():
-        return open_folder(path, wanted)
+        shards = shards_in(path)
+        return open_archives(shards, wanted, open_folder=open_folder) if shards else open_folder(path, wanted)
     is_table = path.is_file() and path.suffix.lower() in TABLE_SUFFIXES
     whole = (path.is_file() and not is_table) or data == "digits"
     for flag, value, wrong in (
@@ -391,8 +393,11 @@ def open_raw(data: str, wanted: Wanted) -> RawData:
         suffix = path.suffix.lower()
         if suffix in ARRAY_SUFFIXES:
             return open_array_file(path, wanted)
+        if suffix in ARCHIVE_SUFFIXES:
+            return open_archives([path], wanted, open_folder=open_folder)
         if suffix not in TABLE_SUFFIXES:
-            raise ArtifactError(f"{data} must be a folder or a {' or '.join(TABLE_SUFFIXES)} file")
+            known = ", ".join((*TABLE_SUFFIXES, *ARCHIVE_SUFFIXES, *ARRAY_SUFFIXES))
+            raise ArtifactError(f"{data} must be a folder, or a file of {known}")
         return open_table_files([path], wanted)
     if data == "digits":
         return _open_digits(wanted)
