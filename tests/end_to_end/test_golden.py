@@ -132,14 +132,14 @@ def test_a_training_goes_on_after_a_setting_was_added_and_a_default_was_changed(
     assert (folder / "checkpoints" / f"step-{steps:08d}").is_dir()
 
 
-@pytest.mark.parametrize(("stage", "flag"), [("vqvae", "--log-every"), ("prior", "--weight-decay")])
+@pytest.mark.parametrize(("stage", "flag"), [("vqvae", "--warmup-steps"), ("prior", "--weight-decay")])
 def test_what_the_person_types_is_refused_even_if_it_is_the_default(run, run_cli, stage, flag):
     path = run / f"{stage}-training" / "config.json"
     config = json.loads(path.read_text())
     name = flag.strip("-").replace("-", "_")
-    config["settings"][name] = 25 if name == "log_every" else 0.25
+    config["settings"][name] = 25 if name == "warmup_steps" else 0.25
     path.write_text(json.dumps(config))
-    default = {"log_every": 50, "weight_decay": 0.1}[name]
+    default = {"warmup_steps": 100, "weight_decay": 0.1}[name]
     words = {"vqvae": ["--data", "digits"], "prior": ["--codes", "run/codes"]}[stage]
     refused = run_cli(f"train-{stage}", "--out", "run", *words, flag, default, cwd=run.parent)
     assert refused.returncode == 2
