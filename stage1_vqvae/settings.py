@@ -98,6 +98,9 @@ class TrainVQVAE(PictureSize, KindSettings, Settings):
     """Images: a folder, parquet or arrow files, a Hub id owner/name, or the word digits."""
     out: Annotated[Path, Place("RUN")]
     """RUN folder; the codec is written to RUN/vqvae. Rerunning the command continues the run."""
+    from_codec: Annotated[str | None, Place("MODEL"), Unsaid(), tyro.conf.arg(name="from")] = None
+    """RUN, MODEL or codec folder whose codec the training starts from: its network, codes and form of images stay, its
+    weights go on learning. The result is another codec: extract codes anew."""
     steps: Annotated[int | None, Within(1)] = None
     """Optimiser steps."""
     batch_size: Annotated[int | None, Within(1, 10**6)] = None

@@ -23,6 +23,7 @@ from stage1_vqvae.plan import describe, dry_run_text
 from stage1_vqvae.quantizers import quantizer_class
 from stage1_vqvae.run import Training, is_result_of, prepare, resume, save
 from stage1_vqvae.settings import TINY, TrainVQVAE, check, resolve, trained_form
+from stage1_vqvae.starting import base_id, open_base, take_weights, with_base
 from vq_prior.core.disk.artifacts import new_folder, remove
 from vq_prior.core.disk.checkpoints import Checkpoint, latest_checkpoint
 from vq_prior.core.disk.locks import releasing
@@ -78,8 +79,12 @@ def train_vqvae(settings: TrainVQVAE, make_adversary: MakeAdversary | None = Non
     notes: list[str] = []
     data = open_data_of(settings, say=notes.append)
 
+    base = open_base(settings)
+
     def chosen(settings: TrainVQVAE, here: Runtime = runtime) -> tuple[Runtime, TrainVQVAE]:
-        return fitted_to_machine(here, resolve(settings, data.facts(), here.device.type, modality=data.modality))
+        return fitted_to_machine(
+            here, resolve(with_base(settings, base), data.facts(), here.device.type, modality=data.modality)
+        )
 
     runtime, settings = chosen(settings)
     for line in (runtime.describe(), *notes):
@@ -88,14 +93,14 @@ def train_vqvae(settings: TrainVQVAE, make_adversary: MakeAdversary | None = Non
     assert settings.batch_size is not None
     runtime.require_rows(settings.batch_size, settings.gradient_accumulation_steps)
     model, form = new_codec(settings), trained_form(settings)
-    for line in (*data.told_of(form[1]), describe(settings, model)):
+    for line in (*data.told_of(form[1]), describe(settings, model), *take_weights(model, base)):
         runtime.say(line)
     if settings.dry_run:
         runtime.say(dry_run_text(settings, model, runtime))
         return final
     require_free_space(folder, 12 * sum(tensor.nbytes for tensor in model.state_dict().values()))
     inputs = {"data": data.data_id} | ({} if make_adversary is None else {"adversary": make_adversary.__name__})
-    config = run_config("train-vqvae", settings, inputs)
+    config = run_config("train-vqvae", settings, inputs | ({} if base is None else {"from": base_id(base)}))
     checkpoint = _checkpoint_of(typed, runtime, folder, config)
     if checkpoint is not None and checkpoint.step >= (settings.steps or 0) and is_result_of(final, checkpoint):
         runtime.say(f"{final} is finished ({checkpoint.step} steps); nothing to do")
@@ -114,7 +119,7 @@ def train_vqvae(settings: TrainVQVAE, make_adversary: MakeAdversary | None = Non
         remove(final)
     runtime.barrier()
     with memory_advice(settings, runtime):
-        if checkpoint is None:
+        if checkpoint is None and base is None:
             start_codebook(training)
         run_steps(training)
     record = _record(explained(typed, settings, lambda some: chosen(some)[1]), data)

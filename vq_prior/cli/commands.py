@@ -45,7 +45,10 @@ def check_data(settings: "CheckData") -> None:
 def train_vqvae(settings: "TrainVQVAE") -> None:
     """Train a codec into RUN/vqvae."""
     from stage1_vqvae.train import train_vqvae as train
+    from vq_prior.model.inputs import settle
 
+    if settings.from_codec is not None:
+        settle(settings.from_codec)
     train(settings)
 
 
