@@ -34,6 +34,7 @@ NEEDED = {
     "complete": [*MODEL, "--image", "I", *OUT],
     "score": MODEL + DATA + OUT,
     "reconstruct": CODEC + DATA + OUT,
+    "export": CODEC + OUT,
     "resize-codebook": [*CODEC, "--codebook-size", "8", *DATA],
     "evaluate": DATA + OUT,
     "app": MODEL,
