@@ -86,6 +86,8 @@ def test_it_learns_what_no_baseline_can_and_writes_everything(
         "manifest.json",
         "model.safetensors",
         "prior_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
         "training.json",
     ]
 

@@ -99,7 +99,7 @@ def test_the_line_names_both_packages_and_the_way_out(install: Install, name: st
             raise ModuleNotFoundError(f"Could not import module 'Class' of {asked}") from error
     except ModuleNotFoundError as error:
         caught = error
-    line, code = _explain(caught, None)
+    line, code = _explain(caught, None, "generate")
     assert code == 5
     assert [word for word in words if word not in line] == []
     assert len(line.splitlines()) == 1
