@@ -104,8 +104,37 @@ IN_FULL = os.environ.get("VQ_PRIOR_FAULTS") == "full"
 BEGUN_FIRST = ("test_doctor.py",)  # long files whose names come late
 
 
+MOST_CASES = 4  # of one test, in a run of all tests
+ONE_OF_FILES = (  # of these that take minutes, a run of all tests draws one each
+    ("readme/test_guides.py", "readme/test_notebook.py", "readme/test_add_a_quantiser.py", "readme/test_space.py"),
+    ("judge/test_doctor.py", "judge/test_evaluate.py"),
+    ("top/test_benchmarks.py", "top/test_tracking.py", "top/test_app.py"),
+    ("hub/test_share.py", "hub/test_faults.py"),
+)
+
+
+def not_drawn(items: list[pytest.Item]) -> list[pytest.Item]:
+    """Return what a run of all tests leaves out: of files, tests and cases that are alike, it draws some."""
+    left_out: list[pytest.Item] = []
+    for files in ONE_OF_FILES:
+        there = [name for name in files if any(item.path.as_posix().endswith(f"tests/{name}") for item in items)]
+        drawn = random.Random(f"{SEED} {files[0]}").choice(there) if there else ""
+        others = tuple(f"tests/{name}" for name in there if name != drawn)
+        left_out += [item for item in items if item.path.as_posix().endswith(others)]
+    gone, cases = set(left_out), {}
+    for item in items:
+        if item not in gone:
+            mark, test = item.get_closest_marker("one_of"), item.nodeid.partition("[")[0]
+            name, most = (mark.args[0] if mark.args else test, 1) if mark else (test, MOST_CASES)
+            cases.setdefault((name, most), []).append(item)
+    for (name, most), of_test in cases.items():
+        drawn = random.Random(f"{SEED} {name}").sample(of_test, min(most, len(of_test)))
+        left_out += [item for item in of_test if item not in drawn]
+    return left_out
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keep the tests of `--fault` alone; without it, and where no file is named, one test of each `one_of`."""
+    """Keep the tests of `--fault` alone; without it, and where no file is named, those that are drawn."""
     items.sort(key=lambda item: item.path.name not in BEGUN_FIRST)  # what begins last ends alone
     wanted = config.getoption("--fault")
     if wanted:
@@ -113,12 +142,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     elif IN_FULL or config.args_source is not pytest.Config.ArgsSource.TESTPATHS:
         left_out = []
     else:
-        cases: dict[str, list[pytest.Item]] = {}
-        for item in items:
-            if mark := item.get_closest_marker("one_of"):
-                cases.setdefault(mark.args[0] if mark.args else item.nodeid.partition("[")[0], []).append(item)
-        drawn = [random.Random(f"{SEED} {name}").choice(of_test) for name, of_test in cases.items()]
-        left_out = [item for of_test in cases.values() for item in of_test if item not in drawn]
+        left_out = not_drawn(items)
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         unwanted = set(left_out)
