@@ -406,7 +406,7 @@ def test_a_pull_of_it_writes_nothing(server, resident, start, place, good, name)
     assert_harmless(done, start)
     assert (done.code, done.stderr.count("\n"), done.stderr[:7]) == (3, 1, "error: "), done
     assert list(parent.iterdir()) == []
-    assert {path.name for path in place.iterdir()} == {"cache", "good", "images", "parent"}
+    assert {path.name for path in place.iterdir()} == {"cache", "good", "images", "images.png", "parent"}
 
 
 def test_a_large_file_whose_size_the_hub_hides_is_refused(server, resident, start, good):
