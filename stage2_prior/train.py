@@ -92,17 +92,8 @@ def train_prior(settings: TrainPrior, codec: Codec | None = None, base: CausalPr
     if base is None and settings.from_model is not None:
         base = open_base(settings)
     runtime = start_runtime(settings.precision, reproducible=settings.reproducible, threads=settings.threads)
-    store, validation = CodeStore.open(settings.codes, "train"), CodeStore.open(settings.codes, "validation")
-    store.verify()
-    if not len(validation):
-        raise ArtifactError(f"{settings.codes} has no validation rows; extract the codes anew with a held-out split")
-    if codec is not None:
-        require_same_codec(str(settings.codes), store.index.codec.id, "--codec", codec.codec_id)
-    if base is not None:
-        _require_same_codes(base, (store, validation), settings.codes)
+    store, validation = _opened_stores(settings, codec, base)
     num_classes = len(store.index.label_names) if store.labelled else 0
-    if settings.balance and not num_classes:
-        raise UsageError(f"--balance needs classes, and {settings.codes} has none; leave it out")
     settings = changed(settings, order=read_order(settings.order, store.spec.num_tokens))
     layout = layout_of(settings, store.spec, num_classes)
     facts = CodeFacts(layout.num_tokens, layout.num_codes, len(store), None if base is None else architecture_of(base))
@@ -165,6 +156,22 @@ def at_default_precision(runtime: Runtime, settings: TrainPrior, num_rows: int) 
     """
     faster = runtime.device.type == "cpu" and has_native_bf16("cpu") and num_rows >= TINY_ROWS
     return dataclasses.replace(runtime, precision="bf16") if settings.precision is None and faster else runtime
+
+
+def _opened_stores(settings: TrainPrior, codec: Codec | None, base: CausalPrior | None) -> tuple[CodeStore, CodeStore]:
+    """Return training and held-out rows of the codes, checked against what else was given."""
+    assert settings.codes is not None
+    store, validation = CodeStore.open(settings.codes, "train"), CodeStore.open(settings.codes, "validation")
+    store.verify()
+    if not len(validation):
+        raise ArtifactError(f"{settings.codes} has no validation rows; extract the codes anew with a held-out split")
+    if codec is not None:
+        require_same_codec(str(settings.codes), store.index.codec.id, "--codec", codec.codec_id)
+    if base is not None:
+        _require_same_codes(base, (store, validation), settings.codes)
+    if settings.balance and not (store.labelled and store.index.label_names):
+        raise UsageError(f"--balance needs classes, and {settings.codes} has none; leave it out")
+    return store, validation
 
 
 def _require_same_codes(base: CausalPrior, stores: Sequence[CodeStore], codes: Path) -> None:
