@@ -417,8 +417,11 @@ STEP_OF_A_MINUTE = """
 import time
 from vq_prior.core.processes.control import signal_control
 
-with signal_control():
+with signal_control() as control:
     print("begun", flush=True)
+    while control.stop_signal is None:
+        time.sleep(0.01)
+    print("heard", flush=True)  # two signals before the first is heard are one
     time.sleep(60)
 """
 
@@ -429,6 +432,7 @@ def test_a_second_interruption_does_not_wait_for_the_step(child_environment):
     with subprocess.Popen(command, env=child_environment(), stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "begun\n"
         process.send_signal(signal.SIGINT)
+        assert process.stdout.readline() == "heard\n"
         time.sleep(0.5)
         assert process.poll() is None  # the first waits for the end of the step
         process.send_signal(signal.SIGINT)
