@@ -55,6 +55,8 @@ def measure(rounds: Rounds, table: Path, arguments: argparse.Namespace, *, idle:
                 Tree(name, place, table, arguments, stack, environment)
                 for name, place, environment in places[first:] + places[:first]
             ]
+            for tree in trees:
+                tree.ready()
             if not idle:
                 neighbour = stack.enter_context(busy())
                 stack.callback(neighbour.kill)
