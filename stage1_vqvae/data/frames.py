@@ -6,8 +6,10 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from stage1_vqvae.data.lists import ListRows
 from stage1_vqvae.data.loading import EncodedRows, in_threads
 from stage1_vqvae.data.rows import DataRows
+from vq_prior.core.disk.code_store import held_out_rows
 from vq_prior.core.errors import UsageError
 from vq_prior.core.modality import Encoded, Modality
 
@@ -26,6 +28,7 @@ class FrameRows:
     """The frames of some rows of a source, those of a file beside each other.
 
     Attributes:
+        source: The rows that are files.
         files: Of each frame, the row of its file in the source, [n] int64.
     """
 
@@ -39,7 +42,7 @@ class FrameRows:
             ArtifactError: Naming the first file that is damaged.
         """
         frames = all_frames(modality)
-        self._rows = rows
+        self.source = rows
         self._frames = lru_cache(HELD_FILES)(lambda file: frames(rows.encoded(file), rows.name(file)))
         counts = list(in_threads(lambda file: len(self._frames(file)), map(int, chosen), num_workers))
         self.files = np.repeat(chosen, counts)
@@ -55,11 +58,12 @@ class FrameRows:
 
     def name(self, row: int) -> str:
         """Return what to call the file, and the frame if there are several."""
-        return self.file_name(row) + ("" if self._alone[row] else f" frame {self._numbers[row]}")
+        file = self.source.name(int(self.files[row]))
+        return file + ("" if self._alone[row] else f" frame {self._numbers[row]}")
 
     def file_name(self, row: int) -> str:
-        """Return what to call the file of a frame."""
-        return self._rows.name(int(self.files[row]))
+        """Return what to call the file of a frame; of one in a list, the row of that."""
+        return str(getattr(self.source, "file_name", self.source.name)(int(self.files[row])))
 
 
 def rows_of(
@@ -73,5 +77,20 @@ def rows_of(
 
 
 def files_of(rows: DataRows) -> NDArray[np.int64]:
-    """Return of each row, in the source, which file it is of."""
-    return rows.rows.files[rows.source_index] if isinstance(rows.rows, FrameRows) else rows.source_index
+    """Return of each row, in the source, which file it is of, or which list of files: what is held out together."""
+    frames = rows.rows if isinstance(rows.rows, FrameRows) else None
+    source, files = (
+        (rows.rows, rows.source_index) if frames is None else (frames.source, frames.files[rows.source_index])
+    )
+    return source.lists[files] if isinstance(source, ListRows) else files
+
+
+def num_files(rows: EncodedRows) -> int:
+    """Return how many files a source holds, or lists of files."""
+    return rows.num_lists if isinstance(rows, ListRows) else len(rows)
+
+
+def held_out_of(rows: EncodedRows) -> NDArray[np.int64]:
+    """Return the rows of a source that are held out if no split of its own is, ascending."""
+    held_out = held_out_rows(num_files(rows))
+    return np.flatnonzero(np.isin(rows.lists, held_out)) if isinstance(rows, ListRows) else held_out

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from stage1_vqvae.data.classes import Label, no_label_column, read_labels
+from stage1_vqvae.data.lists import split_of_lists
 from stage1_vqvae.data.rows import RawData, Split
 from stage1_vqvae.data.splits import column_told, splits_of, told
-from stage1_vqvae.data.tables import NoValues, array_of, values_column
+from stage1_vqvae.data.tables import NoValues, array_of, in_lists, values_column
 from stage1_vqvae.modalities import MODALITIES, Wanted
 from stage1_vqvae.modalities.pictures import PICTURES
 from vq_prior.core.errors import ArtifactError, EnvironmentFault, UsageError, VQPriorError, in_one_line
@@ -20,6 +21,7 @@ DATA_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?::([\w.-][\w. -]
 LOG_IN = "ask for access on its page and log in with `hf auth login`"
 CHOICE = re.compile(r"(?:available configs: |Available: )(\[.*?\])", re.DOTALL)
 MOST_CAUSES = 10
+LISTS_AT_ONCE = 1000
 BESIDE = ("txt", "csv", "jsonl", "parquet")  # captions and metadata
 
 
@@ -35,22 +37,28 @@ class HubRows:
     def encoded(self, row: int) -> Encoded:
         """Return the file's bytes, or its numbers as an array."""
         value = self._column[row]
-        if isinstance(value, bytes):
-            return value
-        if isinstance(value, list):
-            return array_of(value, self.name(row))
-        if value is None:
-            raise ArtifactError(f"{self.name(row)} holds no file")
-        if value.get("bytes") is not None:
-            return value["bytes"]
-        try:
-            return Path(value["path"]).read_bytes()
-        except (OSError, TypeError) as error:
-            raise ArtifactError(f"{self.name(row)} cannot be read") from error
+        return array_of(value, self.name(row)) if isinstance(value, list) else _file(value, self.name(row))
+
+    def element(self, row: int, place: int) -> Encoded:
+        """Return a file of the list of a row."""
+        return _file(self._column[row][place], f"{self.name(row)} image {place}")
 
     def name(self, row: int) -> str:
         """Return the data set and the row."""
         return f"{self._source} row {row}"
+
+
+def _file(value: Any, name: str) -> bytes:
+    if isinstance(value, bytes):
+        return value
+    if value is None:
+        raise ArtifactError(f"{name} holds no file")
+    if isinstance(value.get("bytes"), bytes):
+        return bytes(value["bytes"])
+    try:
+        return Path(value["path"]).read_bytes()
+    except (OSError, TypeError) as error:
+        raise ArtifactError(f"{name} cannot be read") from error
 
 
 def is_data_id(data: str) -> bool:
@@ -184,8 +192,10 @@ def _part(table: Any, data: str, wanted: Wanted) -> Part:
     modality, why, values = values_column(table.features.arrow_schema, wanted, data)
     label = label or ("label" if "label" in columns else None)
     undecoded, feature = table.select_columns([values]), table.features[values]
+    listed = in_lists(table.features.arrow_schema, values)
     if modality is MODALITIES["pictures"]:
-        undecoded = undecoded.cast_column(values, datasets.Image(decode=False))
+        image = datasets.Image(decode=False)
+        undecoded = undecoded.cast_column(values, datasets.List(image) if listed else image)
     elif hasattr(feature, "decode"):
         undecoded = undecoded.cast_column(values, type(feature)(decode=False))
     classes = table.features[label] if label else None
@@ -196,7 +206,13 @@ def _part(table: Any, data: str, wanted: Wanted) -> Part:
     if label is not None:
         asked = wanted.label_column is not None
         labels, notes = read_labels(table[label], label, data, asked=asked, has_names=names is not None)
-    return Part(Split(HubRows(undecoded[values], data), labels), names, modality, why, notes + of_splits)
+    rows = HubRows(undecoded[values], data)
+    split = Split(rows, labels)
+    if listed:
+        batches = undecoded.with_format("arrow").iter(LISTS_AT_ONCE)
+        split, said = split_of_lists(rows, (batch[values] for batch in batches), labels, str(table.split))
+        notes = [*notes, *said]
+    return Part(split, names, modality, why, notes + of_splits)
 
 
 def _pictures(repo: HubId, nothing: NoValues) -> Path | None:

@@ -1,6 +1,6 @@
 """DATA: what a user may name, of which kind it is, and the rows it holds.
 
-An existing path wins (a folder, a parquet, arrow or numpy file), then the word `digits`,
+An existing path wins (a folder, a parquet, arrow, numpy or HDF5 file), then the word `digits`,
 then a Hub id `owner/name[@revision]`; anything else is a missing path.
 """
 
@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stage1_vqvae.data.archives import ARCHIVE_SUFFIXES, open_archives, shards_in
-from stage1_vqvae.data.arrays import ARRAY_SUFFIXES, open_array_file
+from stage1_vqvae.data.array_files import ARRAY_SUFFIXES
+from stage1_vqvae.data.arrays import open_array_file
 from stage1_vqvae.data.checking import SUFFIX, CheckedData, looked_at, read_checked
 from stage1_vqvae.data.folders import open_folder
-from stage1_vqvae.data.frames import files_of
+from stage1_vqvae.data.frames import files_of, held_out_of, num_files
 from stage1_vqvae.data.hub import is_data_id, open_hub
 from stage1_vqvae.data.rows import (
     ArrayRows,
@@ -89,7 +90,7 @@ def open_data(
     """Return the rows that `data` names, every header checked.
 
     Args:
-        data: Folder, parquet, arrow or numpy file, `digits`, or Hub id.
+        data: Folder, parquet, arrow, numpy or HDF5 file, `digits`, or Hub id.
         modality: What its rows are, or the name of that; None finds it out, see `stage1_vqvae.modalities`.
         image_column: Column of the images in tables; None finds it by type.
         columns: The same for any kind, by its name.
@@ -159,10 +160,11 @@ def _opened(data: str, wanted: Wanted, num_workers: int | None) -> Data:
         kind = "its own validation split"
     else:
         # A row is held out or not whatever others are left out.
-        if len(raw.train.rows) < 2 < len(train):
-            raise ArtifactError(f"{data} holds one file, whose frames are held out together; give at least two")
+        if num_files(raw.train.rows) < 2 < len(train):
+            one = "file, whose frames" if wanted.frames == "all" else "list, whose images"
+            raise ArtifactError(f"{data} holds one {one} are held out together; give at least two")
         files = files_of(train)
-        held_out = np.isin(files, held_out_rows(len(raw.train.rows)))
+        held_out = np.isin(files, held_out_rows(num_files(raw.train.rows)))
         if wanted.classes is not None and not held_out.any():
             left, place = np.unique(files, return_inverse=True)
             held_out = np.isin(place, held_out_rows(len(left)))
@@ -217,7 +219,7 @@ def _selected(
             rows[split] = rows[split][chosen[rows[split]] >= 0]
     if wanted.max_images is not None:
         for split, some in rows.items():
-            held_out = held_out_rows(len(splits[split].rows)) if len(splits) == 1 else np.empty(0, dtype=np.int64)
+            held_out = held_out_of(splits[split].rows) if len(splits) == 1 else np.empty(0, dtype=np.int64)
             rows[split] = some_rows(some, held_out, wanted.max_images)
             if len(rows[split]) < len(some):
                 of = "" if split == "train" else " to validate"
@@ -381,9 +383,10 @@ def open_raw(data: str, wanted: Wanted) -> RawData:
         shards = shards_in(path)
         return open_archives(shards, wanted, open_folder=open_folder) if shards else open_folder(path, wanted)
     is_table = path.is_file() and path.suffix.lower() in TABLE_SUFFIXES
+    is_arrays = path.is_file() and path.suffix.lower() in ARRAY_SUFFIXES
     whole = (path.is_file() and not is_table) or data == "digits"
     for flag, value, wrong in (
-        ("--split", wanted.split, whole),
+        ("--split", wanted.split, whole and not is_arrays),
         ("--labels-file", wanted.labels_file, whole or is_table),
         ("--file-column", wanted.file_column, whole or is_table),
     ):
@@ -391,7 +394,7 @@ def open_raw(data: str, wanted: Wanted) -> RawData:
             raise UsageError(f"{flag} {value} does not apply to {data}; leave it out")
     if path.is_file():
         suffix = path.suffix.lower()
-        if suffix in ARRAY_SUFFIXES:
+        if is_arrays:
             return open_array_file(path, wanted)
         if suffix in ARCHIVE_SUFFIXES:
             return open_archives([path], wanted, open_folder=open_folder)

@@ -28,13 +28,24 @@ def split_in(name: str) -> tuple[str, tuple[str, ...]] | None:
     >>> split_in("train_station"), split_in("strain"), split_in("train_test")
     (('train', ('station',)), None, None)
     """
-    words = [word for word in re.split(r"[\W_]+", BORDER.sub(" ", name).lower()) if word]
-    found = [_split_of_word(word) for word in words]
-    splits = {split for split in found if split is not None}
+    splits = {split for word in _words(name) if (split := _split_of_word(word)) is not None}
     if len(splits) != 1:
         return None
-    rest = (word for word, split in zip(words, found, strict=True) if split is None)
+    rest = without_split(name)
     return splits.pop(), tuple(word for word in rest if word not in PLAIN_WORDS and not word.isdigit())
+
+
+def without_split(name: str) -> tuple[str, ...]:
+    """Return the words of a name but those that speak of a split.
+
+    >>> without_split("train_images"), without_split("y_train"), without_split("xTest")
+    (('images',), ('y',), ('x',))
+    """
+    return tuple(word for word in _words(name) if _split_of_word(word) is None)
+
+
+def _words(name: str) -> list[str]:
+    return [word for word in re.split(r"[\W_]+", BORDER.sub(" ", name).lower()) if word]
 
 
 def _split_of_word(word: str) -> str | None:

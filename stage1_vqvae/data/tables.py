@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stage1_vqvae.data.classes import Label, no_label_column, read_labels
+from stage1_vqvae.data.lists import list_of, split_of_lists
 from stage1_vqvae.data.rows import RawData, Split
 from stage1_vqvae.data.splits import column_told, splits_of_tables, told
 from stage1_vqvae.modalities import MODALITIES, Wanted, chosen, column_flag, kind_of_feature, kinds_of_array, named
@@ -68,6 +69,15 @@ class TableRows:
         if isinstance(content, bytes):
             return content
         return array_of(content, self.name(row))
+
+    def element(self, row: int, place: int) -> Encoded:
+        """Return a file of the list of a row; raises `ArtifactError` if it holds no bytes."""
+        number = bisect_right(self._first, row) - 1
+        content = self._block(number)[row - self._first[number]].values[place].as_py()
+        content = content.get("bytes") if isinstance(content, dict) else content
+        if not isinstance(content, bytes):
+            raise ArtifactError(f"{self.name(row)} image {place} holds no bytes of a file; store it in the table")
+        return content
 
     def name(self, row: int) -> str:
         """Return the file and the row in it."""
@@ -238,6 +248,10 @@ def open_table_files(paths: Sequence[Path], wanted: Wanted, root: Path | None = 
             labels, said = read_labels(found, label, where, asked=asked, has_names=names is not None)
             notes += said
         splits[split] = Split(TableRows(blocks), labels)
+        if in_lists(first.schema, values):
+            columns = (read() for _, _, read in blocks)
+            splits[split], said = split_of_lists(TableRows(blocks), columns, labels, split)
+            notes += said
     notes += column_told(first.schema.names, first.values)
     if label is None:
         notes += no_label_column([name for name in first.schema.names if name != values])
@@ -287,8 +301,10 @@ def _columns_by_kind(schema: "pa.Schema") -> dict[str, list[str]]:
     """
     typed: dict[str, list[str]] = {}
     features = _features(schema)
-    for name in schema.names:
+    for name in sorted(schema.names, key=lambda name: in_lists(schema, name)):
         feature = features.get(name)
+        if in_lists(schema, name):
+            feature = feature[0] if isinstance(feature, list) and feature else (feature or {}).get("feature")
         kind = kind_of_feature(str(feature.get("_type"))) if isinstance(feature, dict) else None
         if kind is not None:
             typed.setdefault(kind, []).append(name)
@@ -304,16 +320,24 @@ def _columns_by_kind(schema: "pa.Schema") -> dict[str, list[str]]:
     return found
 
 
-def _binary(schema: "pa.Schema") -> list[str]:
-    """Return the columns that hold files: bytes, or objects with bytes."""
+def _holds_bytes(kind: Any) -> bool:
+    """Return whether a type is that of files: bytes, or objects with bytes."""
     import pyarrow as pa
 
-    def holds_bytes(kind: Any) -> bool:
-        if pa.types.is_struct(kind):
-            return any(kind.field(n).name == "bytes" for n in range(kind.num_fields))
-        return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    if pa.types.is_struct(kind):
+        return any(kind.field(n).name == "bytes" for n in range(kind.num_fields))
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
-    return [name for name in schema.names if holds_bytes(schema.field(name).type)]
+
+def _binary(schema: "pa.Schema") -> list[str]:
+    """Return the columns that hold files; where there are none, those that hold lists of files."""
+    alone = [name for name in schema.names if _holds_bytes(schema.field(name).type)]
+    return alone or [name for name in schema.names if in_lists(schema, name)]
+
+
+def in_lists(schema: "pa.Schema", name: str) -> bool:
+    """Return whether a column holds lists of files."""
+    return list_of(schema.field(name).type, _holds_bytes)
 
 
 def _lists(schema: "pa.Schema") -> list[str]:

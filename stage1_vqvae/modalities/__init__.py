@@ -7,7 +7,7 @@ A kind is one folder here and one line below, or an object of an installed packa
 |---|---|
 | files | the kind of their suffix; GIFs and folders of frames are pictures, and video only by `--modality video` |
 | a column of files (bytes) | the kind of its type, else pictures |
-| an array (.npy, .npz) or a column of lists, integers of 8 or 16 bits, [N, H, W] or [N, H, W, 1, 3 or 4] | pictures |
+| an array (.npy, .h5) or a column of lists, integers of 8 or 16 bits, [N, H, W] or [N, H, W, 1, 3 or 4] | pictures |
 | the same, floating point [N, D] | vectors |
 | the same, floating point [N, T, C], or lists of lists | series |
 | all other arrays | arrays |

@@ -143,7 +143,7 @@ def test_metadata_with_labels_wins_over_class_folders(tmp_path):
         (np.array([0, 1, 0, 1]), ("0", "1")),
         (np.array([0.0, 1.0, 0.0, 1.0]), ("0", "1")),
         (np.array(["b", "a", "b", "a"]), ("a", "b")),
-        (np.eye(4), ()),
+        (np.eye(4)[::-1] + np.eye(4), ()),
     ],
 )
 def test_labels_of_an_array(tmp_path, labels, names):
