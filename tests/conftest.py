@@ -21,6 +21,7 @@ ENVIRONMENT = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TOKENIZERS_PARALLELISM": "false",
+    "VQ_PRIOR_CACHE": "off",  # what one test reads, another one reads, too
 }
 os.environ.update(ENVIRONMENT)
 AT_START = dict(os.environ)  # commands that run in this process add to it what quiets libraries

@@ -191,7 +191,7 @@ def _as_folder(archive: Zip | Tar, wanted: Wanted, open_folder: Any) -> RawData:
         def packed(split: Split) -> Split:
             if not isinstance(split.rows, FileRows):
                 raise ArtifactError(f"{archive.path} holds tables, or files that are read in parts; unpack it")
-            return replace(split, rows=ArchiveRows([(archive, held[str(path)]) for path in split.rows.paths]))
+            return replace(split, rows=ArchiveRows([(archive, held[path]) for path in split.rows.paths]))
 
         return replace(
             raw,

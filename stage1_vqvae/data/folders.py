@@ -1,5 +1,6 @@
 """Folders of files: flat, one sub-folder a class, split into train/ and validation/, or listed in a metadata file."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -110,7 +111,9 @@ def _rows_of(
         labels = _class_folders(members, leads, called, notes) if in_folders else [labels_of[name] for name in members]
         if labels and split == "train" and in_folders:
             notes += _one_class(members, leads, str(root))
-        splits[split] = Split(FileRows([root / name for name in members]), labels)
+        paths = [os.path.join("" if str(root) == "." else root, name) for name in members]
+        rows = FileRows(paths, f"{split} of {os.path.abspath(root)}")
+        splits[split] = Split(rows, labels)
     if in_folders and metadata is None and not any(split.labels for split in splits.values()):
         notes += labels_file_told(listing)
     causes = {str(root / name): _why_missing(root / name) for name in metadata.missing} if metadata is not None else {}

@@ -3,6 +3,7 @@
 Letters: n rows.
 """
 
+import os
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stage1_vqvae.data.loading import EncodedRows, in_threads
+from stage1_vqvae.data.remembered import remembered
 from vq_prior.core.config import canonical_json
 from vq_prior.core.errors import ArtifactError
 from vq_prior.core.labels import one_form
@@ -62,10 +64,15 @@ class RawData:
 
 
 class FileRows:
-    """Files, in the order given."""
+    """Files, in the order given.
 
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self.paths = list(paths)
+    Attributes:
+        paths: Of each.
+        called: What they are called together where they are remembered; None where they are not.
+    """
+
+    def __init__(self, paths: Sequence[Path | str], called: str | None = None) -> None:
+        self.paths, self.called = [str(path) for path in paths], called  # strings: they may be a million
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -74,18 +81,19 @@ class FileRows:
         """Return the file's bytes; raises `ArtifactError` if it cannot be read."""
         path = self.paths[row]
         try:
-            status = path.stat()
+            status = os.stat(path)
             if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for, a device read without end
                 raise ArtifactError(f"{path} is not a file; remove it")
             if status.st_size > MAX_FILE_BYTES:
                 raise ArtifactError(f"{path} has {status.st_size} bytes, more than the {MAX_FILE_BYTES} allowed")
-            return path.read_bytes()
+            with open(path, "rb") as file:
+                return file.read()
         except OSError as error:
             raise ArtifactError(f"{path} cannot be read: {error.strerror}") from error
 
     def name(self, row: int) -> str:
         """Return the file's path."""
-        return str(self.paths[row])
+        return self.paths[row]
 
 
 class ArrayRows:
@@ -161,7 +169,9 @@ def content_digest(encoded: Encoded) -> bytes:
 def inspect_rows(
     source: EncodedRows, modality: Modality, num_workers: int | None, rows: NDArray[np.int64] | None = None
 ) -> tuple[list[bytes], tuple[Header, ...]]:
-    """Return the sha256 of the content of every row, or of some, and what its header says; each is read once.
+    """Return the sha256 of the content of every row, or of some, and what its header says.
+
+    Each is read once; a file of a folder that has not changed since it was read last is not (`remembered.py`).
 
     Raises:
         ArtifactError: Naming the first row that is none of this kind.
@@ -171,7 +181,12 @@ def inspect_rows(
         encoded = source.encoded(row)
         return content_digest(encoded), modality.files.inspect(encoded, partial(source.name, row))
 
-    results = list(in_threads(inspect, range(len(source)) if rows is None else map(int, rows), num_workers))
+    some = range(len(source)) if rows is None else rows.tolist()
+    memory = remembered(source.called, modality.files) if isinstance(source, FileRows) else None
+    if memory is not None and isinstance(source, FileRows):
+        results = memory.inspected(source.paths, some, inspect, num_workers)
+    else:
+        results = list(in_threads(inspect, some, num_workers))
     return [digest for digest, _ in results], tuple(header for _, header in results)
 
 

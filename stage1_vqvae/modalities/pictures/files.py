@@ -13,6 +13,10 @@ Letters: C channels.
 """
 
 from dataclasses import replace
+from functools import cache
+from hashlib import sha256
+from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -181,6 +185,19 @@ def _on_white(picture: Image.Image) -> Image.Image:
     return Image.alpha_composite(white, picture).convert("L" if grey else "RGB")
 
 
+@cache
+def reader_version() -> str:
+    """Return a text that differs wherever a header may be read in another way: of our own code and of libraries."""
+    code = sha256(b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))))
+    versions = []
+    for name in ("pillow", "numpy", "tifffile"):
+        try:
+            versions.append(f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            versions.append(f"no {name}")
+    return ", ".join([code.hexdigest(), *versions])
+
+
 class PictureFiles:
     """How pictures are read and written; implements `vq_prior.core.modality.Files`.
 
@@ -191,6 +208,8 @@ class PictureFiles:
     extension = ".png"
     read = staticmethod(read_picture)
     frames = staticmethod(all_frames)
+    header_kinds = (Header, DeepHeader)
+    reader_version = staticmethod(reader_version)
 
     def __init__(self, range: Range | None = None) -> None:
         self.range = range
