@@ -45,6 +45,7 @@ class Decoder:
         row_counts: At which row counts of a call the other rows change no bit, as `fast.invariance` measured.
         thread_choices: Number of threads to use, by rows, rows attended and threads of a call; None where it matters to
             a bit.
+        threads: How many threads the latest draw ended with; None if it could not choose.
     """
 
     @torch.no_grad()
@@ -62,6 +63,7 @@ class Decoder:
         self._heads: dict[tuple[int, int], Product] = {}
         self.row_counts: dict[tuple[int, int], bool] = {}
         self.thread_choices: dict[tuple[int, int, int], ThreadChoice | None] = {}
+        self.threads: int | None = None
 
     @property
     def device(self) -> torch.device:

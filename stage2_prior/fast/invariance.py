@@ -9,7 +9,7 @@ from torch import Tensor
 from stage2_prior.decoder import Decoder
 from stage2_prior.fast.attention import PLACES, Cache
 from stage2_prior.filters import blocks_of, filtered_probabilities
-from vq_prior.core.processes.threads import ThreadChoice, using_threads
+from vq_prior.core.processes.threads import LATELY, ThreadChoice, using_threads
 
 ROW_MULTIPLE = 8
 FIXED_ROWS = 64
@@ -34,6 +34,28 @@ def call_rows(decoder: Decoder, num_samples: int, passes: int) -> int:
     if not _measure(decoder, FIXED_ROWS, passes, measured):
         return FIXED_ROWS
     return wanted if _measure(decoder, wanted, passes, measured) else FIXED_ROWS
+
+
+def settled_rows(decoder: Decoder, num_samples: int, passes: int) -> int:
+    """Return `call_rows`, measured with the number of threads that there are cores for.
+
+    Beside another program that computes, two threads take many times as long as one. What is measured with fewer holds
+    for all where these give the same bits at the fixed count, which is looked at here, and at the count itself, at
+    which `thread_choice` looks; else it is measured with all.
+    """
+    most = torch.get_num_threads()
+    if decoder.device.type != "cpu" or most == 1 or decoder.row_counts:
+        return call_rows(decoder, num_samples, passes)
+    few = LATELY.fitting({1, most})
+    with using_threads(few):
+        rows = call_rows(decoder, num_samples, passes)
+    decoder.threads = few
+    fixed = FIXED_ROWS * passes
+    if few < most and not _threads_agree(decoder, fixed, fixed, most, briefly=True):
+        decoder.row_counts.clear()
+        decoder.threads = most
+        return call_rows(decoder, num_samples, passes)
+    return rows
 
 
 def attended_rows(decoder: Decoder, num_samples: int, rows: int, passes: int) -> int:
@@ -104,17 +126,17 @@ def thread_choice(decoder: Decoder, rows: int, attended: int) -> ThreadChoice | 
     key = (rows, attended, most)
     if key not in decoder.thread_choices:
         agree = _threads_agree(decoder, rows, attended, most)
-        decoder.thread_choices[key] = ThreadChoice({1, most}) if agree else None
+        decoder.thread_choices[key] = ThreadChoice({1, most}, first=decoder.threads or most) if agree else None
     return decoder.thread_choices[key]
 
 
 @torch.inference_mode()
-def _threads_agree(decoder: Decoder, rows: int, attended: int, most: int) -> bool:
+def _threads_agree(decoder: Decoder, rows: int, attended: int, most: int, *, briefly: bool = False) -> bool:
     T, vocabulary = decoder.max_length - 1, decoder.vocab_size
     generator = torch.Generator().manual_seed(0)
     of_most, of_one = decoder.new_cache(attended), decoder.new_cache(attended)
     _fill_alike(of_most, of_one, torch.arange(attended))
-    for position in sorted({0, min(1, T - 1), T // 2, T - 1}):
+    for position in [T // 2] if briefly else sorted({0, min(1, T - 1), T // 2, T - 1}):
         tokens = torch.randint(vocabulary, (rows,), generator=generator)
         drawn_from = []
         for threads, cache in ((most, of_most), (1, of_one)):

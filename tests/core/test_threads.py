@@ -12,7 +12,7 @@ from vq_prior.cli import main
 from vq_prior.core.errors import ArtifactError
 from vq_prior.core.identity import file_sha256
 from vq_prior.core.processes import threads
-from vq_prior.core.processes.threads import Cores, StepThreads, ThreadChoice, candidates
+from vq_prior.core.processes.threads import Cores, Lately, StepThreads, ThreadChoice, candidates
 
 
 class Machine(Cores):
@@ -47,6 +47,7 @@ class Machine(Cores):
 @pytest.fixture(autouse=True)
 def _threads_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threads, "set_threads", lambda _number: None)
+    monkeypatch.setattr(threads, "LATELY", Lately(Machine(tells=False)))
 
 
 @pytest.mark.parametrize("tells", [True, False])
@@ -71,6 +72,24 @@ def test_a_neighbour_from_the_start_costs_little() -> None:
     choice = ThreadChoice({1, 2}, machine, machine.clock)
     machine.work(choice, 30)
     assert machine.used[2] < 2.5
+
+
+@pytest.mark.parametrize(
+    ("seconds", "used", "idle", "wanted"),
+    [
+        (10, 9.0, 10.5, 2),
+        (10, 9.0, 0.5, 1),
+        (10, 17.0, 1.0, 2),
+        (10, 5.0, 0.0, 1),
+        (0.1, 0.1, 0.0, 2),
+        (10, 9.0, None, 2),
+    ],
+)
+def test_the_first_number_is_what_there_were_cores_for(seconds, used, idle, wanted) -> None:
+    machine, cpu = Machine(tells=idle is not None), [0.0]
+    lately = Lately(machine, machine.clock, lambda: cpu[0])
+    machine.now, machine._idle, cpu[0] = seconds, idle or 0.0, used
+    assert lately.fitting({1, 2}) == wanted
 
 
 def test_the_numbers_of_a_large_machine() -> None:

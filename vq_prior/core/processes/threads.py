@@ -29,6 +29,7 @@ TRIED = 3  # units of a trial; the first pays for threads that start
 KEPT = 8  # units whose median a trial is compared with
 CLEARLY = 0.92  # share of the time of the number in force that another one has to take at most
 CROWDED, IDLE = 0.12, 0.7  # of our wall clock, waited for a core; of a core, not used by anyone
+SPARED = 0.4  # of a core, that others may have had before one is taken for lost
 PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds after a trial that changed nothing, doubled each time
 
 
@@ -68,17 +69,24 @@ class ThreadChoice:
     """The number of threads for the next unit of work; units are of the same kind and cost.
 
     Args:
-        counts: Numbers to choose from; the largest is the one to begin with.
+        counts: Numbers to choose from.
         cores: What the system tells.
         clock: Seconds.
+        first: The number to begin with; None is the largest.
 
     Attributes:
         number: Threads for the next unit.
     """
 
-    def __init__(self, counts: set[int], cores: Cores | None = None, clock: Callable[[], float] = time.monotonic):
+    def __init__(
+        self,
+        counts: set[int],
+        cores: Cores | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        first: int | None = None,
+    ) -> None:
         self._counts, self._cores, self._clock = sorted(counts), cores or Cores(), clock
-        self.number = self._counts[-1]
+        self.number = self._counts[-1] if first is None else first
         self._seconds: list[float] = []  # of the latest units at `number`, outside of trials
         self._trial: list[float] = []
         self._untried: list[int] = []
@@ -149,6 +157,37 @@ class ThreadChoice:
         self.took(self._clock() - began)
 
 
+class Lately:
+    """How many cores were ours to use since this was last asked, at first since the program began."""
+
+    def __init__(
+        self,
+        cores: Cores | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        used: Callable[[], float] = time.process_time,
+    ) -> None:
+        self._cores, self._clock, self._used = cores or Cores(), clock, used
+        self._seen = self._look()
+
+    def _look(self) -> tuple[float, float, float | None]:
+        return self._clock(), self._used(), self._cores.idle()
+
+    def fitting(self, counts: set[int]) -> int:
+        """Return the largest of some numbers of threads for which there were cores: those we used, and idle ones.
+
+        The largest of all where the system tells nothing, or too little time has passed.
+        """
+        (began, used, idle), self._seen = self._seen, self._look()
+        now, used_now, idle_now = self._seen
+        if idle is None or idle_now is None or now - began < LOOK_EVERY:
+            return max(counts)
+        cores = (used_now - used + idle_now - idle) / (now - began)
+        return max([count for count in counts if count <= cores + SPARED], default=min(counts))
+
+
+LATELY = Lately()
+
+
 def set_threads(number: int) -> None:
     """Compute with so many threads from now on."""
     if torch.get_num_threads() != number:
@@ -184,17 +223,19 @@ class StepThreads:
 
     Args:
         path: The file.
-        most: Threads to begin with, and the most; 1 leaves the number as it is, and writes nothing.
+        most: The most threads; 1 leaves the number as it is, and writes nothing.
 
     Attributes:
         written: (S, N) of each line.
     """
 
     def __init__(self, path: Path, most: int) -> None:
-        self._path, self._choice = path, ThreadChoice(candidates(most)) if most > 1 else None
+        self._path, self._choice = path, None
         self.written = read_steps(path) if most > 1 else []
-        if self._choice is not None and self.written:
-            self._choice.number = self.written[-1][1]
+        if most > 1:
+            counts = candidates(most)
+            first = self.written[-1][1] if self.written else LATELY.fitting(counts)
+            self._choice = ThreadChoice(counts, first=first)
             set_threads(self._choice.number)  # for what is left where no step is
 
     @contextmanager
