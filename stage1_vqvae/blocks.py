@@ -42,7 +42,7 @@ class Sizes:
         width: Channels at the grid.
         hidden: Channels inside a residual branch there; in proportion at finer resolutions.
         num_blocks: Residual blocks at the grid, in each of the two.
-        code_dim: D.
+        code_dim: D; 0 where what is there is as wide as the grid, and no vectors yet, or no longer.
         attention: Whether self-attention joins the blocks at the grid.
         blocks_per_resolution: Residual blocks at each resolution between image and grid.
     """
@@ -208,10 +208,10 @@ class Encoder(_Side):
         self.fine = nn.ModuleList(self.fine_blocks(sizes, channels) for channels in stages[1:-1])
         self.blocks = self.grid_blocks(sizes)
         self.norm = self.last_norm(sizes.width)
-        self.out = conv(rank, sizes.width, sizes.code_dim, 1)
+        self.out = conv(rank, sizes.width, sizes.code_dim, 1) if sizes.code_dim else nn.Identity()
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return latents, [B, D, *grid]."""
+        """Return latents, [B, D, *grid]; features of the width where the code dimension is 0."""
         x = self.down[0](images)
         for blocks, layer in zip(self.fine, self.down[1:], strict=True):
             x = layer(F.silu(blocks(x)))
@@ -225,7 +225,7 @@ class Decoder(_Side):
         super().__init__()
         rank = sizes.rank
         stages = [*reversed(self.widths(sizes)), sizes.channels]
-        self.stem = conv(rank, sizes.code_dim, sizes.width, 3)
+        self.stem = conv(rank, sizes.code_dim, sizes.width, 3) if sizes.code_dim else nn.Identity()
         self.blocks = self.grid_blocks(sizes)
         self.norm = self.last_norm(sizes.width)
         self.up = _up(stages, sizes)
@@ -351,3 +351,18 @@ def crop_to(images: Tensor, shape: tuple[int, ...]) -> Tensor:
         if images.shape[axis] != side:  # the gradient of a part that is all of it would be a copy
             images = images.narrow(axis, 0, side)
     return images
+
+
+def ordered(images: Tensor) -> Tensor:
+    """Return the same images [B, C, *shape] in the memory order that is the faster one for training.
+
+    Each pixel's channels side by side; on a GPU in float32 each channel's pixels. Weights keep theirs.
+    """
+    if images.is_cuda and not torch.is_autocast_enabled("cuda"):
+        return images.contiguous()
+    return images.movedim(1, -1).contiguous().movedim(-1, 1)
+
+
+def packed(rows: Tensor) -> Tensor:
+    """Return a copy in plain memory order: kernels, and so the last bits, are chosen by strides."""
+    return rows.clone(memory_format=torch.contiguous_format)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from stage1_vqvae.architecture import VQVAEConfig
 from stage1_vqvae.foreign import (
     CONFIG,
     MAX_CONFIG_BYTES,
@@ -17,7 +18,7 @@ from stage1_vqvae.foreign.kinds import KINDS
 from stage1_vqvae.foreign.weights import INDICES, MAX_INDEX_BYTES, PICKLES, foreign_files, has_weights
 from stage1_vqvae.modalities import read_preprocessing
 from stage1_vqvae.modalities.pictures import PICTURES
-from stage1_vqvae.model import VQVAE, VQVAEConfig, load_codec
+from stage1_vqvae.model import VQVAE, load_codec
 from vq_prior.core.config import read_json
 from vq_prior.core.disk.components import check_sealed, find_component
 from vq_prior.core.errors import ArtifactError, UsageError

@@ -3,7 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from stage1_vqvae.codecs import open_codec
@@ -20,7 +22,7 @@ from vq_prior.core.modality import Modality
 from vq_prior.core.spec import Codec
 from vq_prior.core.training.code_use import perplexity, usage
 
-ROWS_AT_ONCE = 256
+ROWS_AT_ONCE, ROWS_OF_LEVELS = 256, 1024
 RECONSTRUCTIONS = "reconstructions.json"
 
 
@@ -35,7 +37,8 @@ def evaluate_codec(codec: Codec, rows: LoadedRows, *, device: torch.device | str
     Returns:
         `num_images`; the mean of each measure of this kind of data, of pictures `mse` ([-1, 1] scale), `psnr` (dB) and
         `ssim`, and `psnr_range` where that is not of a byte; and per level, over the whole set, `usage` in [0, 1],
-        `perplexity` and `num_codes`.
+        `perplexity` and `num_codes`. Of several levels that can be left out, the means of the measures over up to 1,024
+        rows: `to_here`, decoded from the first levels up to this one, and `without` it alone.
     """
     K = [level.num_codes for level in codec.spec.levels]
     counts = [torch.zeros(k, dtype=torch.int64) for k in K]
@@ -49,19 +52,62 @@ def evaluate_codec(codec: Codec, rows: LoadedRows, *, device: torch.device | str
         for name, measure in measures.items():
             scores[name].append(measure.function(values, copies).double().cpu())
     means = {name: float(torch.cat(each).mean()) for name, each in scores.items()}
-    levels = [{"usage": usage(n), "perplexity": perplexity(n), "num_codes": k} for n, k in zip(counts, K, strict=True)]
+    levels: list[dict[str, Any]] = [
+        {"usage": usage(n), "perplexity": perplexity(n), "num_codes": k} for n, k in zip(counts, K, strict=True)
+    ]
+    if codec.separable and len(levels) > 1:
+        some = np.arange(min(len(rows), ROWS_OF_LEVELS)) * len(rows) // min(len(rows), ROWS_OF_LEVELS)
+        for found, errors in zip(levels, level_errors(codec, rows, some, device=device), strict=True):
+            found |= errors
     return {"num_images": len(rows), **means, **psnr_range(rows.transform), "levels": levels}
 
 
-def reconstructed(codec: Codec, values: Tensor) -> Tensor:
-    """Return what the codec makes of values [B, C, *shape], on its device."""
-    return codec.decode(codec.encode(values))
+def level_errors(
+    codec: Codec, rows: LoadedRows, some: NDArray[np.int64], *, device: torch.device | str = "cpu"
+) -> list[dict[str, dict[str, float]]]:
+    """Return, of each level of a codec that can leave levels out, the means of the measures over some rows.
+
+    Returns:
+        `to_here`: of what is decoded from the first levels up to this one; `without`: from all but this one.
+    """
+    measures = rows.modality.quality.measures
+    sums: list[dict[str, dict[str, float]]] = [
+        {what: dict.fromkeys(measures, 0.0) for what in ("to_here", "without")} for _ in codec.spec.levels
+    ]
+    for first in range(0, len(some), ROWS_AT_ONCE):
+        values = rows.batch(some[first : first + ROWS_AT_ONCE], device)
+        codes = codec.encode(values)
+        for number, found in enumerate(sums):
+            left = tuple(None if n == number else level for n, level in enumerate(codes))
+            for what, kept in (("to_here", codes[: number + 1]), ("without", left)):
+                copies = codec.decode(kept)
+                for name, measure in measures.items():
+                    found[what][name] += float(measure.function(values, copies).double().sum()) / len(some)
+    return sums
+
+
+def reconstructed(codec: Codec, values: Tensor, first_levels: int | None = None) -> Tensor:
+    """Return what the codec makes of values [B, C, *shape], on its device; of its first levels alone if that is asked.
+
+    Raises:
+        UsageError: If it has fewer levels, or cannot leave any out.
+    """
+    codes = codec.encode(values)
+    if first_levels is None:
+        return codec.decode(codes)
+    if not 1 <= first_levels <= len(codes):
+        raise UsageError(f"--first-levels must be between 1 and {len(codes)}, the codec's levels, got {first_levels}")
+    if first_levels < len(codes) and not codec.separable:
+        raise UsageError("--first-levels does not apply to this codec, whose levels cannot be decoded apart")
+    return codec.decode(codes[:first_levels])
 
 
 def summary(result: dict[str, Any], modality: Modality) -> str:
     """Return one line on what `evaluate_codec` found."""
+    told = next((name for name in ("psnr", *modality.quality.measures) if name in modality.quality.measures), "")
     use = ", ".join(
         f"{level['usage']:.0%} of {level['num_codes']} codes used, perplexity {level['perplexity']:.1f}"
+        + (_of_level(level, told, modality) if "to_here" in level else "")
         for level in result["levels"]
     )
     measured = ", ".join(
@@ -69,6 +115,12 @@ def summary(result: dict[str, Any], modality: Modality) -> str:
         for name, measure in modality.quality.measures.items()
     )
     return f"{result['num_images']} held-out {rows_called(modality)}: {measured}; {use}"
+
+
+def _of_level(level: dict[str, Any], name: str, modality: Modality) -> str:
+    """Return how near one comes with the first levels up to this one, and with all others but it."""
+    form = modality.quality.measures[name].form
+    return f" ({name} {level['to_here'][name]:{form}} up to this level, {level['without'][name]:{form}} without it)"
 
 
 def reconstruct(settings: Reconstruct) -> Path:
@@ -100,7 +152,7 @@ def reconstruct(settings: Reconstruct) -> Path:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     codec.to(device)
     originals = rows.batch(range(len(rows)), device)
-    copies = reconstructed(codec, originals)
+    copies = reconstructed(codec, originals, settings.first_levels)
     show, files, to_stored = modality.show, modality.files, modality.values.to_stored
     what = "reconstructions"
     with new_folder(settings.out, manifest=False) as staging:
@@ -110,6 +162,8 @@ def reconstruct(settings: Reconstruct) -> Path:
             file = files.encode(pair[1] if both is None else both)
             write_atomic(staging / f"{number:06d}{files.extension}", file, durable=False)
         told = {"format_version": 1, "codec_id": codec.codec_id, "data_id": data.data_id, "num_images": len(rows)}
+        if settings.first_levels is not None:
+            told["first_levels"] = settings.first_levels
         write_atomic(staging / RECONSTRUCTIONS, pretty_json(told), durable=False)
         sheet.write(sheet_bytes(show.pairs(originals, copies)))
     print(summary(evaluate_codec(codec, rows, device=device), modality))

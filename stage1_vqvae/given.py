@@ -1,5 +1,7 @@
 """What a codec is given, checked before it computes: nothing is converted, rounded or cut in silence."""
 
+from collections.abc import Sequence
+
 from torch import Tensor, float32, nn
 
 from vq_prior.core.errors import UsageError, VQPriorError
@@ -23,10 +25,13 @@ def require_images(codec: Codec, weights: nn.Module, images: Tensor) -> None:
     check_images(codec.spec, images, values.bounds, getattr(values, "conversion", ""))
 
 
-def require_codes(codec: Codec, weights: nn.Module, codes: tuple[Tensor, ...]) -> None:
-    """Raise `UsageError` unless a codec can decode these codes, a tensor of integers [B, *grid] a level."""
+def require_codes(codec: Codec, weights: nn.Module, codes: Sequence[Tensor | None]) -> None:
+    """Raise `UsageError` unless a codec can decode these codes, a tensor of integers [B, *grid] a level.
+
+    Of a codec that can leave levels out, the first levels alone will do, and None stands for one that is left out.
+    """
     _require_float32(weights)
-    check_codes(codec.spec, codes)
+    check_codes(codec.spec, codes, separable=codec.separable)
 
 
 def _require_float32(weights: nn.Module) -> None:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from stage1_vqvae.blocks import crop_to, pad_to
 from stage1_vqvae.quantizers.codebook import CodebookQuantizer
+from vq_prior.core.errors import UsageError
 
 HAIR = 1e-4  # of latents and of squared distances, as a share of their size and one more
 
@@ -46,7 +47,13 @@ class Halved:
     """What a codec of ours gives to exporters."""
 
     def halves(self: Any) -> tuple[nn.Module, nn.Module | None]:
-        """Return encoder with quantiser, and decoder, in eval mode; None where it cannot decode."""
+        """Return encoder with quantiser, and decoder, in eval mode; None where it cannot decode.
+
+        Raises:
+            UsageError: If it has several code grids, whose encoder and quantisers take turns.
+        """
+        if self.architecture.grids > 1:
+            raise UsageError(f"a codec of {self.architecture.grids} code grids cannot be exported; one of one grid can")
         encoder = Encoder(self.encoder, self.quantizer, self.padded)
         return encoder.eval(), Decoder(self.decoder, self.quantizer, self.architecture.shape, self.bounds).eval()
 

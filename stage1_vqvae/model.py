@@ -4,24 +4,27 @@ Letters: B batch, C channels, D code dimension, K number of codes.
 """
 
 import math
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from stage1_vqvae.blocks import NETWORKS, SMALLEST_HEAD, Sizes, crop_to, kernel_of, pad_to
-from stage1_vqvae.factors import ALLOWED, as_one, can_be_taken, factors_of, grid_of, strides_of
+from stage1_vqvae.architecture import CONFIG, Architecture, VQVAEConfig
+from stage1_vqvae.blocks import NETWORKS, crop_to, ordered, packed, pad_to
 from stage1_vqvae.given import require_codes, require_images
+from stage1_vqvae.grids import GridsDecoder, GridsEncoder
 from stage1_vqvae.halves import Halved
+from stage1_vqvae.level_dropout import of_first_levels
 from stage1_vqvae.modalities import preprocessing, read_preprocessing
 from stage1_vqvae.modalities.pictures.values import description_of
-from stage1_vqvae.quantizer_settings import QuantizerSettings, check_quantizer_settings
 from stage1_vqvae.quantizers import QUANTIZERS
-from vq_prior.core.config import from_json, pretty_json, read_json, to_json
+from stage1_vqvae.quantizers.grids import GridQuantizers
+from vq_prior.core.config import pretty_json, read_json
 from vq_prior.core.disk.artifacts import write_atomic
 from vq_prior.core.disk.components import (
     WEIGHTS,
@@ -39,107 +42,10 @@ from vq_prior.core.identity import content_id
 from vq_prior.core.modality import Form, Modality
 from vq_prior.core.processes.fixed_calls import map_rows_frozen, rows_per_call
 from vq_prior.core.processes.runtime import full_state
-from vq_prior.core.processes.stock import PretrainedConfig, PreTrainedModel
-from vq_prior.core.spec import CodeSpec, LevelSpec
+from vq_prior.core.processes.stock import PreTrainedModel
+from vq_prior.core.spec import CodeSpec
 
-CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
-MAX_TENSOR_ELEMENTS = 2**28
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """What the codec is made of.
-
-    Attributes:
-        channels: C of the images.
-        shape: Size of the images along each of 1 to 3 spatial axes.
-        downsampling: Pixels of one code along every axis, or one number an axis; factors that are alike are one.
-        width: Channels at the resolution of the grid, a multiple of 8, and of 32 with attention.
-        residual_width: Channels inside a residual branch.
-        num_residual_blocks: Residual blocks at the resolution of the grid, of the encoder, and of the decoder.
-        quantizer: The quantiser, resolved.
-        network: Which encoder and decoder.
-        attention: Whether self-attention joins those blocks; not in sonnet.
-        blocks_per_resolution: Residual blocks at each resolution between image and grid; not in sonnet.
-    """
-
-    channels: int
-    shape: tuple[int, ...]
-    downsampling: int | tuple[int, ...]
-    width: int
-    residual_width: int
-    num_residual_blocks: int
-    quantizer: QuantizerSettings
-    network: Literal["residual", "bottleneck", "sonnet"] = "residual"
-    attention: bool = False
-    blocks_per_resolution: int = 0
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "downsampling", as_one(self.downsampling, len(self.shape)))
-
-    def spec(self) -> CodeSpec:
-        """Return the shapes of images and codes; raises `ArtifactError` if they are out of range."""
-        grid = grid_of(self.shape, self.downsampling)
-        sizes = QUANTIZERS[self.quantizer.name].sizes_of(self.quantizer)
-        return CodeSpec(self.channels, self.shape, tuple(LevelSpec(grid, size) for size in sizes))
-
-    def check(self, where: str) -> None:
-        """Raise `ArtifactError` naming the first entry that cannot be built."""
-        limits = {
-            "width": (8, 4096, SMALLEST_HEAD if self.attention else 8),
-            "residual_width": (1, 4096, 1),
-            "num_residual_blocks": (0, 64, 1),
-            "blocks_per_resolution": (0, 64, 1),
-            "channels": (1, 1024, 1),
-        }
-        for name, (low, high, multiple) in limits.items():
-            value = getattr(self, name)
-            if not low <= value <= high or value % multiple:
-                raise ArtifactError(f"{where}.{name} must be a multiple of {multiple} in {low}..{high}, got {value}")
-        if not can_be_taken(self.downsampling):
-            raise ArtifactError(f"{where}.downsampling must be {ALLOWED}, got {self.downsampling}")
-        if not isinstance(self.downsampling, int) and len(self.downsampling) != len(self.shape):
-            raise ArtifactError(f"{where}.downsampling must be {len(self.shape)} numbers, got {self.downsampling}")
-        if self.network == "sonnet" and (self.attention or self.blocks_per_resolution):
-            raise ArtifactError(f"{where}.network sonnet has neither attention nor blocks_per_resolution")
-        quantizer = self.quantizer
-        if quantizer.name not in QUANTIZERS:
-            known = ", ".join(QUANTIZERS.names())
-            raise ArtifactError(f"{where}.quantizer.name must be one of {known}, got {quantizer.name!r}")
-        if quantizer.num_codes is None or quantizer.code_dim is None:
-            raise ArtifactError(f"{where}.quantizer must have num_codes and code_dim")
-        try:
-            check_quantizer_settings(quantizer, typed=False)
-        except UsageError as error:
-            raise ArtifactError(f"{where}.quantizer: {error}") from error
-        spec = self.spec()
-        factors = factors_of(self.downsampling, spec.rank)
-        kernel = max(math.prod(map(kernel_of, strides)) for strides in strides_of(factors))
-        padded = self.channels * math.prod(a * b for a, b in zip(factors, grid_of(self.shape, factors), strict=True))
-        codes = sum(level.num_codes for level in spec.levels) * quantizer.code_dim
-        largest = max(codes, self.width**2 * max(kernel, 3**spec.rank), padded)
-        if largest > MAX_TENSOR_ELEMENTS:
-            raise ArtifactError(f"{where} describes a tensor of {largest} numbers, beyond {MAX_TENSOR_ELEMENTS}")
-
-
-class VQVAEConfig(PretrainedConfig):
-    """The codec's `config.json`; what it is made of stands under `architecture`."""
-
-    model_type = "vq_prior_vqvae"
-
-    def __init__(self, architecture: dict[str, Any] | Architecture | None = None, **kwargs: Any) -> None:
-        self.architecture = None if architecture is None else to_json(architecture)
-        super().__init__(**kwargs)
-
-    def parsed(self) -> Architecture:
-        """Return the architecture, checked.
-
-        Raises:
-            ArtifactError: Naming the entry that is missing, unknown, of a wrong type or out of range.
-        """
-        architecture = from_json(Architecture, self.architecture, f"{CONFIG}: architecture")
-        architecture.check(f"{CONFIG}: architecture")
-        return architecture
+PREPROCESSOR = "preprocessor_config.json"
 
 
 @dataclass
@@ -168,6 +74,7 @@ class VQVAE(Halved, Shareable, PreTrainedModel):  # type: ignore[misc]
         notes: What a user should be told about where it came from.
         loaded_from: The folder that it was loaded from, if it was.
         padded: Size that values are padded to inside, an axis each.
+        first_levels: Of how many levels the next rows in training are made, [B] int64; None is all.
     """
 
     component = "vqvae"
@@ -179,26 +86,21 @@ class VQVAE(Halved, Shareable, PreTrainedModel):  # type: ignore[misc]
         super().__init__(config)
         self.notes: tuple[str, ...] = ()
         self.loaded_from: Path | None = None
+        self.first_levels: Tensor | None = None
         a = self.architecture = config.parsed()
         self.preprocessing = of_shape(a) if preprocessing is None else preprocessing
         assert a.quantizer.code_dim is not None
-        factors = factors_of(a.downsampling, len(a.shape))
-        self.padded = tuple(side * factor for side, factor in zip(self.grid, factors, strict=True))
-        sizes = Sizes(
-            rank=len(a.shape),
-            channels=a.channels,
-            strides=strides_of(factors),
-            width=a.width,
-            hidden=a.residual_width,
-            num_blocks=a.num_residual_blocks,
-            code_dim=a.quantizer.code_dim,
-            attention=a.attention,
-            blocks_per_resolution=a.blocks_per_resolution,
-        )
-        encoder, decoder = NETWORKS[a.network]
-        self.encoder = encoder(sizes)
-        self.quantizer = QUANTIZERS[a.quantizer.name](a.quantizer)
-        self.decoder = decoder(sizes)
+        self.padded, sizes = a.padded, a.sizes()
+        quantizers = [QUANTIZERS[a.quantizer.name].of(a.quantizer) for _ in sizes]
+        self.encoder: Any
+        self.quantizer: Any
+        self.decoder: Any
+        if len(sizes) == 1:
+            encoder, decoder = NETWORKS[a.network]
+            self.encoder, self.quantizer, self.decoder = encoder(sizes[0]), quantizers[0], decoder(sizes[0])
+        else:
+            self.encoder, self.quantizer = GridsEncoder(sizes, a.network), GridQuantizers(quantizers)
+            self.decoder = GridsDecoder(sizes, a.network)
         self.post_init()
 
     def _init_weights(self, module: torch.nn.Module) -> None:
@@ -222,9 +124,9 @@ class VQVAE(Halved, Shareable, PreTrainedModel):  # type: ignore[misc]
         return True
 
     @property
-    def latent(self) -> "VQVAE":
-        """Itself: it can tell its latents."""
-        return self
+    def latent(self) -> "VQVAE | None":
+        """Itself, for it can tell its latents; None with several grids, whose latents depend on codes."""
+        return self if self.architecture.grids == 1 else None
 
     @property
     def decodes_latents(self) -> bool:
@@ -247,8 +149,8 @@ class VQVAE(Halved, Shareable, PreTrainedModel):  # type: ignore[misc]
 
     @property
     def grid(self) -> tuple[int, ...]:
-        """Shape of the grid of latents, and so of the codes of every level."""
-        return grid_of(self.architecture.shape, self.architecture.downsampling)
+        """Shape of the coarsest grid of latents."""
+        return self.architecture.grid_shapes()[0]
 
     @property
     def modality(self) -> Modality:
@@ -272,9 +174,11 @@ class VQVAE(Halved, Shareable, PreTrainedModel):  # type: ignore[misc]
     def codec_id(self) -> str:
         """Hash of preprocessing, encoder, and what the quantiser's codes depend on; computed anew at each call."""
         a = self.architecture
+        several = {"grids": a.grids, "grid_factor": a.grid_factor} if a.grids > 1 else {}
         description = {
             "preprocessing": self.preprocessing,
-            "encoder": {
+            "encoder": several
+            | {
                 "downsampling": a.downsampling,
                 "width": a.width,
                 "residual_width": a.residual_width,
@@ -294,11 +198,32 @@ class VQVAE(Halved, Shareable, PreTrainedModel):  # type: ignore[misc]
         return pad_to(ordered(images), self.padded)
 
     def latents(self, images: Tensor) -> Tensor:
-        """Return continuous latents, vector last, [B, *grid, D], of images [B, C, *shape]."""
-        return self.encoder(pad_to(images, self.padded)).movedim(1, -1)
+        """Return continuous latents, vector last, [B, *grid, D], of images [B, C, *shape]; of a codec of one grid."""
+        latents: Tensor = self.encoder(pad_to(images, self.padded)).movedim(1, -1)
+        return latents
 
-    def _images(self, vectors: Tensor) -> Tensor:
-        return crop_to(self.decoder(vectors.movedim(-1, 1)), self.architecture.shape)
+    @property
+    def quantizers(self) -> Sequence[Any]:
+        """The quantiser of each grid, coarse to fine."""
+        return [self.quantizer] if self.architecture.grids == 1 else list(self.quantizer.grids)
+
+    def walk(self, padded: Tensor, visit: Callable[[int, Any, Tensor], Tensor]) -> None:
+        """Visit every grid, coarse to fine, with its latents; those of a finer one depend on the codes before it.
+
+        Args:
+            padded: Values [B, C, *padded].
+            visit: Takes the number of a grid, its quantiser and latents [B, *grid, D]; returns the vectors of their
+                codes, of that shape.
+        """
+        features, coarser = self.encoder(padded), None
+        for number, quantizer in enumerate(self.quantizers):
+            z = features if self.architecture.grids == 1 else self.encoder.latents(number, features, coarser)
+            coarser = visit(number, quantizer, z.movedim(1, -1)).movedim(-1, 1)
+
+    def _values(self, vectors: Sequence[Tensor]) -> Tensor:
+        """Return values [B, C, *shape] of the vectors of every grid, [B, *grid, D]."""
+        first = [each.movedim(-1, 1) for each in vectors]
+        return crop_to(self.decoder(first[0] if self.architecture.grids == 1 else first), self.architecture.shape)
 
     @property
     def bounds(self) -> tuple[float, float] | None:
@@ -310,25 +235,57 @@ class VQVAE(Halved, Shareable, PreTrainedModel):  # type: ignore[misc]
 
     def forward(self, images: Tensor) -> VQVAEOutput:
         """Return reconstruction, codes and quantiser losses of images [B, C, *shape] in [-1, 1]."""
-        quantized = self.quantizer(self.encoder(self.prepared(images)).movedim(1, -1))
-        copies = self.decoder(ordered(quantized.vectors.movedim(-1, 1)))
-        return VQVAEOutput(crop_to(copies, self.architecture.shape), quantized.codes, quantized.loss)
+        codes: list[Tensor] = []
+        vectors: list[Tensor] = []
+        loss: dict[str, Tensor] = {}
+        first = self.first_levels if self.training and torch.is_grad_enabled() else None
+
+        def visit(_: int, quantizer: Any, latents: Tensor) -> Tensor:
+            found = quantizer(latents)
+            kept = of_first_levels(quantizer, found.vectors, found.codes, first, len(codes))
+            vectors.append(ordered(kept.movedim(-1, 1)).movedim(1, -1))
+            codes.extend(found.codes)
+            for name, term in found.loss.items():
+                mean = term / self.architecture.grids if self.architecture.grids > 1 else term
+                loss[name] = loss[name] + mean if name in loss else mean
+            whole: Tensor = found.vectors
+            return whole
+
+        self.walk(self.prepared(images), visit)
+        return VQVAEOutput(self._values(vectors), tuple(codes), loss)
 
     def _apart(self, function: Any, *inputs: Tensor) -> Any:
         """Return `function` of the rows, in eval mode, float32, and calls of one fixed row count."""
         rows = rows_per_call(self.device, math.prod(self.padded))
         return map_rows_frozen(self, function, rows, *(tensor.to(self.device) for tensor in inputs))
 
-    def _latents_apart(self, rows: Tensor) -> Tensor:
-        """Return latents of images of any memory order, from a copy in the order that the encoder is fastest in."""
-        return self.latents(_packed(rows.float().movedim(1, -1)).movedim(-1, 1))
+    def _fast(self, rows: Tensor) -> Tensor:
+        """Return images of any memory order, padded, in the one that the encoder is fastest in."""
+        return pad_to(packed(rows.float().movedim(1, -1)).movedim(-1, 1), self.padded)
+
+    @torch.inference_mode()
+    def latents_of(self, grid: int, images: Tensor) -> Tensor:
+        """Return the continuous latents of one grid, [B, *grid, D] float32; a row does not depend on the others."""
+
+        def latents_apart(rows: Tensor) -> Tensor:
+            found: list[Tensor] = []
+
+            def visit(number: int, quantizer: Any, latents: Tensor) -> Tensor:
+                found.append(latents)
+                vectors: Tensor = latents if number >= grid else packed(quantizer.embed(quantizer.encode(latents)))
+                return vectors
+
+            self.walk(self._fast(rows), visit)
+            return found[grid]
+
+        latents: Tensor = self._apart(latents_apart, images)
+        return latents
 
     @torch.inference_mode()
     def encode_latents(self, images: Tensor) -> Tensor:
         """Return continuous latents [B, *grid, D] float32; a row does not depend on the rest of the batch."""
         require_images(self, self.encoder, images)
-        latents: Tensor = self._apart(self._latents_apart, images)
-        return latents
+        return self.latents_of(0, images)
 
     @torch.inference_mode()
     def encode_in_bfloat16(self, images: Tensor) -> tuple[Tensor, ...]:
@@ -351,44 +308,81 @@ class VQVAE(Halved, Shareable, PreTrainedModel):  # type: ignore[misc]
                 more than 1% beyond the bounds: nothing is converted.
         """
         require_images(self, self.encoder, images)
-        codes: tuple[Tensor, ...] = self._apart(lambda r: self.quantizer.encode(self._latents_apart(r)), images)
+        codes: tuple[Tensor, ...] = self._apart(self._codes_apart, images)
         return codes
 
+    def _codes_apart(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """Return the codes of each level of images of any memory order."""
+        codes: list[Tensor] = []
+
+        def visit(number: int, quantizer: Any, latents: Tensor) -> Tensor:
+            found = quantizer.encode(latents)
+            codes.extend(found)
+            last = number == self.architecture.grids - 1
+            vectors: Tensor = latents if last else packed(quantizer.embed(found))
+            return vectors
+
+        self.walk(self._fast(rows), visit)
+        return tuple(codes)
+
+    @property
+    def separable(self) -> bool:
+        """Whether `decode` can leave levels out."""
+        return bool(self.quantizer.separable)
+
     @torch.inference_mode()
-    def decode(self, codes: tuple[Tensor, ...]) -> Tensor:
+    def decode(self, codes: Sequence[Tensor | None]) -> Tensor:
         """Return images [B, C, *shape] float32 in [-1, 1]; a row does not depend on the rest of the batch.
 
         Args:
-            codes: One tensor of integers [B, *grid] for each level, B at least 1.
+            codes: One tensor of integers [B, *grid] for each level, B at least 1. Where the codec is separable, the
+                first levels alone will do, and None in place of a level leaves it out.
 
         Raises:
             UsageError: If the number of levels, a grid or a code is out of range.
         """
         require_codes(self, self.decoder, codes)
-        rows = (level.to(torch.int64) for level in codes)
-        images: Tensor = self._apart(lambda *c: self._within(self._images(_packed(self.quantizer.embed(c)))), *rows)
+        there = [number for number, level in enumerate(codes) if level is not None]
+
+        def images_of(*rows: Tensor) -> Tensor:
+            some = dict(zip(there, rows, strict=True))
+            return self._within(self._values([packed(each) for each in self._vectors(some, len(rows[0]))]))
+
+        rows = (level.to(torch.int64) for level in codes if level is not None)
+        images: Tensor = self._apart(images_of, *rows)
         return images
+
+    def _vectors(self, codes: Mapping[int, Tensor], num_rows: int) -> list[Tensor]:
+        """Return the vectors of each grid, [B, *grid, D], of the codes of some levels; a grid without any has zeros."""
+        vectors, start = [], 0
+        for quantizer, grid in zip(self.quantizers, self.architecture.grid_shapes(), strict=True):
+            own = [codes.get(start + number) for number in range(len(quantizer.level_sizes))]
+            start += len(own)
+            if all(each is None for each in own):
+                vectors.append(torch.zeros((num_rows, *grid, quantizer.code_dim), device=self.device))
+            else:
+                vectors.append(quantizer.embed(tuple(own)))
+        return vectors
+
+    @torch.inference_mode()
+    def vectors(self, codes: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
+        """Return the vectors [B, *grid, D] float32 of each grid, coarse to fine: the sums over its levels.
+
+        Args:
+            codes: As `decode` takes them.
+
+        Raises:
+            UsageError: If the number of levels, a grid or a code is out of range.
+        """
+        require_codes(self, self.decoder, codes)
+        some = {number: level.to(self.device, torch.int64) for number, level in enumerate(codes) if level is not None}
+        return tuple(self._vectors(some, len(next(iter(some.values())))))
 
     @torch.inference_mode()
     def decode_latents(self, latents: Tensor) -> Tensor:
         """Return the images [B, C, *shape] of continuous latents [B, *grid, D], as `decode` gives those of codes."""
-        images: Tensor = self._apart(lambda rows: self._within(self._images(_packed(rows.float()))), latents)
+        images: Tensor = self._apart(lambda rows: self._within(self._values([packed(rows.float())])), latents)
         return images
-
-
-def ordered(images: Tensor) -> Tensor:
-    """Return the same images [B, C, *shape] in the memory order that is the faster one for training.
-
-    Each pixel's channels side by side; on a GPU in float32 each channel's pixels. Weights keep theirs.
-    """
-    if images.is_cuda and not torch.is_autocast_enabled("cuda"):
-        return images.contiguous()
-    return images.movedim(1, -1).contiguous().movedim(-1, 1)
-
-
-def _packed(rows: Tensor) -> Tensor:
-    """Return a copy in plain memory order: kernels, and so the last bits, are chosen by strides."""
-    return rows.clone(memory_format=torch.contiguous_format)
 
 
 def of_shape(architecture: Architecture) -> dict[str, Any]:

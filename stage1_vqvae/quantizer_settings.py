@@ -40,18 +40,25 @@ class QuantizerSettings(Settings):
     start: Literal["kmeans", "data"] | None = "kmeans"
     """Where the codes begin: at the k-means centres of latent vectors, on latent vectors drawn at random, or, with
     None, anywhere. ema, nearest, simvq, gumbel."""
+    depth: Annotated[int, Within(1, 16)] = 1
+    """Quantisers one after another on one grid, each on what those before it leave over (residual quantisation): as
+    many levels of codes. ema, nearest, simvq, fsq, gumbel."""
+    level_dropout: Annotated[float | None, Within(0, 1)] = None
+    """With several levels: share of the training images that are made of their first levels alone, of how many is
+    drawn; so these can be decoded without the others. Left out: 0.25. ema, nearest, simvq, fsq, gumbel."""
     temperatures: Annotated[tuple[float, float], Within(1e-3, 100)] = (1.0, 0.0625)
     """Temperature of the soft choice at the first step and at the last. gumbel."""
 
 
+DEEP = ("depth", "level_dropout")
 # What a quantiser takes beside name, number of codes and code dimension.
 SUITS: dict[str, frozenset[str]] = {
-    "ema": frozenset({"distance", "gradient", "entropy_temperature", "decay", "revive_below", "start"}),
-    "nearest": frozenset({"distance", "gradient", "entropy_temperature", "decay", "revive_below", "start"}),
-    "simvq": frozenset({"distance", "gradient", "entropy_temperature", "start"}),
-    "fsq": frozenset(),
+    "ema": frozenset({"distance", "gradient", "entropy_temperature", "decay", "revive_below", "start", *DEEP}),
+    "nearest": frozenset({"distance", "gradient", "entropy_temperature", "decay", "revive_below", "start", *DEEP}),
+    "simvq": frozenset({"distance", "gradient", "entropy_temperature", "start", *DEEP}),
+    "fsq": frozenset(DEEP),
     "lfq": frozenset({"entropy_temperature"}),
-    "gumbel": frozenset({"decay", "revive_below", "start", "temperatures"}),
+    "gumbel": frozenset({"decay", "revive_below", "start", "temperatures", *DEEP}),
 }
 MOST_LEVELS = 8
 

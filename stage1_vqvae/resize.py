@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from stage1_vqvae.architecture import VQVAEConfig
 from stage1_vqvae.codecs import open_own_codec
 from stage1_vqvae.data.loading import LoadedRows, load_rows
 from stage1_vqvae.data.sources import Data, open_data_of
 from stage1_vqvae.evaluate import ROWS_AT_ONCE, evaluate_codec
 from stage1_vqvae.losses import reconstruction_terms, weighted_sum, weights_for
-from stage1_vqvae.model import VQVAE, VQVAEConfig, save_codec
+from stage1_vqvae.model import VQVAE, save_codec
 from stage1_vqvae.quantizers import QUANTIZERS
 from stage1_vqvae.quantizers.codebook import CodebookQuantizer
 from stage1_vqvae.quantizers.lookup import kmeans, nearest_codes
@@ -97,6 +98,8 @@ def _resizable(codec: VQVAE, settings: ResizeCodebook) -> VQVAE:
         ArtifactError: If a codebook would be too large.
     """
     a = codec.architecture
+    if len(codec.spec.levels) > 1:
+        raise UsageError(f"resize-codebook takes a codec of one level, this one has {len(codec.spec.levels)}")
     if not isinstance(codec.quantizer, CodebookQuantizer):
         able = [name for name in QUANTIZERS.names() if issubclass(QUANTIZERS[name], CodebookQuantizer)]
         raise UsageError(

@@ -132,12 +132,11 @@ def _optimizers(settings: TrainVQVAE, model: VQVAE) -> dict[str, torch.optim.Opt
     """Return the optimisers by name; Muon has the kernels between hidden layers, at half of the learning rate."""
     rate = settings.learning_rate
     assert rate is not None
-    inner = [p for p in model.parameters() if p.ndim > 2 and model.spec.channels not in p.shape[:2]]
+    trained = [p for p in model.parameters() if p.requires_grad]
+    inner = [p for p in trained if p.ndim > 2 and model.spec.channels not in p.shape[:2]]
     kernels = inner if settings.optimizer == "muon" else []
     decay, betas = settings.weight_decay, settings.adam_betas
-    return adamw_and_muon(
-        model.parameters(), kernels, learning_rate=rate, weight_decay=decay, betas=betas, share=MUON_SHARE
-    )
+    return adamw_and_muon(trained, kernels, learning_rate=rate, weight_decay=decay, betas=betas, share=MUON_SHARE)
 
 
 def save(t: Training) -> None:

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from stage1_vqvae.factors import ALLOWED, as_one, can_be_taken, grid_of
+from stage1_vqvae.factors import ALLOWED, Downsampling, as_one, can_be_taken, factors_of, grid_of
 from stage1_vqvae.modalities import MODALITIES, in_form, own_settings, with_own_settings
 from stage1_vqvae.modalities.pictures.settings import CodecSize, PictureSize, asked_size
 from stage1_vqvae.quantizer_settings import QuantizerSettings, check_quantizer_settings, fixed_code_dim
@@ -40,6 +40,7 @@ from vq_prior.core.training.tracking import TrackerName, require_tracker
 
 FEW_IMAGES = 5000
 MOST_CELLS = 1024  # of the default grid of pictures whose sides differ much
+LEVEL_DROPOUT = 0.25
 TINY = 16  # longest side in pixels of images that need small networks and no bf16
 
 
@@ -70,6 +71,8 @@ class ModelSettings(Settings):
     blocks_per_resolution: Annotated[int, Within(0, 64)] = 0
     """Residual blocks at each resolution between image and code grid, of the encoder, and of the decoder; not with
     sonnet."""
+    grid_factor: int | tuple[int, ...] = 2
+    """With --levels: cells of a grid along every axis, or one number an axis, for one of the next coarser grid."""
 
 
 @dataclass
@@ -101,6 +104,9 @@ class TrainVQVAE(PictureSize, KindSettings, Settings):
     from_codec: Annotated[str | None, Place("MODEL"), Unsaid(), tyro.conf.arg(name="from")] = None
     """RUN, MODEL or codec folder whose codec the training starts from: its network, codes and form of images stay, its
     weights go on learning. The result is another codec: extract codes anew."""
+    levels: Annotated[int, Within(1, 8)] = 1
+    """Code grids, coarse to fine, the coarse ones condition the finer ones (VQ-VAE-2); --model.downsampling is that of
+    the coarsest. With --quantizer.depth each grid has as many levels."""
     steps: Annotated[int | None, Within(1)] = None
     """Optimiser steps."""
     batch_size: Annotated[int | None, Within(1, 10**6)] = None
@@ -222,6 +228,8 @@ class Reconstruct(KindSettings):
     OUT.png."""
     num_images: Annotated[int, Within(1, 100_000), tyro.conf.arg(aliases=["--num-samples"])] = 16
     """How many images, from the first of the held-out rows on."""
+    first_levels: Annotated[int | None, Within(1, 64)] = None
+    """Decode the first of the codec's levels alone; left out: all."""
     num_workers: NumWorkers = None
     image_column: ImageColumn = None
     label_column: LabelColumn = None
@@ -251,6 +259,8 @@ def check(settings: TrainVQVAE | ExtractCodes | Reconstruct) -> None:
         return
     require_tracker(settings.report_to)
     _check_model(settings.model)
+    if settings.levels > 1 and settings.model.network == "sonnet":
+        raise UsageError(f"--model.network sonnet has one code grid, got --levels {settings.levels}; leave out one")
     check_quantizer_settings(settings.quantizer)
 
 
@@ -290,6 +300,7 @@ def resolve(settings: TrainVQVAE, facts: Facts, device_type: str, *, modality: M
     downsampling = as_one(settings.model.downsampling or _default_downsampling(size), len(size))
     if not isinstance(downsampling, int):
         _require("--model.downsampling", len(downsampling) == len(size), f"{len(size)} numbers", downsampling)
+    downsampling = _of_coarsest(settings, downsampling, len(size))
     grid = grid_of(size, downsampling)
     tiny = max(size) <= TINY
     width = settings.model.width or (64 if tiny else 128 if small_machine else 256)
@@ -304,11 +315,15 @@ def resolve(settings: TrainVQVAE, facts: Facts, device_type: str, *, modality: M
     )
     quantizer = settings.quantizer
     num_codes = quantizer.num_codes or _default_num_codes(size, facts.num_train * math.prod(grid))
+    several = settings.levels > 1 or quantizer.depth > 1
+    if quantizer.level_dropout is not None and not several:
+        raise UsageError("--quantizer.level-dropout needs several levels: --levels or --quantizer.depth above 1")
     quantizer = replace(
         quantizer,
         num_codes=num_codes,
         code_dim=fixed_code_dim(quantizer.name, num_codes) or quantizer.code_dim or 16,
         entropy_temperature=quantizer.entropy_temperature or (1.0 if quantizer.name == "lfq" else None),
+        level_dropout=LEVEL_DROPOUT if quantizer.level_dropout is None and several else quantizer.level_dropout,
     )
     steps = settings.steps or ((2000 if tiny else 3000) if small_machine else 10_000)
     return replace(
@@ -320,6 +335,29 @@ def resolve(settings: TrainVQVAE, facts: Facts, device_type: str, *, modality: M
         model=model,
         quantizer=quantizer,
     )
+
+
+def _of_coarsest(settings: TrainVQVAE, downsampling: Downsampling, rank: int) -> Downsampling:
+    """Return the downsampling of the coarsest of several grids: what is given, or enlarged to what they need.
+
+    Raises:
+        UsageError: If what is given leaves the finest grid as many cells as the data have values along an axis.
+    """
+    if settings.levels == 1:
+        return downsampling
+    between = settings.model.grid_factor
+    fits = can_be_taken(between) and len(factors_of(between, rank)) == rank
+    _require("--model.grid-factor", fits, ALLOWED, between)
+    parts = [factor ** (settings.levels - 1) for factor in factors_of(between, rank)]
+    factors = factors_of(downsampling, rank)
+    if settings.model.downsampling is None:
+        found = [part * max(2, -(-factor // part)) for factor, part in zip(factors, parts, strict=True)]
+        return as_one(tuple(found), rank)
+    whole = all(factor % part == 0 for factor, part in zip(factors, parts, strict=True))
+    finest = max(factor // part for factor, part in zip(factors, parts, strict=True))
+    allowed = f"{between} to the power {settings.levels - 1}, times 2 or more, for {settings.levels} grids"
+    _require("--model.downsampling", whole and finest >= 2, allowed, downsampling)
+    return downsampling
 
 
 def trained_form(settings: TrainVQVAE) -> tuple[Modality, Form]:

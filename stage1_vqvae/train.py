@@ -11,14 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from stage1_vqvae.adversary import MakeAdversary
+from stage1_vqvae.architecture import Architecture, VQVAEConfig
 from stage1_vqvae.collapse import COLLAPSED, named_use, remedy, watch
 from stage1_vqvae.data.loading import load_rows
 from stage1_vqvae.data.sources import Data, open_data_of, require_labels
 from stage1_vqvae.evaluate import evaluate_codec, reconstructed, summary
 from stage1_vqvae.factors import factors_of
+from stage1_vqvae.level_dropout import drawn_levels
 from stage1_vqvae.losses import reconstruction_terms, weighted_sum
 from stage1_vqvae.modalities import preprocessing
-from stage1_vqvae.model import VQVAE, Architecture, VQVAEConfig, VQVAEOutput, save_codec
+from stage1_vqvae.model import VQVAE, VQVAEOutput, save_codec
 from stage1_vqvae.plan import describe, dry_run_text
 from stage1_vqvae.quantizers import quantizer_class
 from stage1_vqvae.run import Training, is_result_of, prepare, resume, save
@@ -119,7 +121,7 @@ def train_vqvae(settings: TrainVQVAE, make_adversary: MakeAdversary | None = Non
         remove(final)
     runtime.barrier()
     with memory_advice(settings, runtime):
-        if checkpoint is None and base is None:
+        if checkpoint is None and (base is None or base.spec.levels != model.spec.levels):
             start_codebook(training)
         run_steps(training)
     record = _record(explained(typed, settings, lambda some: chosen(some)[1]), data)
@@ -187,6 +189,8 @@ def new_codec(settings: TrainVQVAE) -> VQVAE:
         network=model.network,
         attention=model.attention,
         blocks_per_resolution=model.blocks_per_resolution,
+        grids=settings.levels,
+        grid_factor=model.grid_factor,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(keyed_generator(settings.seed, 0, "codec weights").integers(2**63)))
@@ -200,12 +204,13 @@ def start_codebook(t: Training) -> None:
     rng = keyed_generator(t.settings.seed, 0, "codebook start")
     wanted = max(-(-START_VECTORS_PER_CODE * level.num_codes // level.num_tokens) for level in model.spec.levels)
     rows = rng.choice(len(train), size=min(max(wanted, runtime.num_processes), len(train)), replace=False)
-    vectors = [torch.zeros(0, model.quantizer.code_dim, device=runtime.device)]
-    for piece in runtime.pieces(len(rows)):
-        if piece.stop > piece.start:
-            images = train.batch(rows[piece], runtime.device)
-            vectors.append(model.encode_latents(images).reshape(-1, model.quantizer.code_dim).clone())
-    model.quantizer.start(gather_rows(torch.cat(vectors)), rng)
+    pieces = [piece for piece in runtime.pieces(len(rows)) if piece.stop > piece.start]
+    for grid, quantizer in enumerate(model.quantizers):
+        vectors = [torch.zeros(0, quantizer.code_dim, device=runtime.device)]
+        for piece in pieces:
+            latents = model.latents_of(grid, train.batch(rows[piece], runtime.device))
+            vectors.append(latents.reshape(-1, quantizer.code_dim).clone())
+        quantizer.start(gather_rows(torch.cat(vectors)), rng)
     t.average = WeightAverage(model, decay=t.settings.average_decay, copied=("quantizer.",))
 
 
@@ -236,7 +241,7 @@ def run_steps(t: Training) -> None:
             if t.step % s.log_every == 0 or t.done():
                 seconds, num_images = time.monotonic() - window_start, t.window.steps * t.batch_size
                 uses, values = t.window.counts.read(reset=True), t.window.read()
-                values |= named_use(uses) | t.counted
+                values |= named_use(uses) | t.counted | _error_without(t)
                 values |= {"learning_rate": learning_rate, "images_per_second": measured_steps * t.batch_size / seconds}
                 log.write(t.step, values)
                 watch(uses, t.model.spec.levels, num_images, t.step, s, log)
@@ -292,6 +297,8 @@ def passes(t: Training, images: Tensor) -> tuple[dict[str, Tensor], Tensor, Tens
     for piece in pieces:
         noise = partial(_row_noise, s.seed, t.step, piece.start)
         t.model.quantizer.begin_step(progress=t.step / (s.steps or 1), noise=noise, sums=t.runtime.sum_over_piece)
+        share, count = s.quantizer.level_dropout, len(t.model.quantizer.level_sizes)
+        t.model.first_levels = drawn_levels(piece, count, share, seed=s.seed, step=t.step)
         part = (piece.stop - piece.start) / B
         of_piece = images[piece.start - first : piece.stop - first]
         with sums.piece(last=piece is pieces[-1]):
@@ -350,6 +357,21 @@ def _stored(t: Training, step: int) -> Stored:
 def _row_noise(seed: int, step: int, first: int, row: int) -> np.random.Generator:
     """Return the generator of row `row` of a piece that begins at row `first` of the global batch."""
     return keyed_generator(seed, step, f"quantizer noise {first + row}")
+
+
+def _error_without(t: Training) -> dict[str, float]:
+    """Return by how much the error of some held-out images grows, in parts of it, without each level of several."""
+    if len(t.model.spec.levels) == 1 or not t.model.separable:
+        return {}
+    values = t.held_out.batch(range(min(NUM_SHOWN, len(t.held_out))), t.runtime.device)
+    codes = t.model.encode(values)
+    whole = float((t.model.decode(codes) - values).square().mean())
+    added = {}
+    for number in range(len(codes)):
+        left = tuple(None if n == number else level for n, level in enumerate(codes))
+        error = float((t.model.decode(left) - values).square().mean())
+        added[f"error_without.{number}"] = error / max(whole, 1e-12) - 1
+    return added
 
 
 def _sheet(t: Training) -> Any:

@@ -7,6 +7,7 @@ an hour.
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import gradio as gr
@@ -89,9 +90,8 @@ def page(pipe: VQPriorPipeline, model: Path) -> gr.Blocks:
             _generate_tab(pipe)
         with gr.Tab("Reconstruct"):
             _reconstruct_tab(pipe)
-        if len(pipe.codec.spec.levels) == 1:
-            with gr.Tab("Complete"):
-                _complete_tab(pipe)
+        with gr.Tab("Complete"):
+            _complete_tab(pipe)
         if len(pipe.codec.spec.levels[-1].grid) == 2:
             with gr.Tab("Paint with codes"):
                 _paint_tab(pipe)
@@ -129,7 +129,9 @@ class _Asked:
         self.label = gr.Dropdown([EVERY_CLASS, *self.names], value=EVERY_CLASS, label="Class", visible=bool(self.names))
         self.count = gr.Slider(1, MOST_IMAGES, value=16, step=1, label="Images")
         self.seed = gr.Number(0, minimum=0, maximum=2**32 - 1, precision=0, label="Seed")
-        self.temperature = gr.Slider(0.1, 2, value=sampling.temperature, step=0.05, label="Temperature")
+        own = sampling.temperature
+        self.measured = fmean(own) if isinstance(own, tuple) else own  # where it stands, every level has its own
+        self.temperature = gr.Slider(0.1, 2, value=self.measured, step=0.05, label="Temperature")
         self.top_p = gr.Slider(0.05, 1, value=1, step=0.05, label="Top-p")
         self.guidance = gr.Slider(
             1, 5, value=sampling.guidance_scale, step=0.1, label="Guidance", visible=bool(self.names)
@@ -155,7 +157,7 @@ class _Asked:
             "num_images": int(count),
             "labels": labels,
             "seed": int(seed),
-            "temperature": temperature,
+            "temperature": None if temperature == self.measured else temperature,
             "top_p": None if top_p == 1 else top_p,
             "guidance_scale": guidance if self.names else None,
             "batch_size": AT_ONCE,
@@ -201,30 +203,35 @@ def enlarged(image: Image.Image, side: int = SHOWN) -> Image.Image:
 
 
 def _reconstruct_tab(pipe: VQPriorPipeline) -> None:
+    num_levels = len(pipe.codec.spec.levels)
     with gr.Row():
         with gr.Column(scale=1, min_width=220):
             upload = gr.File(label="A picture", file_count="single", elem_id="upload")
+            some = pipe.codec.separable and num_levels > 1
+            first = gr.Slider(1, num_levels, value=num_levels, step=1, label="Levels", visible=some)
             told = gr.Markdown(elem_id="reconstruction")
         seen = _shown_image("As the codec sees it", "seen")
         copy = _shown_image("From its codes", "copy")
         overlay = _shown_image("Its codes", "codes")
 
-    def reconstruct(file: str | None) -> tuple[Any, Any, Any, str]:
+    def reconstruct(file: str | None, first_levels: float = num_levels) -> tuple[Any, Any, Any, str]:
         if not file:
             return None, None, None, ""
         try:
             images = images_of(file, pipe.codec)
         except VQPriorError as error:
             raise _told(_of_upload(error, file)) from None
-        codes = pipe.codec.encode(images.to(pipe.device))
+        codes = pipe.codec.encode(images.to(pipe.device))[: int(first_levels)]
         decoded = pipe.codec.decode(codes).cpu()
-        text = f"{_nearness(pipe, images, decoded)}, {pipe.codec.spec.num_tokens} codes"
+        text = f"{_nearness(pipe, images, decoded)}, {sum(level[0].numel() for level in codes)} codes"
         pictures = pictures_of(pipe, torch.cat([images.cpu(), decoded]))
         finest = codes[-1][0].cpu().numpy()
         finest = finest.reshape(-1, finest.shape[-1])  # the page is flat
         return enlarged(pictures[0], 256), enlarged(pictures[1], 256), over(pictures[1], finest), text
 
-    upload.change(reconstruct, upload, [seen, copy, overlay, told], api_name="reconstruct")
+    shown = [seen, copy, overlay, told]
+    upload.change(reconstruct, [upload, first] if some else upload, shown, api_name="reconstruct")
+    first.release(reconstruct, [upload, first], shown, api_visibility="private")
 
 
 def pictures_of(pipe: VQPriorPipeline, values: Tensor) -> list[Image.Image]:

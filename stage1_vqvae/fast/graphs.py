@@ -7,7 +7,8 @@ are captured once, forward and backward, and replayed; the quantiser between the
 import torch
 from torch import nn
 
-from stage1_vqvae.model import VQVAE, ordered
+from stage1_vqvae.blocks import ordered
+from stage1_vqvae.model import VQVAE
 from stage1_vqvae.settings import TrainVQVAE
 from vq_prior.core.processes.runtime import Runtime
 
@@ -16,7 +17,7 @@ def trained_module(settings: TrainVQVAE, runtime: Runtime, model: VQVAE) -> nn.M
     """Return the model as the training passes use it, on its device, in training mode."""
     wrapped = runtime.wrap(model).train()
     one_pass = runtime.num_processes == 1 and not runtime.reproducible and settings.gradient_accumulation_steps == 1
-    if runtime.device.type == "cuda" and one_pass:
+    if runtime.device.type == "cuda" and one_pass and model.architecture.grids == 1:
         assert settings.batch_size is not None
         _capture_networks(model, runtime, settings.batch_size)
     return wrapped

@@ -96,6 +96,11 @@ class ForeignCodec(nn.Module):
         return self.tokenizer.name
 
     @property
+    def separable(self) -> bool:
+        """Whether `decode` can leave levels out: never."""
+        return False
+
+    @property
     def can_decode(self) -> bool:
         """Whether its library has a decoder for it."""
         return self.tokenizer.images is not None

@@ -16,6 +16,8 @@ from stage1_vqvae.quantizers.contract import Quantized, Quantizer
 from stage1_vqvae.quantizers.entropy import codebook_entropy
 from stage1_vqvae.quantizers.gradients import ESTIMATORS
 from stage1_vqvae.quantizers.lookup import drawn, kmeans, nearest_codes, sums_by_code
+from stage1_vqvae.quantizers.residual import ResidualQuantizer
+from vq_prior.core.errors import UsageError
 from vq_prior.core.processes.collectives import sum_over_processes, take_rows
 from vq_prior.core.processes.ordered_sums import TreeSum
 
@@ -53,24 +55,50 @@ class CodebookQuantizer(Quantizer):
             flat = self.place(z.float()).reshape(-1, self.code_dim)
             return (nearest_codes(flat, self.table()).view(z.shape[:-1]),)
 
+    @classmethod
+    def of(cls, settings: QuantizerSettings) -> Quantizer:
+        """Return the quantiser of resolved settings: this one, or as many of them as the depth, each on what is left.
+
+        Raises:
+            UsageError: If latents are compared at length 1, which says nothing of what is left over.
+        """
+        if settings.depth == 1:
+            return cls(settings)
+        if settings.distance == "cosine":
+            raise UsageError("--quantizer.distance cosine does not go with --quantizer.depth; leave one of them out")
+        return ResidualQuantizer(cls, settings)
+
     def forward(self, z: Tensor) -> Quantized:
         """Return vectors, codes and loss terms of latents z [..., D]."""
         assert z.shape[-1] == self.code_dim, f"last axis of z must be D = {self.code_dim}, got shape {tuple(z.shape)}"
-        training = self.training and torch.is_grad_enabled()
         with torch.autocast(z.device.type, enabled=False):
             z = self.place(z.float())
-            flat, table = z.reshape(-1, self.code_dim), self.table()
-            codes = nearest_codes(flat, table)
-            if training:
-                self.observe(flat.detach(), codes)
-            chosen = F.embedding(codes, table).view_as(z)
-            loss = {"commitment": mean_square(z, chosen.detach())}
-            if table.requires_grad:
-                loss["codebook"] = mean_square(z.detach(), chosen)
-            if training and self.settings.entropy_temperature is not None:
-                loss["entropy"] = codebook_entropy(flat, table, self.settings.entropy_temperature, self.sums)
-            vectors = self._estimate(z, chosen)
-        return Quantized(vectors, (codes.view(z.shape[:-1]),), loss)
+            result = self.choose(z)
+            result.vectors = self.estimate(z, result.vectors)
+        return result
+
+    def choose(self, z: Tensor) -> Quantized:
+        """Return the vectors of the codes without a gradient to z, and all else that `forward` does.
+
+        Args:
+            z: Latents [..., D] float32, where the distance is measured; called without autocast.
+        """
+        training = self.training and torch.is_grad_enabled()
+        flat, table = z.reshape(-1, self.code_dim), self.table()
+        codes = nearest_codes(flat, table)
+        if training:
+            self.observe(flat.detach(), codes)
+        chosen = F.embedding(codes, table).view_as(z)
+        loss = {"commitment": mean_square(z, chosen.detach())}
+        if table.requires_grad:
+            loss["codebook"] = mean_square(z.detach(), chosen)
+        if training and self.settings.entropy_temperature is not None:
+            loss["entropy"] = codebook_entropy(flat, table, self.settings.entropy_temperature, self.sums)
+        return Quantized(chosen, (codes.view(z.shape[:-1]),), loss)
+
+    def estimate(self, z: Tensor, chosen: Tensor) -> Tensor:
+        """Return what was chosen for latents z [..., D], with a gradient to z."""
+        return self._estimate(z, chosen)
 
     def embed(self, codes: tuple[Tensor, ...]) -> Tensor:
         """Return the vectors [..., D] float32 of the codes of the one level, [...] in [0, K)."""

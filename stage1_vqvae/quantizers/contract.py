@@ -20,6 +20,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from stage1_vqvae.quantizer_settings import QuantizerSettings
+from vq_prior.core.errors import UsageError
 from vq_prior.core.processes.collectives import sum_over_processes
 
 
@@ -52,6 +53,8 @@ class Quantizer(nn.Module):
         settings_used: Of the shared `--quantizer.*`, those that it reads beside number of codes and code dimension; any
             other that is given is refused. Ours are listed in `SUITS`.
         near_latents: Whether codes stand near the latents that choose them, so that a decoder can be handed latents.
+        separable: Whether the vectors are sums over the levels: `embed` then takes None in place of the codes of a
+            level, which adds nothing.
         settings: Of `--quantizer.*`, resolved.
         num_codes: K, the number of codes that was asked for.
         code_dim: D.
@@ -62,12 +65,26 @@ class Quantizer(nn.Module):
     loss_terms: ClassVar[dict[str, float | None]] = {}
     settings_used: ClassVar[frozenset[str]] = frozenset()
     near_latents: bool = False
+    separable: bool = False
 
     @classmethod
     def sizes_of(cls, settings: QuantizerSettings) -> tuple[int, ...]:
-        """Return the number of codes of each level, coarse to fine, that resolved settings ask for: one level here."""
+        """Return the number of codes of each level, coarse to fine, that resolved settings ask for: as many levels as
+        their depth, of one size.
+        """
         assert settings.num_codes is not None
-        return (settings.num_codes,)
+        return (settings.num_codes,) * settings.depth
+
+    @classmethod
+    def of(cls, settings: QuantizerSettings) -> "Quantizer":
+        """Return the quantiser of resolved settings; one that takes a depth above 1 says here what that is.
+
+        Raises:
+            UsageError: If a depth above 1 is asked for, and it takes none.
+        """
+        if settings.depth > 1:
+            raise UsageError(f"--quantizer.depth does not apply to {settings.name}, got {settings.depth}; leave it out")
+        return cls(settings)
 
     def __init__(self, settings: QuantizerSettings) -> None:
         super().__init__()
@@ -109,8 +126,8 @@ class Quantizer(nn.Module):
         return codes
 
     @abstractmethod
-    def embed(self, codes: tuple[Tensor, ...]) -> Tensor:
-        """Return the vectors [..., D] float32 of the codes of each level, [...] in [0, K)."""
+    def embed(self, codes: Any) -> Tensor:
+        """Return the vectors [..., D] float32 of the codes of each level, [...] in [0, K), a tuple of tensors."""
 
     def start(self, vectors: Tensor, rng: np.random.Generator) -> None:
         """Set the codebook, if there is one, before the first step from latent vectors [N, D], the same everywhere."""

@@ -42,29 +42,31 @@ class GumbelQuantizer(NearestQuantizer):
     def start(self, vectors: Tensor, rng: np.random.Generator) -> None:
         """Set the codebook from latent vectors [N, D], and the precision to one over their mean squared error."""
         super().start(vectors, rng)
-        error = F.mse_loss(vectors, self.embed(super().forward(vectors).codes)) * self.code_dim
+        error = F.mse_loss(vectors, self.embed(self.encode(vectors))) * self.code_dim
         self.log_precision.copy_(-error.clamp(1e-4, 1e4).log())
 
-    def forward(self, z: Tensor) -> Quantized:
+    def choose(self, z: Tensor) -> Quantized:
         """Return vectors, codes and loss terms of latents z [..., D]; the codes are the likeliest ones."""
         if not (self.training and torch.is_grad_enabled()):
-            return super().forward(z)
-        assert z.shape[-1] == self.code_dim, f"last axis of z must be D = {self.code_dim}, got shape {tuple(z.shape)}"
-        with torch.autocast(z.device.type, enabled=False):
-            flat = z.float().reshape(-1, self.code_dim)
-            log_q = F.log_softmax(-self.log_precision.exp() * _square_distances(flat, self.codebook), dim=1)
-            q = log_q.exp()
-            soft = F.softmax((log_q + self._gumbel(z)) / self.temperature, dim=1)
-            N = max(1, flat.shape[0])
-            loss = {
-                "kl": (q * (log_q + np.log(self.num_codes))).sum() / N,
-                "commitment": (q * _square_distances(flat, self.codebook.detach())).sum() / (N * self.code_dim),
-                "codebook": (q * _square_distances(flat.detach(), self.codebook)).sum() / (N * self.code_dim),
-            }
-            vectors = (soft @ self.codebook).view_as(z)
-            codes = nearest_codes(flat, self.codebook)
-            self.observe(flat.detach(), codes)
+            return super().choose(z)
+        flat = z.reshape(-1, self.code_dim)
+        log_q = F.log_softmax(-self.log_precision.exp() * _square_distances(flat, self.codebook), dim=1)
+        q = log_q.exp()
+        soft = F.softmax((log_q + self._gumbel(z)) / self.temperature, dim=1)
+        N = max(1, flat.shape[0])
+        loss = {
+            "kl": (q * (log_q + np.log(self.num_codes))).sum() / N,
+            "commitment": (q * _square_distances(flat, self.codebook.detach())).sum() / (N * self.code_dim),
+            "codebook": (q * _square_distances(flat.detach(), self.codebook)).sum() / (N * self.code_dim),
+        }
+        vectors = (soft @ self.codebook).view_as(z)
+        codes = nearest_codes(flat, self.codebook)
+        self.observe(flat.detach(), codes)
         return Quantized(vectors, (codes.view(z.shape[:-1]),), loss)
+
+    def estimate(self, z: Tensor, chosen: Tensor) -> Tensor:
+        """Return a soft draw as it is, since it has a gradient; else what was chosen, with a gradient to z."""
+        return chosen if self.training and torch.is_grad_enabled() else super().estimate(z, chosen)
 
     @property
     def temperature(self) -> float:

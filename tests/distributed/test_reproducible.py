@@ -32,7 +32,9 @@ QUANTIZERS = {
     "nearest-entropy": QuantizerSettings(name="nearest", num_codes=32, code_dim=4, entropy_temperature=0.1),
     "lfq": QuantizerSettings(name="lfq", num_codes=64),
     "gumbel": QuantizerSettings(name="gumbel", num_codes=32, code_dim=4),
+    "residual": QuantizerSettings(num_codes=32, code_dim=4, decay=0.8, depth=2),
 }
+GRIDS = {"levels": 2, "model": ModelSettings(width=16, num_residual_blocks=1, downsampling=4)}
 
 
 def train_all(out: Path, codes: Path, steps: int) -> None:
@@ -52,6 +54,7 @@ def train_all(out: Path, codes: Path, steps: int) -> None:
     for name, quantizer in QUANTIZERS.items():
         train_vqvae(replace(codec, out=out / name, quantizer=quantizer))
     train_vqvae(replace(codec, out=out / "bf16", precision="bf16"))
+    train_vqvae(replace(codec, out=out / "grids", quantizer=QUANTIZERS["residual"], **GRIDS))
     prior = TrainPrior(
         codes,
         out,
@@ -76,7 +79,7 @@ def test_training_gives_the_same_bits_on_any_number_of_processes(tmp_path, launc
         folder.mkdir()
         codes = tiny_run / "codes"
         launch(IN_SEVERAL_PROCESSES, folder, request.path.parent, codes, steps, processes=processes, timeout=1000)
-        for run in (*QUANTIZERS, "bf16", "adamw", "muon"):
+        for run in (*QUANTIZERS, "bf16", "grids", "adamw", "muon"):
             assert fingerprint(folder / run) == fingerprint(tmp_path / "1" / run), (processes, run)
     log = (tmp_path / "1" / "ema" / "vqvae-training" / "metrics.jsonl").read_text().splitlines()
     assert len(log) == steps

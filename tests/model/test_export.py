@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from stage1_vqvae.model import VQVAE, Architecture, VQVAEConfig
+from stage1_vqvae.architecture import Architecture, VQVAEConfig
+from stage1_vqvae.model import VQVAE
 from stage1_vqvae.quantizer_settings import QuantizerSettings
 from vq_prior.cli import main
 from vq_prior.core.errors import NumericError

@@ -7,10 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
+from stage1_vqvae.architecture import Architecture, VQVAEConfig
 from stage1_vqvae.modalities import preprocessing
 from stage1_vqvae.modalities.pictures import PICTURES
 from stage1_vqvae.modalities.pictures.values import Transform
-from stage1_vqvae.model import VQVAE, Architecture, VQVAEConfig
+from stage1_vqvae.model import VQVAE
 from stage1_vqvae.quantizer_settings import QuantizerSettings
 from vq_prior import VQPriorPipeline
 from vq_prior.core.errors import UsageError

@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stage1_vqvae.architecture import Architecture, VQVAEConfig
 from stage1_vqvae.blocks import BottleneckBlock, ResidualBlock, SelfAttention, crop_to, pad_to
 from stage1_vqvae.losses import reconstruction_terms, weighted_sum, weights_of
-from stage1_vqvae.model import VQVAE, Architecture, VQVAEConfig, load_codec, save_codec
+from stage1_vqvae.model import VQVAE, load_codec, save_codec
 from stage1_vqvae.quantizer_settings import QuantizerSettings
 from stage1_vqvae.settings import LossSettings
 from vq_prior.core.disk.artifacts import new_folder

@@ -11,12 +11,13 @@ import pytest
 import torch
 
 from stage1_vqvae import resize
+from stage1_vqvae.architecture import VQVAEConfig
 from stage1_vqvae.data.loading import load_rows
 from stage1_vqvae.data.sources import open_data
 from stage1_vqvae.evaluate import evaluate_codec
 from stage1_vqvae.modalities.pictures import PICTURES
 from stage1_vqvae.modalities.pictures.values import Transform
-from stage1_vqvae.model import VQVAE, VQVAEConfig, load_codec
+from stage1_vqvae.model import VQVAE, load_codec
 from stage1_vqvae.quantizer_settings import QuantizerSettings
 from stage1_vqvae.quantizers import QUANTIZERS, Quantizer
 from stage1_vqvae.resize import clustered, rates, resize_codebook, resized

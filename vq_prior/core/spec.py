@@ -12,6 +12,7 @@ from vq_prior.core.errors import ArtifactError, UsageError
 from vq_prior.core.modality import Form, Modality
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from torch import Tensor
@@ -140,6 +141,11 @@ class Codec(Protocol):
         ...
 
     @property
+    def separable(self) -> bool:
+        """Whether `decode` takes the first levels alone, and None in place of the codes of a level."""
+        ...
+
+    @property
     def latent(self) -> "Latent | None":
         """Itself where it can tell its latents, else None."""
         ...
@@ -148,7 +154,7 @@ class Codec(Protocol):
         """Return the codes of each level, `[B, *grid]` int64, from images `[B, C, *shape]` in [-1, 1]."""
         ...
 
-    def decode(self, codes: "tuple[Tensor, ...]") -> "Tensor":
+    def decode(self, codes: Any, /) -> "Tensor":
         """Return images `[B, C, *shape]` float32 in [-1, 1] from the codes of each level."""
         ...
 
@@ -229,17 +235,27 @@ def by(sizes: tuple[int, ...], times: str = " x ") -> str:
     return times.join(map(str, sizes))
 
 
-def check_codes(spec: CodeSpec, codes: "tuple[Tensor, ...]") -> None:
-    """Raise `UsageError` unless there is one tensor `[B, *grid]` a level, B at least 1, of codes in range."""
+def check_codes(spec: CodeSpec, codes: "Sequence[Tensor | None]", *, separable: bool = False) -> None:
+    """Raise `UsageError` unless there is one tensor `[B, *grid]` a level, B at least 1, of codes in range.
+
+    Args:
+        spec: Of the codec.
+        codes: What it was given.
+        separable: Whether the first levels alone will do, and None stands for one that is left out; one must be there.
+    """
     import torch
 
-    if isinstance(codes, torch.Tensor) or not all(isinstance(level, torch.Tensor) for level in codes):
+    there = [level for level in codes if not (separable and level is None)]
+    if isinstance(codes, torch.Tensor) or not all(isinstance(level, torch.Tensor) for level in there):
         raise UsageError(
             "codes must be a tuple with a tensor of integers for each level; torch.from_numpy(x) makes one"
         )
-    if len(codes) != len(spec.levels):
-        raise UsageError(f"codes must be a tuple of {len(spec.levels)} level(s), got {len(codes)}")
-    for number, (level, given) in enumerate(zip(spec.levels, codes, strict=True)):
+    if not there or len(codes) > len(spec.levels) or (len(codes) < len(spec.levels) and not separable):
+        most = "at most " if separable else ""
+        raise UsageError(f"codes must be a tuple of {most}{len(spec.levels)} level(s), got {len(there)}")
+    for number, (level, given) in enumerate(zip(spec.levels, codes, strict=False)):
+        if given is None:
+            continue
         if given.is_floating_point() or given.is_complex():
             raise UsageError(f"codes[{number}] must be integers, got {str(given.dtype)[6:]}")
         if tuple(given.shape[1:]) != level.grid or given.shape[0] < 1:

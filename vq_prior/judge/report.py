@@ -19,6 +19,7 @@ from torch import Tensor
 
 from stage1_vqvae.modalities.sheets import png_bytes
 from stage1_vqvae.settings import TrainVQVAE
+from stage2_prior.sampling_settings import told
 from stage2_prior.settings import TrainPrior
 from vq_prior import __version__
 from vq_prior.core.config import read_json
@@ -96,6 +97,7 @@ def report(settings: "Report") -> Path:
         raise ArtifactError(f"{run} is not a RUN: it has neither vqvae-training nor prior-training")
     sections = [_overview(run, codec_run, prior_run)]
     sections += [_codec_section(run, codec_run)] if codec_run else []
+    sections += _levels(run)
     sections += _atlas(run)
     sections += [_prior_section(prior_run)] if prior_run else []
     sections += _drawn(run)
@@ -253,6 +255,23 @@ def _atlas(run: Path) -> list[Section]:
     return [Section("Codebook atlas", text=f"{text}.", pictures=[_sheet(codec, drawn, 32, "codes")])]
 
 
+def _levels(run: Path) -> list[Section]:
+    """Return what the first levels of held-out codes show, one level more a column."""
+    if not (run / "vqvae" / "config.json").is_file() or not (run / "codes" / INDEX).is_file():
+        return []
+    from stage1_vqvae.codecs import open_codec
+
+    codec, store = open_codec(run / "vqvae"), CodeStore.open(run / "codes", "validation")
+    count = len(codec.spec.levels)
+    if count == 1 or not codec.separable or store.index.codec.id != codec.codec_id or not len(store):
+        return []
+    rows = store.rows(np.linspace(0, len(store) - 1, min(COMPLETED, len(store)), dtype=np.int64))
+    codes = [torch.from_numpy(rows[f"codes.{n}"].astype(np.int64)) for n in range(count)]
+    drawn = torch.stack([codec.decode(codes[: n + 1]) for n in range(count)], dim=1).flatten(0, 1)
+    text = f"A row is a held-out image: from the codes of its first level alone, and so on to all {count} levels."
+    return [Section("Levels", text=text, pictures=[_sheet(codec, drawn, count, "Decoded from the first levels")])]
+
+
 def _counts(codes: Path, number: int, num_codes: int) -> Any:
     """Return how often each code of a level occurs in the training rows of a store, [K]; None without a store."""
     if not (codes / INDEX).is_file():
@@ -305,7 +324,9 @@ def _drawn(run: Path) -> list[Section]:
         labels = [names[number] for number in known.classes(pipeline.index) or []] or labels
     drawn = pipeline(count, labels=labels, given=given, output_type="pt").drawn
     sampling = pipeline.index.sampling
-    text = f"Seed 0, temperature {sampling.temperature:g}, guidance {sampling.guidance_scale:g}; nothing was picked."
+    text = (
+        f"Seed 0, temperature {told(sampling.temperature)}, guidance {sampling.guidance_scale:g}; nothing was picked."
+    )
     rows = f"; a row a class: {', '.join(names[:MOST_CLASSES])}" if names and given is None else ""
     picture = _sheet(pipeline.codec, drawn, OF_A_CLASS, f"Samples{rows}")
     sections = [Section("Samples", text=text, pictures=[picture])]
@@ -314,33 +335,34 @@ def _drawn(run: Path) -> list[Section]:
 
 def _completions(codes: Path, pipeline: "VQPriorPipeline") -> list[Section]:
     spec = pipeline.index.spec
-    if not (codes / INDEX).is_file() or len(spec.levels) != 1 or (rows := spec.levels[0].grid[0] // 2) < 1:
+    if not (codes / INDEX).is_file() or (rows := spec.levels[0].grid[0] // 2) < 1:
         return []
     store = CodeStore.open(codes, "validation")
     if store.index.codec.id != pipeline.codec.codec_id or not len(store):
         return []
     chosen = store.rows(np.linspace(0, len(store) - 1, min(COMPLETED, len(store)), dtype=np.int64))
-    grids = torch.from_numpy(chosen["codes.0"].astype(np.int64))
+    grids = tuple(torch.from_numpy(chosen[f"codes.{n}"].astype(np.int64)) for n in range(len(spec.levels)))
     layout, each = pipeline.prior.layout, OF_A_CLASS - 1
     # A row whose codes the prior has no tokens for cannot be gone on from.
-    fitting = [n for n in range(len(grids)) if _has_tokens(layout.given_rows, grids[n : n + 1], rows)]
+    of_each = [tuple(grid[n : n + 1] for grid in grids) for n in range(len(grids[0]))]
+    fitting = [n for n, codes in enumerate(of_each) if _has_tokens(layout.given_rows, codes, rows)]
     if not fitting:
         return []
-    grids = grids[fitting]
+    grids = tuple(grid[fitting] for grid in grids)
     given = layout.given_rows(grids, rows).repeat_interleave(each, dim=0)
     names = pipeline.index.label_names
     labels = [names[n] for n in chosen["label"][fitting].repeat(each)] if store.labelled and names else None
     drawn = pipeline(len(given), labels=labels, given=given, output_type="pt").drawn
-    originals = pipeline.codec.decode((grids,))
-    strips = [torch.cat([originals[n : n + 1], drawn[n * each : (n + 1) * each]]) for n in range(len(grids))]
+    originals = pipeline.codec.decode(grids)
+    strips = [torch.cat([originals[n : n + 1], drawn[n * each : (n + 1) * each]]) for n in range(len(fitting))]
     text = "Left a held-out image as its codes show it; the others keep the upper half of its codes."
     picture = _sheet(pipeline.codec, torch.cat(strips), OF_A_CLASS, "Completions of held-out images")
     return [Section("Completions", text=text, pictures=[picture])]
 
 
-def _has_tokens(given_rows: Callable[[Tensor, int], Tensor], grid: Tensor, rows: int) -> bool:
+def _has_tokens(given_rows: Callable[[tuple[Tensor, ...], int], Tensor], codes: tuple[Tensor, ...], rows: int) -> bool:
     try:
-        given_rows(grid, rows)
+        given_rows(codes, rows)
     except (UsageError, ArtifactError):
         return False
     return True

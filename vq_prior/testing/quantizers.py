@@ -78,7 +78,7 @@ def _check_shapes(new: Callable[[], Quantizer]) -> None:
             for codes in result.codes:
                 assert codes.shape == shape, f"codes of z {tuple(z.shape)} must be {shape}, got {tuple(codes.shape)}"
                 assert codes.dtype == torch.int64, f"codes must be int64, got {codes.dtype}"
-            unknown = result.loss.keys() - type(module).loss_terms.keys()
+            unknown = result.loss.keys() - module.loss_terms.keys()
             assert not unknown, f"loss_terms does not list {sorted(unknown)}"
             for name, term in result.loss.items():
                 assert term.shape == (), f"the term {name} must be one number"

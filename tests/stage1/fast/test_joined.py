@@ -5,9 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from stage1_vqvae.architecture import Architecture, VQVAEConfig
 from stage1_vqvae.fast import joined
 from stage1_vqvae.fast.joined import JoinedSonnetEncoder, joined_layers
-from stage1_vqvae.model import VQVAE, Architecture, VQVAEConfig
+from stage1_vqvae.model import VQVAE
 from stage1_vqvae.quantizer_settings import QuantizerSettings
 
 NOTEBOOK = Architecture(3, (32, 32), 4, 128, 32, 2, QuantizerSettings(num_codes=512, code_dim=64), network="sonnet")

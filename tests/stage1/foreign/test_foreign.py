@@ -12,10 +12,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from stage1_vqvae.architecture import Architecture, VQVAEConfig
 from stage1_vqvae.codecs import open_codec
 from stage1_vqvae.foreign import ForeignCodec
 from stage1_vqvae.foreign.weights import foreign_files
-from stage1_vqvae.model import VQVAE, Architecture, VQVAEConfig
+from stage1_vqvae.model import VQVAE
 from stage1_vqvae.quantizer_settings import QuantizerSettings
 from vq_prior.cli import main
 from vq_prior.core.disk.artifacts import new_folder

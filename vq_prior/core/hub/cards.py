@@ -116,6 +116,8 @@ def measured_table(
         for number, level in enumerate(of_codec.get("levels") or ()):
             use = f"{level['usage']:.1%} of {level['num_codes']}, perplexity {level['perplexity']:.1f}"
             rows.append((f"codes used, level {number}", use))
+            if "psnr" in (up_to := level.get("to_here") or {}):
+                rows.append((f"PSNR from the levels up to {number}", f"{up_to['psnr']:.2f} dB"))
         rows.append(("rFID", _score(of_codec.get("rfid"))))
     if prior is not None or of_prior:
         rows.append(("nats per token, held out", _number(of_prior.get("nats_per_token"), ".4f")))
@@ -125,6 +127,9 @@ def measured_table(
             if key in of_prior
         ]
         rows.append(("baselines, nats per token", ", ".join(baselines) or "not measured"))
+        for number, level in enumerate(of_prior.get("levels") or ()):
+            known = "" if level["level_above"] is None else f"; knowing the level above, {level['level_above']:.4f}"
+            rows.append((f"nats per token of level {number}", f"{level['nats_per_token']:.4f}{known}"))
         rows.append(("code bits per dimension", _number(of_prior.get("bits_per_dimension"), ".4f")))
         rows.append(("FID", _score(of_prior.get("fid"))))
     return table(rows) if rows else "Nothing: it came without a record of its training."
