@@ -5,6 +5,7 @@ Letters: n rows, T tokens of a sequence, K codes of all levels together.
 
 from dataclasses import dataclass
 from math import log, prod
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,11 +26,28 @@ class Baselines:
         unigram: Frequency of each code in the training rows, add-one smoothed (Laplace).
         previous_token: Frequency given the token before (the prompt, for the first), smoothed
             towards the unigram (Witten and Bell 1991, method C).
+        levels: The same of each level, where there are several.
     """
 
     uniform: float
     unigram: float
     previous_token: float
+    levels: "tuple[LevelBaselines, ...]" = ()
+
+
+@dataclass(frozen=True)
+class LevelBaselines:
+    """Mean nats per token of one level's codes in the held-out rows.
+
+    Attributes:
+        unigram, previous_token: As of all levels.
+        level_above: Frequency given the code of the level above at the same place, smoothed as `previous_token`; None
+            for the first level.
+    """
+
+    unigram: float
+    previous_token: float
+    level_above: float | None
 
 
 def bits_per_dimension(nats_per_token: float, spec: CodeSpec, num_drawn: int | None = None) -> float:
@@ -60,19 +78,34 @@ def previous_token_nats(
 ) -> NDArray[np.float64]:
     """Return nats of each held-out token given the one before it, [n, T].
 
-    p(b | a) = (count(a, b) + kinds(a) * unigram(b)) / (count(a) + kinds(a)), where kinds(a) is the
-    number of different tokens seen after a; a token never seen as predecessor leaves the unigram.
-
     Args:
         unigram: [K].
         train: Sequences with their prompts, [n, 1 + T].
         held_out: The same, of the held-out rows.
     """
-    size = int(max(train.max(), held_out.max())) + 1
-    pairs, counts = np.unique(train[:, :-1] * size + train[:, 1:], return_counts=True)
+    return pair_nats(unigram, (train[:, :-1], train[:, 1:]), (held_out[:, :-1], held_out[:, 1:]))
+
+
+def pair_nats(
+    unigram: NDArray[np.float64],
+    train: tuple[NDArray[np.int64], NDArray[np.int64]],
+    held_out: tuple[NDArray[np.int64], NDArray[np.int64]],
+) -> NDArray[np.float64]:
+    """Return nats of each held-out token given another one, [n, T].
+
+    p(b | a) = (count(a, b) + kinds(a) * unigram(b)) / (count(a) + kinds(a)), where kinds(a) is the
+    number of different tokens seen with a; a token never seen in that place leaves the unigram.
+
+    Args:
+        unigram: [K].
+        train: The tokens a and b of each pair, [n, T] each.
+        held_out: The same, of the held-out rows.
+    """
+    size = int(max(*(part.max() for part in train), *(part.max() for part in held_out))) + 1
+    pairs, counts = np.unique(train[0] * size + train[1], return_counts=True)
     kinds = np.bincount(pairs // size, minlength=size)
     totals = np.bincount(pairs // size, weights=counts, minlength=size)
-    before, wanted = held_out[:, :-1], held_out[:, 1:]
+    before, wanted = held_out
     asked = before * size + wanted
     place = np.minimum(np.searchsorted(pairs, asked), len(pairs) - 1)
     seen = np.where(pairs[place] == asked, counts[place], 0)
@@ -98,8 +131,42 @@ def measure_baselines(train: Sequences, held_out: Sequences) -> Baselines:
     drawn = layout.drawn_positions
     numbers = [n for n in range(len(layout.levels)) if n not in layout.given_levels]
     total = sum(layout.levels[n].num_tokens * log(layout.level_sizes[n]) for n in numbers)
+    previous = previous_token_nats(unigram, seen, asked)
     return Baselines(
         uniform=total / layout.num_drawn,
         unigram=float(-np.log(unigram[asked[:, 1:][:, drawn]]).mean()),
-        previous_token=float(previous_token_nats(unigram, seen, asked)[:, drawn].mean()),
+        previous_token=float(previous[:, drawn].mean()),
+        levels=_of_levels(layout, unigram, seen[:, 1:], asked[:, 1:], previous) if len(layout.levels) > 1 else (),
     )
+
+
+def _of_levels(
+    layout: SequenceLayout,
+    unigram: NDArray[np.float64],
+    seen: NDArray[np.int64],
+    asked: NDArray[np.int64],
+    previous: NDArray[np.float64],
+) -> tuple[LevelBaselines, ...]:
+    """Return the baselines of each level from the tokens of training and held-out rows, [n, T] without prompts."""
+    found = []
+    cells = [np.arange(layout.num_tokens)[_index(level.positions)] for level in layout.levels_at()]
+    for number, own in enumerate(cells):
+        above = None
+        if number:
+            parent = cells[number - 1][_above(layout.levels[number - 1].grid, layout.levels[number].grid)]
+            pairs = ((rows[:, parent], rows[:, own]) for rows in (seen, asked))
+            above = float(pair_nats(unigram, *pairs).mean())
+        own_unigram = float(-np.log(unigram[asked[:, own]]).mean())
+        found.append(LevelBaselines(own_unigram, float(previous[:, own].mean()), above))
+    return tuple(found)
+
+
+def _index(positions: Any) -> Any:
+    return positions if isinstance(positions, slice) else positions.numpy()
+
+
+def _above(coarse: tuple[int, ...], fine: tuple[int, ...]) -> NDArray[np.int64]:
+    """Return the raster place, in a coarser grid, of the cell in which the middle of each cell of a finer one lies."""
+    axes = np.indices(fine).reshape(len(fine), -1)
+    places = [(2 * axis + 1) * few // (2 * many) for axis, few, many in zip(axes, coarse, fine, strict=True)]
+    return np.ravel_multi_index(places, coarse)

@@ -14,6 +14,7 @@ from torch import Tensor
 from stage2_prior.conditions import Conditioned
 from stage2_prior.folder import SamplingDefaults
 from stage2_prior.prior import CausalPrior
+from stage2_prior.sampling_settings import Sampling
 
 TEMPERATURES = (0.8, 0.85, 0.9, 0.95, 1.0)
 GUIDANCE_SCALES = (1.0, 1.1, 1.25, 1.5, 1.75, 2.0)
@@ -38,11 +39,19 @@ def candidates(prior: CausalPrior) -> list[SamplingDefaults]:
     return [SamplingDefaults(temperature, scale) for scale in scales for temperature in TEMPERATURES]
 
 
-@torch.no_grad()
 def held_out_nats(
     prior: CausalPrior, tokens: Tensor, labels: Tensor | Conditioned, settings: Sequence[SamplingDefaults]
 ) -> list[float]:
-    """Return mean nats per token of the held-out rows under each setting, with teacher forcing.
+    """Return mean nats per token of the held-out rows under each setting; see `level_nats`."""
+    totals = level_nats(prior, tokens, labels, settings).sum(1)
+    return [float(total) / (len(tokens) * prior.layout.num_drawn) for total in totals]
+
+
+@torch.no_grad()
+def level_nats(
+    prior: CausalPrior, tokens: Tensor, labels: Tensor | Conditioned, settings: Sequence[SamplingDefaults]
+) -> Tensor:
+    """Return the nats of the held-out rows under each setting, a column a drawn level, float64, with teacher forcing.
 
     The distribution measured is the one that is sampled: softmax((l_null + scale * (l_label - l_null)) / temperature)
     over the legal ids.
@@ -55,21 +64,23 @@ def held_out_nats(
     """
     prior, layout, device = prior.packed(), prior.layout, prior.device
     conditioned = Conditioned.of(labels)
-    totals = torch.zeros(len(settings), dtype=torch.float64)
+    drawn = [number for number in range(len(layout.levels)) if number not in layout.given_levels]
+    temperatures = [Sampling(temperature=each.temperature).temperatures(len(layout.levels)) for each in settings]
+    totals = torch.zeros((len(settings), len(layout.drawn_levels_at())), dtype=torch.float64)
     guided = any(setting.guidance_scale != 1 for setting in settings)
     for first in range(0, len(tokens), ROWS_PER_CALL):
         rows = tokens[first : first + ROWS_PER_CALL].to(device)
         classes = conditioned[first : first + ROWS_PER_CALL].to(device)
         conditional = prior.token_logits(rows, classes)
         both = (conditional, prior.token_logits(rows, classes.null(layout)) if guided else conditional)
-        for level in layout.drawn_levels_at():
+        for column, level in enumerate(layout.drawn_levels_at()):
             with_label, without = (part[:, level.positions, level.low : level.high] for part in both)
             wanted = (rows[:, level.positions] - level.low).flatten()
             for number, setting in enumerate(settings):
                 logits = without + setting.guidance_scale * (with_label - without)
-                flat = (logits / setting.temperature).flatten(0, 1)
-                totals[number] += F.cross_entropy(flat, wanted, reduction="sum").double().cpu()
-    return [float(total) / (len(tokens) * layout.num_drawn) for total in totals]
+                flat = (logits / temperatures[number][drawn[column]]).flatten(0, 1)
+                totals[number, column] += F.cross_entropy(flat, wanted, reduction="sum").double().cpu()
+    return totals
 
 
 def calibrate(
@@ -79,11 +90,39 @@ def calibrate(
 
     Likelihood is flat around its best and hardly sees what the eye sees first, a sample of no clear class. So
     among the candidates within `TOLERANCE` of the best score, the strongest guidance is taken, and
-    of these the lowest temperature.
+    of these the lowest temperature. Where several levels are drawn, each has its own: the strongest guidance is that at
+    which every level has a candidate within the tolerance of its best score, and of these it takes the lowest.
     """
     settings = candidates(prior)
+    if measure is held_out_nats and len(prior.layout.drawn_levels_at()) > 1:
+        return _by_level(prior, settings, level_nats(prior, tokens, labels, settings) / len(tokens))
     scores = measure(prior, tokens, labels, settings)
     limit = min(scores) + TOLERANCE * abs(min(scores))
     good = [setting for setting, score in zip(settings, scores, strict=True) if score <= limit]
-    best = max(good, key=lambda setting: (setting.guidance_scale, -setting.temperature))
+    best = max(good, key=lambda setting: (setting.guidance_scale, -_one(setting)))
     return Calibration(best, tuple(zip(settings, scores, strict=True)))
+
+
+def _one(setting: SamplingDefaults) -> float:
+    """Return the temperature of a candidate, which has one for all levels."""
+    return Sampling(temperature=setting.temperature).temperatures(1)[0]
+
+
+def _by_level(prior: CausalPrior, settings: Sequence[SamplingDefaults], nats: Tensor) -> Calibration:
+    """Return a temperature for each level, from the nats of a row under each setting, a column a drawn level."""
+    layout = prior.layout
+    good = nats <= nats.amin(0) * (1 + TOLERANCE)
+    scales = sorted({setting.guidance_scale for setting in settings}, reverse=True)
+    for scale in scales:
+        rows = [number for number, setting in enumerate(settings) if setting.guidance_scale == scale]
+        if bool(good[rows].any(0).all()):
+            break
+    else:  # no guidance suits all levels: that of the best sum
+        scale = settings[int(nats.sum(1).argmin())].guidance_scale
+        rows = [number for number, setting in enumerate(settings) if setting.guidance_scale == scale]
+        good = nats <= nats[rows].amin(0) * (1 + TOLERANCE)
+    lowest = iter(min(_one(settings[n]) for n in rows if good[n, column]) for column in range(nats.shape[1]))
+    numbers = range(len(layout.levels))
+    temperatures = tuple(1.0 if number in layout.given_levels else next(lowest) for number in numbers)
+    scores = (nats.sum(1) / layout.num_drawn).tolist()
+    return Calibration(SamplingDefaults(temperatures, scale), tuple(zip(settings, scores, strict=True)))

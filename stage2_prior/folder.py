@@ -15,6 +15,7 @@ from torch import nn
 from stage2_prior.architecture import model_of
 from stage2_prior.conditions import Condition, attach, build_condition, num_vectors
 from stage2_prior.layout import Order, SequenceLayout
+from stage2_prior.sampling_settings import Sampling, Temperature
 from stage2_prior.tokenizer import write_tokenizer
 from vq_prior.core.config import from_json, pretty_json, read_json, to_json
 from vq_prior.core.disk.artifacts import write_atomic
@@ -45,7 +46,7 @@ SEVERAL_LEVELS = (
 class SamplingDefaults:
     """Sampling settings chosen by measurement when the prior was trained."""
 
-    temperature: float = 1.0
+    temperature: Temperature = 1.0
     guidance_scale: float = 1.0
 
 
@@ -124,7 +125,7 @@ def write_folder(folder: Path, model: nn.Module, ours: PriorConfig) -> None:
     write_tokenizer(folder, layout)
     generation = GenerationConfig(
         do_sample=True,
-        temperature=ours.sampling.temperature,
+        temperature=Sampling(temperature=ours.sampling.temperature).temperatures(1)[0],
         top_k=0,
         top_p=1.0,
         max_new_tokens=layout.num_tokens,
@@ -172,7 +173,9 @@ def read_prior_config(folder: Path) -> PriorConfig:
         raise ArtifactError(f"{path}: num_codes is {config.num_codes}, its spec has {layout.num_codes}")
     if config.label_names and len(config.label_names) != config.num_classes:
         raise ArtifactError(f"{path}: label_names has {len(config.label_names)} names for {config.num_classes} classes")
-    if not (config.sampling.temperature > 0 and config.sampling.guidance_scale >= 0):
+    temperatures = Sampling(temperature=config.sampling.temperature).temperatures(len(layout.levels))
+    fit = len(temperatures) == len(layout.levels) and all(each > 0 for each in temperatures)
+    if not (fit and config.sampling.guidance_scale >= 0):
         raise ArtifactError(f"{path}: sampling is out of range, got {config.sampling}")
     return config
 

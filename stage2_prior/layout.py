@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from stage2_prior.interleaving import interleaved
 from vq_prior.core.config import from_json, to_json
 from vq_prior.core.errors import ArtifactError, UsageError
 from vq_prior.core.spec import MAX_CODES, CodeSpec, LevelSpec, by
@@ -57,6 +58,12 @@ class SequenceLayout:
 
         prompt  codes.0  codes.1
         [c]     [0 2]    [1 3]
+
+    Where a level has a finer grid, a cell is followed by those that lie in it. The 1x2 and 2x2 from above::
+
+        prompt  codes.0  codes.1
+        [c]     [0 3]    [1 4]
+                         [2 5]
 
     Attributes:
         levels: One entry a code grid, coarse to fine.
@@ -115,9 +122,14 @@ class SequenceLayout:
         if self.order == "raster":
             return
         if self.order == "interleaved":
-            if len(self.levels) < 2 or len({level.grid for level in self.levels}) > 1:
+            pairs = [(a.grid, b.grid) for a, b in pairwise(self.levels)]
+            nested = all(len(a) == len(b) and not any(j % i for i, j in zip(a, b, strict=True)) for a, b in pairs)
+            if not pairs or not nested:
                 grids = ", ".join(by(level.grid) for level in self.levels)
-                raise ArtifactError(f"layout.order interleaved needs several levels of one grid, got {grids}")
+                raise ArtifactError(
+                    "layout.order interleaved needs several levels, the cells of each a whole number of times those of "
+                    f"the level before it, got {grids}"
+                )
             return
         if isinstance(self.order, str):
             raise ArtifactError(f"layout.order must be raster, interleaved or a list of places, got {self.order!r}")
@@ -172,15 +184,29 @@ class SequenceLayout:
         starts = list(accumulate((level.num_tokens for level in self.levels), initial=0))
         if self.order == "raster":
             positions: list[slice | Tensor] = [slice(a, b) for a, b in pairwise(starts)]
-        elif self.order == "interleaved":
+        elif self._woven:
             positions = [slice(n, self.num_tokens, len(self.levels)) for n in range(len(self.levels))]
         else:
-            inverse = torch.tensor(self.order, dtype=torch.int64).argsort()
+            inverse = self._places.argsort()
             positions = [inverse[a:b] for a, b in pairwise(starts)]
         return tuple(
             LevelPlaces(where, low, low + size)
             for where, low, size in zip(positions, self.offsets, self.level_sizes, strict=True)
         )
+
+    @property
+    def _woven(self) -> bool:
+        """Whether the levels are interleaved and have one grid."""
+        return self.order == "interleaved" and len({level.grid for level in self.levels}) == 1
+
+    @cached_property
+    def _places(self) -> Tensor:
+        """The raster place of the code at each position, [T] int64."""
+        if self.order == "raster":
+            return torch.arange(self.num_tokens)
+        if self.order != "interleaved":
+            return torch.tensor(self.order, dtype=torch.int64)
+        return interleaved([level.grid for level in self.levels])
 
     @cached_property
     def legal_ids(self) -> tuple[tuple[int, int], ...]:
@@ -190,6 +216,14 @@ class SequenceLayout:
             for position in torch.arange(self.num_tokens)[level.positions].tolist():
                 legal[position] = (level.low, level.high)
         return tuple(legal)
+
+    @cached_property
+    def level_of_each(self) -> tuple[int, ...]:
+        """The number of the level whose code stands at each position."""
+        numbers = torch.zeros(self.num_tokens, dtype=torch.int64)
+        for number, level in enumerate(self.levels_at()):
+            numbers[level.positions] = number
+        return tuple(numbers.tolist())
 
     @cached_property
     def drawn_positions(self) -> slice | list[int]:
@@ -203,10 +237,10 @@ class SequenceLayout:
 
     def in_order(self, parts: Sequence[Tensor]) -> Tensor:
         """Return values [B, T, ...] in the order of the sequence from those of each level, [B, cells, ...]."""
-        if self.order == "interleaved":
+        if self._woven:
             return torch.stack(list(parts), dim=2).flatten(1, 2)
         joined = torch.cat(list(parts), dim=1)
-        return joined if self.order == "raster" else joined[:, torch.tensor(self.order, device=joined.device)]
+        return joined if self.order == "raster" else joined[:, self._places.to(joined.device)]
 
     @property
     def num_tokens(self) -> int:
@@ -297,35 +331,40 @@ class SequenceLayout:
             given[:, self.levels_at()[number].positions] = self._whole_level(number, grid).cpu()
         return given
 
-    def given_rows(self, codes: Tensor, rows: int) -> Tensor:
-        """Return [B, T] int64 that give the first rows of the grid of a layout of one level: tokens, and -1.
+    def given_rows(self, codes: Sequence[Tensor], rows: int) -> Tensor:
+        """Return [B, T] int64 that give the first rows of the grid of every level: tokens, and -1.
 
         Codes of the other rows need no token.
 
         Args:
-            codes: Of the one level, [B, *grid] integers.
-            rows: How many, along the grid's first axis.
+            codes: Of each level, [B, *grid] integers.
+            rows: How many, along the first axis of the coarsest grid; of a finer grid those beside them.
 
         Raises:
-            UsageError: If there are several levels, the order draws another cell before these rows are over, or
-                a code of these rows has no token.
+            UsageError: If the order draws another cell of a level before its rows are over, or a code of these rows has
+                no token.
         """
-        if len(self.levels) > 1:
-            raise UsageError(f"completion needs a model of one code grid, this one has {len(self.levels)}")
-        tokens = self.level_tokens(0, codes[:, :rows])
-        strangers = codes[:, :rows].flatten(1)[tokens < 0]
-        if strangers.numel():
-            raise UsageError(
-                f"the kept part holds code {int(strangers[0])}, which this vocabulary left out; keep fewer rows"
-            )
-        first = torch.arange(self.num_tokens)[self.levels_at()[0].positions][: tokens.shape[1]]
-        if tokens.shape[1] and int(first.max()) >= tokens.shape[1]:
-            raise UsageError(
-                f"completion needs a prior that draws the first {rows} rows of its grid before all others; "
-                "this one has another order"
-            )
-        given = torch.full((len(codes), self.num_tokens), -1, dtype=torch.int64)
-        given[:, first] = tokens.cpu()
+        given = torch.full((len(codes[0]), self.num_tokens), -1, dtype=torch.int64)
+        for number, (grid, level, own) in enumerate(zip(codes, self.levels_at(), self.levels, strict=True)):
+            part = grid[:, : rows * own.grid[0] // self.levels[0].grid[0]]
+            tokens = self.level_tokens(number, part)
+            strangers = part.flatten(1)[tokens < 0]
+            if strangers.numel():
+                raise UsageError(
+                    f"the kept part holds code {int(strangers[0])}, which this vocabulary left out; keep fewer rows"
+                )
+            positions = torch.arange(self.num_tokens)[level.positions]
+            first = positions[: tokens.shape[1]]
+            if (
+                first.numel()
+                and first.numel() < len(positions)
+                and int(first.max()) > int(positions[len(first) :].min())
+            ):
+                raise UsageError(
+                    f"completion needs a prior that draws the first {rows} rows of its grid before all others; "
+                    "this one has another order"
+                )
+            given[:, first] = tokens.cpu()
         return given
 
     def level_tokens(self, number: int, codes: Tensor) -> Tensor:

@@ -39,11 +39,13 @@ class Progress:
         best_nats: Smallest held-out nats per token so far; None before the first measurement.
         best_step: Optimiser step of that measurement.
         misses: Measurements since then.
+        level_nats: That of each level, where there are several.
     """
 
     best_nats: float | None = None
     best_step: int = 0
     misses: int = 0
+    level_nats: tuple[float, ...] = ()
 
 
 @dataclass

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from stage2_prior.conditions import Conditioned
 from stage2_prior.decoder import Decoder
-from stage2_prior.fast.invariance import attended_rows, call_rows, thread_choice
+from stage2_prior.fast.invariance import attended_rows, settled_rows, thread_choice
 from stage2_prior.filters import filtered_probabilities, guidance_at, inverse_cdf
 from stage2_prior.layout import SequenceLayout
 from stage2_prior.prior import Prior
-from stage2_prior.sampling_settings import Sampling
+from stage2_prior.sampling_settings import Sampling, told
 from stage2_prior.settings import given as known
 from vq_prior.core.errors import NumericError, UsageError
 from vq_prior.core.processes.threads import using_threads
@@ -39,10 +39,14 @@ def check_sampling(layout: SequenceLayout, *, conditioned: bool = False, **setti
         UsageError: Naming the setting, what was given and what is allowed.
     """
     s = Sampling(**settings).filled()
-    temperature, guidance_scale = known(s.temperature), known(s.guidance_scale)
+    guidance_scale, num_levels = known(s.guidance_scale), len(layout.levels)
     largest = max(layout.level_sizes)
-    if not (math.isfinite(temperature) and temperature > 0):
-        raise UsageError(f"temperature must be positive and finite, got {temperature}; 1 samples what was learnt")
+    temperatures = s.temperatures(num_levels)
+    if len(temperatures) != num_levels:
+        count = "1" if num_levels == 1 else f"1 or {num_levels}"
+        raise UsageError(f"temperature must be {count} number(s), one a level of codes, got {told(temperatures)}")
+    if not all(math.isfinite(each) and each > 0 for each in temperatures):
+        raise UsageError(f"temperature must be positive and finite, got {s.temperature}; 1 samples what was learnt")
     if s.top_k is not None and not 1 <= s.top_k <= largest:
         raise UsageError(
             f"top_k must be between 1 and {largest} (this prior's codebook size), got {s.top_k}; "
@@ -103,7 +107,7 @@ def sample_tokens(
     taken = checked_given(layout, given, len(indices))
     decoder = prior.decoder(sampling.precision)
     B, passes = len(indices), 1 if sampling.guidance_scale == 1 else 2
-    rows = call_rows(decoder, B, passes)
+    rows = settled_rows(decoder, B, passes)
     pieces = [torch.empty((0, layout.num_tokens), dtype=torch.int64)]
     uniforms = torch.from_numpy(sample_uniforms(seed, np.asarray(indices, dtype=np.int64), layout.num_tokens))
     for first in range(0, B, rows):
@@ -115,7 +119,9 @@ def sample_tokens(
         if prior.num_vectors:
             inputs.append(torch.cat([_padded(part, rows) for part in vectors if part is not None]))
         scales = guidance_at(layout.num_tokens, **sampling.guidance)
-        pieces.append(_draw(decoder, here.stop - first, layout, inputs, scales, sampling.filters).cpu())
+        temperatures = [sampling.temperatures(len(layout.levels))[level] for level in layout.level_of_each]
+        how = (scales, temperatures, sampling.filters)
+        pieces.append(_draw(decoder, here.stop - first, layout, inputs, *how).cpu())
     return torch.cat(pieces).to(device)
 
 
@@ -190,6 +196,7 @@ def _draw(
     layout: SequenceLayout,
     inputs: Sequence[Tensor],
     guidance: Sequence[float],
+    temperatures: Sequence[float],
     filters: dict[str, Any],
 ) -> Tensor:
     """Return tokens [num_samples, T].
@@ -201,12 +208,14 @@ def _draw(
         inputs: Prompts [R], or [2 R] with the null rows behind; uniform numbers [R, T]; given tokens or -1 [R, T];
             and, for a prior with conditions, what stands in the prompt behind the class, as many rows of [P, D].
         guidance: Scale at each position.
-        filters: Of `filtered_probabilities`.
+        temperatures: Of each position.
+        filters: What else `filtered_probabilities` takes.
     """
     prompts, uniforms, forced, *vectors = inputs
     R, T = uniforms.shape
     passes = prompts.shape[0] // R
-    cache = decoder.new_cache(attended_rows(decoder, num_samples, R, passes))
+    with using_threads(decoder.threads):
+        cache = decoder.new_cache(attended_rows(decoder, num_samples, R, passes))
     tokens = torch.empty((R, T), dtype=torch.int64, device=prompts.device)
     finite = torch.ones((), dtype=torch.bool, device=prompts.device)
     current, first = prompts, 0
@@ -227,13 +236,14 @@ def _draw(
                 if all_given[position]:
                     drawn = forced[:, position]
                 else:
-                    weights = filtered_probabilities(logits, **filters)
+                    weights = filtered_probabilities(logits, temperature=temperatures[position], **filters)
                     # What a row that is not finite gives is refused below.
                     drawn = inverse_cdf(weights, uniforms[:, position]).clamp_(max=high - low - 1) + low
                     if some[position]:
                         drawn = torch.where(forced[:, position] >= 0, forced[:, position], drawn)
                 tokens[:, position] = drawn
                 current = drawn.repeat(passes) if passes > 1 else drawn
+    decoder.threads = choice.number if choice else decoder.threads
     if not bool(finite):
         raise NumericError("the prior gives logits that are not finite; its weights or the guidance scale are broken")
     return tokens[:num_samples]

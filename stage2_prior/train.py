@@ -24,6 +24,7 @@ from stage2_prior.plan import plan_lines, size_lines
 from stage2_prior.prior import CausalPrior, save_prior, shifted, token_nats
 from stage2_prior.run import Progress, Training, prepare, resume, save, written_steps
 from stage2_prior.sampling import sample_tokens
+from stage2_prior.sampling_settings import told
 from stage2_prior.sequences import Sequences, drop_tokens
 from stage2_prior.settings import TINY_ROWS, CodeFacts, TrainPrior, check, given, resolve
 from vq_prior.core.disk.artifacts import new_folder, remove
@@ -278,8 +279,10 @@ def run_steps(t: Training) -> None:
             log.close()
 
 
-def held_out_loss(t: Training) -> float:
+def held_out_loss(t: Training) -> tuple[float, list[float]]:
     """Return mean nats per token of the held-out rows under the model's present weights, over all processes.
+
+    Beside it, the same of the codes of each level, where there are several.
 
     When fine-tuning with classes, each row counts with its class and without: the base may know the class well and
     the new data not at all, and the weights that are kept must do both.
@@ -288,39 +291,46 @@ def held_out_loss(t: Training) -> float:
     some = layout.num_classes > 0 or t.prior.num_vectors > 0
     both = t.settings.from_model is not None and some and t.prior.unconditional
     sums, pieces = TreeSum(), t.runtime.pieces(len(t.held_out))
+    levels = layout.levels_at() if len(layout.levels) > 1 else ()
     # As many calls on every process: where parameters are sharded, all gather them together.
     calls = -(-len(t.held_out) // (t.runtime.num_processes * len(pieces) * EVAL_ROWS_PER_CALL))
     with torch.no_grad():
         for piece in pieces:
-            total = torch.zeros((), dtype=torch.float64)
+            total = torch.zeros(1 + len(levels), dtype=torch.float64)
             for call in cut(piece, calls):
                 tokens, conditioned = t.held_out.conditioned(call)
                 prompts = [conditioned, conditioned.null(layout)] if both else [conditioned]
                 for each in prompts:
                     inputs, wanted = shifted(layout, tokens, each.labels).to(device), tokens.to(device)
                     columns = each.to(device).columns
-                    total += token_nats(layout, model(inputs, columns), wanted).double().sum().cpu() / len(prompts)
+                    nats = token_nats(layout, model(inputs, columns), wanted).double()
+                    parts = [nats, *(nats[:, level.positions] for level in levels)]
+                    total += torch.stack([part.sum() for part in parts]).cpu() / len(prompts)
             sums.add(total)
     whole = sums.total()
     assert whole is not None
     whole = sum_over_processes(whole.to(device) if device.type != "mps" else whole)
-    return float(whole) / (len(t.held_out) * layout.num_drawn)
+    total_nats, *of_levels = whole.tolist()
+    sizes = [level.num_tokens for level in layout.levels]
+    of_each = [float(nats) / (len(t.held_out) * size) for nats, size in zip(of_levels, sizes, strict=False)]
+    return float(total_nats) / (len(t.held_out) * layout.num_drawn), of_each
 
 
 def evaluate(t: Training) -> dict[str, float]:
     """Return the measurements of the averaged weights, and keep these weights if they are the best so far."""
     with t.average.swapped_into(t.prior.model):
-        nats = held_out_loss(t)
+        nats, of_levels = held_out_loss(t)
         if not isfinite(nats):
             raise NumericError(f"the held-out loss after step {t.step} is not finite; lower --learning-rate")
         if t.progress.best_nats is None or nats < t.progress.best_nats:
-            t.progress = Progress(nats, t.step, 0)
+            t.progress = Progress(nats, t.step, 0, tuple(of_levels))
             t.best = {name: tensor.detach().clone() for name, tensor in t.prior.model.state_dict().items()}
         else:
             t.progress.misses += 1
     b = t.baselines
     return {
         "held_out_nats": nats,
+        **{f"held_out_nats.{number}": each for number, each in enumerate(of_levels)},
         "bits_per_dimension": bits_per_dimension(nats, t.prior.spec, t.prior.layout.num_drawn),
         "uniform": b.uniform,
         "unigram": b.unigram,
@@ -370,7 +380,7 @@ def finish(t: Training, record: TrainingRecord) -> None:
         b, best = t.baselines, t.progress.best_nats
         assert best is not None
         bits = bits_per_dimension(best, t.prior.spec, t.prior.layout.num_drawn)
-        measured = {
+        measured: dict[str, Any] = {
             "nats_per_token": best,
             "bits_per_dimension": bits,
             "previous_token": b.previous_token,
@@ -378,6 +388,11 @@ def finish(t: Training, record: TrainingRecord) -> None:
             "uniform": b.uniform,
             **told_threads(t.folder),
         }
+        if b.levels:
+            measured["levels"] = [
+                {"nats_per_token": nats, **dataclasses.asdict(each)}
+                for nats, each in zip(t.progress.level_nats, b.levels, strict=True)
+            ]
         with new_folder(t.final) as staging:
             save_prior(final, staging)
             write_record(staging, dataclasses.replace(record, num_held_out=len(t.held_out), measured=measured))
@@ -385,9 +400,14 @@ def finish(t: Training, record: TrainingRecord) -> None:
             f"held-out nats per token {best:.4f} ({bits:.4f} code bits per dimension)"
             f" against {b.previous_token:.4f} previous token, {b.unigram:.4f} unigram, {b.uniform:.4f} uniform"
         )
+        for number, (nats, each) in enumerate(zip(t.progress.level_nats, b.levels, strict=False)):
+            above = "" if each.level_above is None else f", {each.level_above:.4f} level above"
+            known = f"{each.previous_token:.4f} previous token, {each.unigram:.4f} unigram{above}"
+            given_ = " (given, not drawn)" if number in t.prior.layout.given_levels else ""
+            print(f"level {number}: {nats:.4f} against {known}{given_}")
         print(
             f"best at step {t.progress.best_step}, {t.ending()}; measured sampling settings: "
-            f"temperature {final.sampling.temperature:g}, guidance {final.sampling.guidance_scale:g}"
+            f"temperature {told(final.sampling.temperature)}, guidance {final.sampling.guidance_scale:g}"
         )
         print(f"wrote {t.final}", flush=True)
         if t.settings.codec is None:

@@ -146,13 +146,22 @@ def test_the_drawing_shows_positions() -> None:
 def test_given_rows_are_the_beginning_of_the_sequence() -> None:
     layout = SequenceLayout((LevelSpec((3, 2), 9),), 2, ((0, 2, 5, 8),))
     codes = torch.tensor([[[0, 2], [5, 8], [7, 7]], [[8, 8], [2, 0], [5, 0]]])
-    assert layout.given_rows(codes, 2).tolist() == [[0, 1, 2, 3, -1, -1], [3, 3, 1, 0, -1, -1]]
-    assert layout.given_rows(codes, 0).tolist() == [[-1] * 6] * 2
-    assert torch.equal(layout.given_rows(codes[1:], 3), layout.to_tokens((codes[1:],)))
+    assert layout.given_rows((codes,), 2).tolist() == [[0, 1, 2, 3, -1, -1], [3, 3, 1, 0, -1, -1]]
+    assert layout.given_rows((codes,), 0).tolist() == [[-1] * 6] * 2
+    assert torch.equal(layout.given_rows((codes[1:],), 3), layout.to_tokens((codes[1:],)))
     with pytest.raises(UsageError, match="the kept part holds code 7"):
-        layout.given_rows(codes, 3)
-    with pytest.raises(UsageError, match="one code grid, this one has 2"):
-        SequenceLayout((LevelSpec((1,), 4), LevelSpec((2,), 4)), 0).given_rows(codes, 1)
+        layout.given_rows((codes,), 3)
+
+
+@pytest.mark.parametrize("order", ["raster", "interleaved"])
+def test_given_rows_of_every_level(order: str) -> None:
+    layout = SequenceLayout((LevelSpec((2, 1), 4), LevelSpec((4, 2), 4)), 0, order=order)
+    codes = (torch.tensor([[[1], [2]]]), torch.arange(8).view(1, 4, 2) % 4)
+    given = layout.given_rows(codes, 1)
+    whole = layout.to_tokens(codes)
+    assert int((given >= 0).sum()) == 1 + 4
+    assert torch.equal(given[given >= 0], whole[given >= 0])
+    assert torch.equal(layout.given_rows(codes, 2), whole)
 
 
 TWO = (LevelSpec((2, 2), 5), LevelSpec((2, 2), 4))
@@ -165,6 +174,16 @@ def test_levels_of_one_grid_interleave_cell_by_cell() -> None:
     text = layout.describe()
     assert "codes.0: 2 x 2, positions 0 to 6, every 2, ids 0 to 4\n  0 2\n  4 6" in text
     assert "codes.1: 2 x 2, positions 1 to 7, every 2, ids 5 to 8\n  1 3\n  5 7" in text
+
+
+def test_a_finer_grid_follows_the_cells_it_lies_in() -> None:
+    levels = (LevelSpec((1, 2), 5), LevelSpec((1, 2), 5), LevelSpec((2, 6), 5))
+    layout = SequenceLayout(levels, 0, order="interleaved")
+    assert layout._places.tolist() == [0, 2, 4, 5, 6, 10, 11, 12, 1, 3, 7, 8, 9, 13, 14, 15]
+    codes = tuple(torch.randint(5, (3, *level.grid)) for level in levels)
+    tokens = layout.to_tokens(codes)
+    assert all(torch.equal(one, other) for one, other in zip(layout.to_codes(tokens), codes, strict=True))
+    assert [low // 5 for low, _ in layout.legal_ids] == [0, 1, *[2] * 6, 0, 1, *[2] * 6]
 
 
 def test_the_drawing_shows_an_order_of_its_own() -> None:
@@ -180,8 +199,9 @@ def test_the_drawing_shows_an_order_of_its_own() -> None:
         (TWO[:1], {"order": (0, 1, 2)}, "must list 4 places, got 3"),
         (TWO[:1], {"order": (0, 1, 2, 2)}, "each place from 0 to 3 once, got 2 twice"),
         (TWO[:1], {"order": (0, 1, 2, 4)}, "each place from 0 to 3 once, got 4"),
-        (TWO[:1], {"order": "interleaved"}, "needs several levels of one grid, got 2 x 2"),
-        ((TWO[0], LevelSpec((4,), 3)), {"order": "interleaved"}, "needs several levels of one grid, got 2 x 2, 4"),
+        (TWO[:1], {"order": "interleaved"}, "needs several levels, .*, got 2 x 2"),
+        ((TWO[0], LevelSpec((4,), 3)), {"order": "interleaved"}, "needs several levels, .*, got 2 x 2, 4"),
+        ((TWO[0], LevelSpec((3, 4), 3)), {"order": "interleaved"}, "a whole number of times .*, got 2 x 2, 3 x 4"),
         (TWO, {"order": "spiral"}, "must be raster, interleaved or a list of places, got 'spiral'"),
         (TWO, {"given_levels": (0, 1)}, "one left to draw"),
         (TWO, {"given_levels": (2,)}, r"got \[2\]"),
@@ -200,6 +220,6 @@ def test_what_a_layout_always_had_has_the_keys_it_always_had() -> None:
 def test_completion_needs_the_kept_rows_first() -> None:
     codes = torch.tensor([[[0, 1], [2, 3]]])
     shuffled = SequenceLayout(TWO[:1], 0, order=(1, 0, 2, 3))
-    assert shuffled.given_rows(codes, 1).tolist() == [[1, 0, -1, -1]]
+    assert shuffled.given_rows((codes,), 1).tolist() == [[1, 0, -1, -1]]
     with pytest.raises(UsageError, match="draws the first 1 rows of its grid before all others"):
-        SequenceLayout(TWO[:1], 0, order=(0, 2, 1, 3)).given_rows(codes, 1)
+        SequenceLayout(TWO[:1], 0, order=(0, 2, 1, 3)).given_rows((codes,), 1)

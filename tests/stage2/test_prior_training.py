@@ -220,7 +220,7 @@ def test_it_stops_early_and_keeps_the_best(
     code_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     losses = iter([3.0, 2.0, 2.5, 2.0, 9.9])
-    monkeypatch.setattr(train, "held_out_loss", lambda _: next(losses))
+    monkeypatch.setattr(train, "held_out_loss", lambda _: (next(losses), []))
     train_prior(tiny(code_store, tmp_path, steps=60, patience=2))
     out = capsys.readouterr().out
     assert "held-out nats per token 2.0000" in out

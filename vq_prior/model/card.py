@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stage2_prior.sampling_settings import told
 from vq_prior.core.config import read_json
 from vq_prior.core.disk.records import TrainingRecord, read_record
 from vq_prior.core.hub.cards import (
@@ -132,7 +133,7 @@ def _description(
         ("parameters of the codec", _parameters(model / "vqvae")),
         ("parameters of the prior", _parameters(model / "prior")),
         ("classes", _classes(label_names)),
-        ("temperature, guidance scale", f"{sampling.temperature:g}, {sampling.guidance_scale:g} (by measurement)"),
+        ("temperature, guidance scale", f"{told(sampling.temperature)}, {sampling.guidance_scale:g} (by measurement)"),
         ("codec id", f"`{codec_id}`"),
     ]
 

@@ -13,12 +13,13 @@ from stage2_prior.conditions import Conditioned
 from stage2_prior.likelihood import Scores, score_codes
 from stage2_prior.prior import CausalPrior, load_prior, save_prior
 from stage2_prior.sampling import checked_given, given_from_prefix, sample_tokens
-from stage2_prior.sampling_settings import Sampling
+from stage2_prior.sampling_settings import Sampling, Temperature
 from vq_prior.core.disk.artifacts import new_folder, write_manifest
 from vq_prior.core.disk.records import keep_record
 from vq_prior.core.errors import ArtifactError, UsageError
 from vq_prior.core.hub.shareable import Shareable
 from vq_prior.core.processes.runtime import Precision
+from vq_prior.core.processes.threads import using_threads
 from vq_prior.core.spec import Codec
 from vq_prior.core.training.randomness import MAX_SEED
 from vq_prior.model.conditions import condition_values
@@ -38,7 +39,7 @@ class DrawSettings(TypedDict, total=False):
     seed: int
     first_index: int
     batch_size: int | None
-    temperature: float | None
+    temperature: Temperature | None
     top_k: int | None
     top_p: float | None
     min_p: float | None
@@ -62,6 +63,9 @@ class VQPriorPipeline(Shareable):
     def __init__(self, codec: Codec, prior: CausalPrior) -> None:
         self.codec, self.prior = codec.eval(), prior
         self.index = index_of(codec, prior)
+        self._threads_agree: bool | None = (
+            None  # whether the codec decodes the same bits with fewer threads; None: open
+        )
 
     @classmethod
     def from_pretrained(
@@ -148,7 +152,7 @@ class VQPriorPipeline(Shareable):
         seed: int = 0,
         first_index: int = 0,
         batch_size: int | None = None,
-        temperature: float | None = None,
+        temperature: Temperature | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
         min_p: float | None = None,
@@ -169,7 +173,7 @@ class VQPriorPipeline(Shareable):
             seed: Seed of the whole set.
             first_index: Index of the first image, to draw a part of a set.
             batch_size: Images drawn at once; None lets the device decide.
-            temperature: Divides the logits; None takes the model's measured value.
+            temperature: Divides the logits; of several levels also one a level. None takes the model's measured value.
             top_k: Keep the k likeliest codes of each step.
             top_p: Then keep the smallest set whose probability reaches p, in (0, 1].
             min_p: Then drop codes less likely than this share of the likeliest, in [0, 1).
@@ -269,7 +273,7 @@ class VQPriorPipeline(Shareable):
     ) -> PipelineOutput:
         """Return images that begin as a given one does and go on as the prior draws.
 
-        The codes of the rows of the grid that lie within the kept part are taken as they are, the others drawn
+        The codes of the rows of the grids that lie within the kept part are taken as they are, the others drawn
         (Chen et al. 2020, "Generative Pretraining from Pixels", figure 1). A completion is the sample of its index
         with these codes given: it depends on what a sample depends on, and on the image.
 
@@ -281,7 +285,7 @@ class VQPriorPipeline(Shareable):
             settings: Those of a call. Without labels, as there, the classes are taken in turn.
 
         Raises:
-            UsageError: If a setting is out of range, an image is none, or the codes are several grids.
+            UsageError: If a setting is out of range, or an image is none.
             ArtifactError: If a file is missing or no picture.
         """
         if num_images < 1:
@@ -293,7 +297,7 @@ class VQPriorPipeline(Shareable):
         """Return [B, T] that give the kept part of one or several images, -1 in the rest; see `complete`."""
         rows = kept_rows(keep, self.index.spec.levels[0].grid[0])
         codes = self.codec.encode(images_of(image, self.codec).to(self.device))
-        return self.prior.layout.given_rows(codes[0], rows)
+        return self.prior.layout.given_rows(codes, rows)
 
     def prefix_of(self, image: GivenImage, keep: Keep) -> Tensor:
         """Return the tokens [B, P] of the kept part of one or several images; deprecated for `given_of`."""
@@ -339,7 +343,18 @@ class VQPriorPipeline(Shareable):
         rows = Conditioned(torch.tensor(list(classes), dtype=torch.int64), condition or {}).to(self.device)
         tokens = sample_tokens(self.prior, rows, seed=seed, indices=list(indices), **sampling)
         codes = self.prior.layout.to_codes(tokens)
-        return self.codec.decode(codes), codes
+        return self._decoded(codes, self.prior.decoder(sampling.get("precision", "fp32")).threads), codes
+
+    def _decoded(self, codes: tuple[Tensor, ...], threads: int | None) -> Tensor:
+        """Return the values of codes, decoded with so many threads where that was measured to change no bit."""
+        most = torch.get_num_threads()
+        if threads in (None, most) or self._threads_agree is False:
+            return self.codec.decode(codes)
+        with using_threads(threads):
+            values = self.codec.decode(codes)
+        if self._threads_agree is None:
+            self._threads_agree = torch.equal(self.codec.decode(tuple(level[:1] for level in codes)), values[:1])
+        return values if self._threads_agree else self.codec.decode(codes)
 
 
 def default_batch_size(device: torch.device) -> int:
