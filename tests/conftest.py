@@ -105,12 +105,15 @@ IN_FULL = os.environ.get("VQ_PRIOR_FAULTS") == "full"
 BEGUN_FIRST = ("test_doctor.py",)  # long files whose names come late
 
 
-MOST_CASES = 4  # of one test, in a run of all tests
+MOST_CASES = 3  # of one test, in a run of all tests
 ONE_OF_FILES = (  # of these that take minutes, a run of all tests draws one each
     ("readme/test_guides.py", "readme/test_notebook.py", "readme/test_add_a_quantiser.py", "readme/test_space.py"),
     ("judge/test_doctor.py", "judge/test_evaluate.py"),
     ("top/test_benchmarks.py", "top/test_tracking.py", "top/test_app.py"),
     ("hub/test_share.py", "hub/test_faults.py"),
+    ("toys/test_two_levels_road.py", "faults/test_levels.py"),
+    ("end_to_end/test_tuning_road.py", "stage1/foreign/test_foreign.py", "model/test_export.py"),
+    ("faults/test_state.py", "faults/test_changes.py"),
 )
 
 

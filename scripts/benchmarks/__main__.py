@@ -19,6 +19,7 @@ BENCHMARKS = {
     "sample": ("sample", "drawing token sequences against generate() of transformers"),
     "processes": ("processes", "two processes with one thread each against one with two threads, job by job"),
     "quantisers": ("quantisers", "quantisers by codebook size and code dimension: errors, use, and nats of a prior"),
+    "levels": ("levels", "codecs of one and of several levels with their priors, in the same minutes"),
     "protocol": ("protocol", "one recipe of train-vqvae over several seeds, by the same measures"),
 }
 
