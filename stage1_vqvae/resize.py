@@ -7,6 +7,7 @@ clustered). Letters: D code dimension, K number of codes, N vectors, T tokens of
 
 import math
 import os
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -295,4 +296,4 @@ def _write(
         "its codes are new: codes must be extracted anew and a prior trained anew; those of the given codec do not fit"
     )
     codes = final.parent / "codes"
-    print(f"next: vq-prior extract-codes --codec {final} --data {settings.data} --out {codes}", flush=True)
+    print(f"next: vq-prior extract-codes --codec {final} --data {shlex.quote(settings.data)} --out {codes}", flush=True)

@@ -1,5 +1,6 @@
 """Training of the codec: one flat loop. Letters: B batch."""
 
+import shlex
 import time
 from dataclasses import replace
 from functools import partial
@@ -397,4 +398,4 @@ def finish(t: Training, record: TrainingRecord, final: Path) -> None:
         print(f"warning: only {usage:.1%} of the codes are used on the held-out images; {remedy(settings)}")
     print(f"wrote {final} (codec {model.codec_id[:12]}) and {final.parent / 'vqvae-training' / 'images'}")
     codes = final.parent / "codes"
-    print(f"next: vq-prior extract-codes --codec {final} --data {settings.data} --out {codes}", flush=True)
+    print(f"next: vq-prior extract-codes --codec {final} --data {shlex.quote(settings.data)} --out {codes}", flush=True)

@@ -195,7 +195,8 @@ def _check_sources(settings: TrainPrior) -> None:
     if (s.codes is None) == (s.data is None):
         both = "both" if s.codes is not None else "neither"
         raise UsageError(f"give either --codes (a code store) or --data (images whose codes are extracted), got {both}")
-    for name in ("image_column", "label_column", "split", "labels_file", "file_column", "classes", "max_images"):
+    where = ("image_column", "label_column", "split", "labels_file", "file_column")
+    for name in (*where, "classes", "max_images", "shard_cache_mib"):
         if (value := getattr(s, name)) is not None and s.data is None:
             raise UsageError(f"--{name.replace('_', '-')} goes with --data, got {value} with --codes; leave it out")
     if s.data is not None:

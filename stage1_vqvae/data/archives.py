@@ -12,17 +12,18 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import IO, Any
 
 from stage1_vqvae.data.classes import read_labels
 from stage1_vqvae.data.rows import MAX_FILE_BYTES, FileRows, RawData, Split
-from stage1_vqvae.data.splits import split_in
+from stage1_vqvae.data.splits import SPLIT_OF, split_in
 from stage1_vqvae.modalities import MODALITIES, Wanted, chosen, column_flag, kinds_of_suffix, named
 from vq_prior.core.config import parse_json
 from vq_prior.core.errors import ArtifactError, UsageError
-from vq_prior.core.modality import Encoded, Modality
+from vq_prior.core.modality import Encoded, Header, Modality
 
 ARCHIVE_SUFFIXES = (".zip", ".tar")
 MAX_SIDE_BYTES = 64 << 20
@@ -69,31 +70,33 @@ class Zip:
 class Tar:
     """A `.tar` that is not compressed; its files are read by any number of threads."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | str, file: IO[bytes] | None = None) -> None:
+        """Take its path, or what it is called and an open file."""
         self.path, end = path, 0
         self.members: list[Member] = []
-        try:
-            with tarfile.open(path, mode="r:") as archive:
-                for info in archive:
-                    if info.issparse() or not (info.isfile() or info.isdir()):
-                        raise ArtifactError(f"{path}: {info.name[:60]} is a link, or no plain file; unpack it")
-                    end = info.offset_data + -(-info.size // BLOCK) * BLOCK
-                    if info.isfile():
-                        self.members.append(Member(info.name.removeprefix("./"), info.size, info.offset_data))
-        except ArtifactError:
-            raise
-        except UNREADABLE as error:
-            raise ArtifactError(f"{path} is not a readable .tar ({str(error)[:80]})") from error
-        # A reader that comes to the end of the file takes it for the end of the archive, whatever was to follow.
-        with path.open("rb") as file:
-            file.seek(end)
-            if file.read(BLOCK) != bytes(BLOCK):
+        with Path(path).open("rb") if file is None else nullcontext(file) as content:
+            content.seek(0)
+            try:
+                with tarfile.open(fileobj=content, mode="r:") as archive:
+                    for info in archive:
+                        if info.issparse() or not (info.isfile() or info.isdir()):
+                            raise ArtifactError(f"{path}: {info.name[:60]} is a link, or no plain file; unpack it")
+                        end = info.offset_data + -(-info.size // BLOCK) * BLOCK
+                        if info.isfile():
+                            self.members.append(Member(info.name.removeprefix("./"), info.size, info.offset_data))
+            except ArtifactError:
+                raise
+            except UNREADABLE as error:
+                raise ArtifactError(f"{path} is not a readable .tar ({str(error)[:80]})") from error
+            # A reader that comes to the end of the file takes it for the end of the archive, whatever was to follow.
+            content.seek(end)
+            if content.read(BLOCK) != bytes(BLOCK):
                 raise ArtifactError(f"{path} has no end mark behind its last file: it is cut off; fetch it anew")
 
     def read(self, member: Member) -> bytes:
         """Return a file's bytes; raises `ArtifactError` if they cannot be read."""
         try:
-            with self.path.open("rb") as file:
+            with Path(self.path).open("rb") as file:
                 file.seek(member.offset)
                 content = file.read(member.size)
         except OSError as error:
@@ -119,6 +122,12 @@ class ArchiveRows:
             raise ArtifactError(f"{self.name(row)} has {member.size} bytes, more than the {MAX_FILE_BYTES} allowed")
         return archive.read(member)
 
+    def seen(self, row: int) -> tuple[bytes, Header] | None:
+        """Return hash and header of a file where they are known; raises `ArtifactError` where it is known to be bad."""
+        archive, member = self._files[row]
+        seen = getattr(archive, "seen", None)
+        return None if seen is None else seen(member)
+
     def name(self, row: int) -> str:
         """Return the archive and the path in it."""
         archive, member = self._files[row]
@@ -128,15 +137,22 @@ class ArchiveRows:
 def open_archive(path: Path) -> Zip | Tar:
     """Return a `.zip` or `.tar` with its files; raises `ArtifactError` if it is none, or a name in it no plain path."""
     archive: Zip | Tar = Zip(path) if path.suffix.lower() == ".zip" else Tar(path)
+    require_plain_names(archive)
+    return archive
+
+
+def require_plain_names(archive: Zip | Tar) -> None:
+    """Raise `ArtifactError` if a name in an archive is no plain path, or stands there twice."""
     seen: set[str] = set()
     for member in archive.members:
         parts = PurePosixPath(member.path).parts
         if member.path.startswith("/") or "\\" in member.path or "\0" in member.path or ".." in parts:
-            raise ArtifactError(f"{path} holds a file named {member.path[:60]!r}, which is no plain relative path")
+            raise ArtifactError(
+                f"{archive.path} holds a file named {member.path[:60]!r}, which is no plain relative path"
+            )
         if member.path in seen:
-            raise ArtifactError(f"{path} holds {member.path[:60]} twice; pack it anew")
+            raise ArtifactError(f"{archive.path} holds {member.path[:60]} twice; pack it anew")
         seen.add(member.path)
-    return archive
 
 
 def open_archives(paths: Sequence[Path], wanted: Wanted, *, open_folder: Any) -> RawData:
@@ -153,9 +169,9 @@ def open_archives(paths: Sequence[Path], wanted: Wanted, *, open_folder: Any) ->
         UsageError: If a sample has several files that may be its values.
     """
     archives = [open_archive(path) for path in sorted(paths)]
-    shards = [archive for archive in archives if isinstance(archive, Tar) and _is_webdataset(archive)]
+    shards = [archive for archive in archives if isinstance(archive, Tar) and is_webdataset(archive)]
     if len(shards) == len(archives):
-        return _shards(shards, wanted)
+        return shards_as_rows(shards, wanted)
     if len(archives) > 1:
         raise ArtifactError(
             f"{paths[0].parent} holds {len(archives)} archives that are no shards of a WebDataset (NAME.jpg and "
@@ -171,7 +187,7 @@ def _as_folder(archive: Zip | Tar, wanted: Wanted, open_folder: Any) -> RawData:
     """
     held = {}
     with tempfile.TemporaryDirectory(prefix="vq-prior-") as temporary:
-        root = Path(temporary).resolve() / archive.path.name
+        root = Path(temporary).resolve() / Path(archive.path).name
         root.mkdir()
         for member in archive.members:
             place = root / member.path
@@ -210,14 +226,19 @@ def shards_in(folder: Path) -> list[Path]:
     return [] if others else sorted(shards)
 
 
+def ending_of(member: Member) -> str:
+    """Return what follows the name of a sample, in lower case, such as "jpg" or "seg.png"."""
+    return member.path.rpartition("/")[2].partition(".")[2].lower()
+
+
 def _samples(archive: Tar) -> dict[str, dict[str, Member]]:
     """Return the files of each sample by what follows its name, such as "jpg" or "seg.png"."""
     samples: dict[str, dict[str, Member]] = {}
     for member in archive.members:
         folder, _, name = member.path.rpartition("/")
-        stem, _, ending = name.partition(".")
+        stem, ending = name.partition(".")[0], ending_of(member)
         if stem and ending:
-            samples.setdefault(f"{folder}/{stem}", {})[ending.lower()] = member
+            samples.setdefault(f"{folder}/{stem}", {})[ending] = member
     return samples
 
 
@@ -225,22 +246,28 @@ def _kinds(ending: str) -> tuple[str, ...]:
     return tuple(kinds_of_suffix("." + ending.rpartition(".")[2]))
 
 
-def _is_webdataset(archive: Tar) -> bool:
+def is_webdataset(archive: Tar) -> bool:
     """Return whether some value in an archive has another file of its name beside it."""
     return any(len(parts) > 1 and any(map(_kinds, parts)) for parts in _samples(archive).values())
 
 
-def _shards(archives: Sequence[Tar], wanted: Wanted) -> RawData:
+def shards_as_rows(archives: Sequence[Tar], wanted: Wanted) -> RawData:
     """Return the rows of the shards of a WebDataset."""
     groups: dict[str, list[Tar]] = {}
     for archive in archives:
-        found = split_in(archive.path.stem) if len(archives) > 1 else None
+        found = split_in(PurePosixPath(str(archive.path)).stem) if len(archives) > 1 else None
         groups.setdefault(found[0] if found else "train", []).append(archive)
     notes: list[str] = []
+    if wanted.split is not None:
+        asked = SPLIT_OF.get(wanted.split, wanted.split)
+        if asked not in groups:
+            raise UsageError(f"--split {wanted.split} is not among the shards, which are {', '.join(groups)}")
+        notes.append(f"left {len(archives) - len(groups[asked])} shard(s) of other splits untouched")
+        groups = {"train": groups[asked]}
     if untouched := groups.pop("test", []):
         notes.append(f"left {len(untouched)} test shard(s) untouched")
     if "train" not in groups:
-        raise ArtifactError(f"{archives[0].path.parent} holds no training shards, only {', '.join(groups)}")
+        raise ArtifactError(f"there are no training shards among {len(archives)}, only {', '.join(groups)}")
     samples = {
         split: [(archive, name, parts) for archive in members for name, parts in _samples(archive).items()]
         for split, members in groups.items()

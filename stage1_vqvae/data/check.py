@@ -1,5 +1,6 @@
 """The command `vq-prior check-data`: what is bad is said, a list is written, and a sheet shows what is good."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,7 +41,7 @@ def check_data(settings: CheckData) -> Path:
     if settings.out.suffix != SUFFIX or settings.out.is_dir():
         raise UsageError(f"--out must be a file named *{SUFFIX}, got {settings.out}")
     sheet, folder = settings.sheet, Path(settings.data)
-    if sheet is not None and folder.is_dir() and sheet.resolve().is_relative_to(folder.resolve()):
+    if sheet is not None and os.path.isdir(folder) and sheet.resolve().is_relative_to(folder.resolve()):
         raise UsageError(
             f"--sheet {sheet} lies in the data, and would be taken for an image of it; choose another place"
         )

@@ -4,6 +4,7 @@ The list is a JSON file that stands for the data: wherever a command takes DATA 
 bad is left out, and what has changed since is refused.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -133,7 +134,7 @@ def read_checked(path: Path) -> CheckedData:
     for name, split in checked.splits.items():
         if any(not 0 <= bad.row < len(split.sha256) for bad in split.bad):
             raise ArtifactError(f"{path}: splits.{name} lists a bad row that it does not have")
-    return checked if Path(checked.data).exists() else replace(checked, data=as_on_disk(checked.data))
+    return checked if os.path.exists(checked.data) else replace(checked, data=as_on_disk(checked.data))
 
 
 def check_splits(raw: RawData, num_workers: int | None, frames: str | None = None) -> dict[str, CheckedSplit]:

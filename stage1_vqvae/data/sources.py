@@ -1,7 +1,7 @@
 """DATA: what a user may name, of which kind it is, and the rows it holds.
 
-An existing path wins (a folder, a parquet, arrow, numpy or HDF5 file), then the word `digits`,
-then a Hub id `owner/name[@revision]`; anything else is a missing path.
+URLs are shards on web servers. Else an existing path wins (a folder, a parquet, arrow, numpy or HDF5 file), then the
+word `digits`, then a Hub id `owner/name[@revision]`; anything else is a missing path.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,6 +19,7 @@ from stage1_vqvae.data.checking import SUFFIX, CheckedData, looked_at, read_chec
 from stage1_vqvae.data.folders import open_folder
 from stage1_vqvae.data.frames import files_of, held_out_of, num_files
 from stage1_vqvae.data.hub import is_data_id, open_hub
+from stage1_vqvae.data.remote import open_remote
 from stage1_vqvae.data.rows import (
     ArrayRows,
     DataRows,
@@ -30,6 +31,7 @@ from stage1_vqvae.data.rows import (
 from stage1_vqvae.data.selection import chosen_classes, some_rows, without_rows
 from stage1_vqvae.data.splits import MOST_NAMED
 from stage1_vqvae.data.tables import TABLE_SUFFIXES, open_table_files
+from stage1_vqvae.data.web import is_remote
 from stage1_vqvae.modalities import MODALITIES, Wanted, installed, named, told_of_form
 from vq_prior.core.disk.code_store import held_out_rows
 from vq_prior.core.disk.names import readable
@@ -85,6 +87,7 @@ def open_data(
     classes: str | None = None,
     max_images: int | None = None,
     frames: str | None = None,
+    shard_cache_mib: int | None = None,
     num_workers: int | None = None,
 ) -> Data:
     """Return the rows that `data` names, every header checked.
@@ -101,6 +104,7 @@ def open_data(
         classes: Names of the classes to take, separated by commas; None takes all.
         max_images: Rows of each split to take at most; None takes all.
         frames: "all" makes a row of every frame of a file; None takes the first of each.
+        shard_cache_mib: MiB of disk for shards of web servers; None is 10,240.
         num_workers: Threads that read; None is one a core.
 
     Raises:
@@ -119,6 +123,7 @@ def open_data(
         classes=classes,
         max_images=max_images,
         frames=frames,
+        shard_cache_mib=shard_cache_mib,
     )
     return _opened(data, wanted, num_workers)
 
@@ -298,7 +303,8 @@ def columns_of(settings: Any) -> dict[str, str]:
 
 def said_of_data(settings: Any) -> dict[str, Any]:
     """Return what a command's settings say of its data beside its kind and the column of its values."""
-    names = ("label_column", "split", "labels_file", "file_column", "classes", "max_images", "frames")
+    where = ("label_column", "split", "labels_file", "file_column")
+    names = (*where, "classes", "max_images", "frames", "shard_cache_mib")
     return {name: getattr(settings, name) for name in names}
 
 
@@ -378,20 +384,24 @@ def classes_of(
 
 def open_raw(data: str, wanted: Wanted) -> RawData:
     """Return the rows that DATA names, their files not yet looked at; raises what `open_data` does."""
+    if is_remote(data):  # before any path: a URL may be longer than those may be
+        return open_remote(data, wanted)
     path = Path(data)
-    if path.is_dir():
-        shards = shards_in(path)
-        return open_archives(shards, wanted, open_folder=open_folder) if shards else open_folder(path, wanted)
+    shards = shards_in(path) if path.is_dir() else []
+    if path.is_dir() and not shards:
+        return open_folder(path, wanted)
     is_table = path.is_file() and path.suffix.lower() in TABLE_SUFFIXES
     is_arrays = path.is_file() and path.suffix.lower() in ARRAY_SUFFIXES
     whole = (path.is_file() and not is_table) or data == "digits"
     for flag, value, wrong in (
         ("--split", wanted.split, whole and not is_arrays),
-        ("--labels-file", wanted.labels_file, whole or is_table),
-        ("--file-column", wanted.file_column, whole or is_table),
+        ("--labels-file", wanted.labels_file, whole or is_table or shards),
+        ("--file-column", wanted.file_column, whole or is_table or shards),
     ):
         if value is not None and wrong:
             raise UsageError(f"{flag} {value} does not apply to {data}; leave it out")
+    if shards:
+        return open_archives(shards, wanted, open_folder=open_folder)
     if path.is_file():
         suffix = path.suffix.lower()
         if is_arrays:

@@ -53,6 +53,7 @@ class Wanted:
         classes: Names of the classes to take, as they are typed; None takes all.
         max_images: Rows of each split to take at most; None takes all.
         frames: "all" where every frame of a file is to be a row, else None.
+        shard_cache_mib: MiB of disk for shards of a web server; None is a default.
     """
 
     modality: str | None = None
@@ -64,6 +65,7 @@ class Wanted:
     classes: str | None = None
     max_images: int | None = None
     frames: str | None = None
+    shard_cache_mib: int | None = None
 
     def kind(self) -> str | None:
         """Return the kind that was named, or that a column flag means; raises `UsageError` if these differ."""

@@ -62,7 +62,7 @@ def test_every_number_of_a_training_has_a_range():
 
 def test_what_a_continued_run_may_change_is_what_it_always_was():
     once = {"overwrite", "dry_run", "accept_changes"}
-    same = {"gradient_accumulation_steps", "log_every", "threads"}
+    same = {"gradient_accumulation_steps", "log_every", "threads", "shard_cache_mib"}
     free = {"num_workers", "checkpoint_every", "fail_on_collapse", "report_to", "data", "out", "from_codec"} | same
     assert names_marked(TrainVQVAE, Free, Place, Once) == free | once
     free = {"checkpoint_every", "report_to", "fsdp", "data", "out", "codes", "codec", "from_model"} | same

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, TypeAlias
 
 import tyro
 
-from vq_prior.core.settings import Unsaid, Within
+from vq_prior.core.settings import Free, Unsaid, Within
 
 if TYPE_CHECKING:
     import numpy as np
@@ -149,6 +149,8 @@ class KindSettings:
     """Classes to take, by name, separated by commas; left out: all."""
     max_images: Annotated[int | None, Within(2, 10**9), Unsaid()] = None
     """Images of each split to take at most, spread over all of them; left out: all."""
+    shard_cache_mib: Annotated[int | None, Within(1, 2**30), Free(), Unsaid()] = None
+    """MiB of disk, in the folder for temporary files, for shards of a web server; left out: 10240."""
 
 
 class Files(Protocol):

@@ -1,6 +1,6 @@
 """`vq-prior verify CODES --codec CODEC`: whether a code store holds what the codec gives its images."""
 
-from pathlib import Path
+import os
 
 import numpy as np
 
@@ -53,7 +53,7 @@ def recode(settings: Verify) -> str:
 def _data_of(index: CodeIndex, modality: Modality, settings: Verify) -> Data:
     """Return the images that a store was extracted from."""
     source = settings.data or index.data.source
-    if settings.data is None and source != "digits" and not Path(source).exists():
+    if settings.data is None and source != "digits" and not os.path.exists(source):
         raise UsageError(f"{settings.path} holds codes of {source}, which is not here; say where by --data")
     data = open_data(
         source,

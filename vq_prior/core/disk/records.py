@@ -48,6 +48,8 @@ def public_name(text: str | Path) -> str:
     ('pictures', 'runs/cats', 'pictures')
     """
     typed = str(text)
+    if "://" in typed:  # URLs: what follows a question mark may be secret
+        return " ".join(part.partition("?")[0].rpartition("/")[2] for part in typed.split())
     parts = PurePosixPath(typed).parts
     outside = Path(typed).is_absolute() or PureWindowsPath(typed).is_absolute() or typed.startswith("~")
     return (PurePosixPath(typed.replace("\\", "/")).name or "data") if outside or ".." in parts else typed
