@@ -314,7 +314,9 @@ def resolve(settings: TrainVQVAE, facts: Facts, device_type: str, *, modality: M
         num_residual_blocks=(3 if bottleneck else 2) if blocks is None else blocks,
     )
     quantizer = settings.quantizer
-    num_codes = quantizer.num_codes or _default_num_codes(size, facts.num_train * math.prod(grid))
+    between = factors_of(settings.model.grid_factor, len(size))
+    cells = math.prod(grid) * math.prod(between) ** (settings.levels - 1)  # of the finest
+    num_codes = quantizer.num_codes or _default_num_codes(size, facts.num_train * cells)
     several = settings.levels > 1 or quantizer.depth > 1
     if quantizer.level_dropout is not None and not several:
         raise UsageError("--quantizer.level-dropout needs several levels: --levels or --quantizer.depth above 1")

