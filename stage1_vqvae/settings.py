@@ -313,20 +313,8 @@ def resolve(settings: TrainVQVAE, facts: Facts, device_type: str, *, modality: M
         residual_width=settings.model.residual_width or max(8, width // (2 if bottleneck else 4) // 8 * 8),
         num_residual_blocks=(3 if bottleneck else 2) if blocks is None else blocks,
     )
-    quantizer = settings.quantizer
     between = factors_of(settings.model.grid_factor, len(size))
     cells = math.prod(grid) * math.prod(between) ** (settings.levels - 1)  # of the finest
-    num_codes = quantizer.num_codes or _default_num_codes(size, facts.num_train * cells)
-    several = settings.levels > 1 or quantizer.depth > 1
-    if quantizer.level_dropout is not None and not several:
-        raise UsageError("--quantizer.level-dropout needs several levels: --levels or --quantizer.depth above 1")
-    quantizer = replace(
-        quantizer,
-        num_codes=num_codes,
-        code_dim=fixed_code_dim(quantizer.name, num_codes) or quantizer.code_dim or 16,
-        entropy_temperature=quantizer.entropy_temperature or (1.0 if quantizer.name == "lfq" else None),
-        level_dropout=LEVEL_DROPOUT if quantizer.level_dropout is None and several else quantizer.level_dropout,
-    )
     steps = settings.steps or ((2000 if tiny else 3000) if small_machine else 10_000)
     return replace(
         settings,
@@ -335,7 +323,27 @@ def resolve(settings: TrainVQVAE, facts: Facts, device_type: str, *, modality: M
         augment=settings.augment if settings.augment is not None else facts.num_train < FEW_IMAGES and not tiny,
         learning_rate=settings.learning_rate or (3e-3 if tiny else 1e-3),
         model=model,
-        quantizer=quantizer,
+        quantizer=_resolved_quantizer(settings, size, facts.num_train * cells),
+    )
+
+
+def _resolved_quantizer(settings: TrainVQVAE, size: tuple[int, ...], num_vectors: int) -> QuantizerSettings:
+    """Return the quantiser's settings with every choice made, for so many training vectors of the finest grid.
+
+    Raises:
+        UsageError: If levels are to be left out in training, and there is one.
+    """
+    quantizer = settings.quantizer
+    num_codes = quantizer.num_codes or _default_num_codes(size, num_vectors)
+    several = settings.levels > 1 or quantizer.depth > 1
+    if quantizer.level_dropout is not None and not several:
+        raise UsageError("--quantizer.level-dropout needs several levels: --levels or --quantizer.depth above 1")
+    return replace(
+        quantizer,
+        num_codes=num_codes,
+        code_dim=fixed_code_dim(quantizer.name, num_codes) or quantizer.code_dim or 16,
+        entropy_temperature=quantizer.entropy_temperature or (1.0 if quantizer.name == "lfq" else None),
+        level_dropout=LEVEL_DROPOUT if quantizer.level_dropout is None and several else quantizer.level_dropout,
     )
 
 
