@@ -26,8 +26,9 @@ def sizes_of_grids(sizes: Sizes, factors: tuple[int, ...], between: tuple[int, .
         levels: Number of grids.
 
     Returns:
-        Width and hidden width halve with every step of a finer grid, as at finer resolutions of one grid. `channels`
-        are those of the next finer grid, or of the data.
+        Width and hidden width halve with every step of a finer grid, as at finer resolutions of one grid, and blocks
+        and attention are those of the coarsest alone: width keeps more for its seconds (docs/log/2026-11-29-levels.md).
+        `channels` are those of the next finer grid, or of the data.
     """
     found = []
     for level in range(levels):
@@ -36,7 +37,8 @@ def sizes_of_grids(sizes: Sizes, factors: tuple[int, ...], between: tuple[int, .
         hidden = max(8, sizes.hidden // part // 8 * 8) if level else sizes.hidden
         finest = level == levels - 1
         steps = tuple(f // b**level for f, b in zip(factors, between, strict=True)) if finest else between
-        found.append(replace(sizes, strides=strides_of(steps), width=width, hidden=hidden))
+        own = {"num_blocks": 0, "attention": False} if level else {}
+        found.append(replace(sizes, strides=strides_of(steps), width=width, hidden=hidden, **own))
     channels = [each.width for each in found[1:]] + [sizes.channels]
     return [replace(each, channels=number) for each, number in zip(found, channels, strict=True)]
 

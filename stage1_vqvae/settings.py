@@ -59,8 +59,8 @@ class ModelSettings(Settings):
     residual_width: Annotated[int | None, Within(8, 4096, multiple=8)] = None
     """Channels inside a residual branch, a multiple of 8; left out: a quarter of the width, with bottleneck half."""
     num_residual_blocks: Annotated[int | None, Within(0, 64)] = None
-    """Residual blocks at the resolution of the code grid, of the encoder, and of the decoder; left out: 2, with
-    bottleneck 3."""
+    """Residual blocks at the resolution of the code grid, with --levels of the coarsest, of the encoder, and of the
+    decoder; left out: 2, with bottleneck 3."""
     network: Literal["residual", "bottleneck", "sonnet"] = "residual"
     """residual (normalised blocks that start at zero), bottleneck (more of them at the code grid, with two 1x1
     convolutions each, and fewer channels elsewhere: nearer to the images for as many multiplications) or sonnet (the
