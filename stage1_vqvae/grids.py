@@ -37,8 +37,8 @@ def sizes_of_grids(sizes: Sizes, factors: tuple[int, ...], between: tuple[int, .
         hidden = max(8, sizes.hidden // part // 8 * 8) if level else sizes.hidden
         finest = level == levels - 1
         steps = tuple(f // b**level for f, b in zip(factors, between, strict=True)) if finest else between
-        own = {"num_blocks": 0, "attention": False} if level else {}
-        found.append(replace(sizes, strides=strides_of(steps), width=width, hidden=hidden, **own))
+        own = replace(sizes, num_blocks=0, attention=False) if level else sizes
+        found.append(replace(own, strides=strides_of(steps), width=width, hidden=hidden))
     channels = [each.width for each in found[1:]] + [sizes.channels]
     return [replace(each, channels=number) for each, number in zip(found, channels, strict=True)]
 

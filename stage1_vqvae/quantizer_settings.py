@@ -45,7 +45,7 @@ class QuantizerSettings(Settings):
     many levels of codes. ema, nearest, simvq, fsq, gumbel."""
     level_dropout: Annotated[float | None, Within(0, 1)] = None
     """With several levels: share of the training images that are made of their first levels alone, of how many is
-    drawn; so these can be decoded without the others. Left out: 0.25. ema, nearest, simvq, fsq, gumbel."""
+    drawn; so these can be decoded without the others. Left out: 0.1. ema, nearest, simvq, fsq, gumbel."""
     temperatures: Annotated[tuple[float, float], Within(1e-3, 100)] = (1.0, 0.0625)
     """Temperature of the soft choice at the first step and at the last. gumbel."""
 

@@ -40,7 +40,7 @@ from vq_prior.core.training.tracking import TrackerName, require_tracker
 
 FEW_IMAGES = 5000
 MOST_CELLS = 1024  # of the default grid of pictures whose sides differ much
-LEVEL_DROPOUT = 0.25
+LEVEL_DROPOUT = 0.1
 TINY = 16  # longest side in pixels of images that need small networks and no bf16
 
 
