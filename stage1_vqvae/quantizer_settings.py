@@ -43,7 +43,7 @@ class QuantizerSettings(Settings):
     depth: Annotated[int, Within(1, 16)] = 1
     """Quantisers one after another on one grid, each on what those before it leave over (residual quantisation): as
     many levels of codes. ema, nearest, simvq, fsq, gumbel."""
-    level_dropout: Annotated[float | None, Within(0, 1)] = None
+    level_dropout: Annotated[float | None, Within(0, 1, below=True)] = None
     """With several levels: share of the training images that are made of their first levels alone, of how many is
     drawn; so these can be decoded without the others. Left out: 0.1. ema, nearest, simvq, fsq, gumbel."""
     temperatures: Annotated[tuple[float, float], Within(1e-3, 100)] = (1.0, 0.0625)
@@ -121,6 +121,8 @@ def check_quantizer_settings(quantizer: QuantizerSettings, *, typed: bool = True
         return  # the registry names what exists, and what is no quantiser of ours says itself what it reads
     if typed:
         refuse_unused(quantizer, SUITS[quantizer.name])
+    if quantizer.depth > 1 and quantizer.distance == "cosine":  # length 1 says nothing of what is left over
+        raise UsageError("--quantizer.distance cosine does not go with --quantizer.depth; leave one of them out")
     if quantizer.num_codes is not None:
         fixed = fixed_code_dim(quantizer.name, quantizer.num_codes)
         if fixed is not None and quantizer.code_dim not in (None, fixed):

@@ -36,6 +36,7 @@ from vq_prior.core.settings import (
     require_data,
     require_folder_to_write,
 )
+from vq_prior.core.spec import by
 from vq_prior.core.training.tracking import TrackerName, require_tracker
 
 FEW_IMAGES = 5000
@@ -300,7 +301,7 @@ def resolve(settings: TrainVQVAE, facts: Facts, device_type: str, *, modality: M
     downsampling = as_one(settings.model.downsampling or _default_downsampling(size), len(size))
     if not isinstance(downsampling, int):
         _require("--model.downsampling", len(downsampling) == len(size), f"{len(size)} numbers", downsampling)
-    downsampling = _of_coarsest(settings, downsampling, len(size))
+    downsampling = _of_coarsest(settings, downsampling, size)
     grid = grid_of(size, downsampling)
     tiny = max(size) <= TINY
     width = settings.model.width or (64 if tiny else 128 if small_machine else 256)
@@ -347,21 +348,30 @@ def _resolved_quantizer(settings: TrainVQVAE, size: tuple[int, ...], num_vectors
     )
 
 
-def _of_coarsest(settings: TrainVQVAE, downsampling: Downsampling, rank: int) -> Downsampling:
+def _of_coarsest(settings: TrainVQVAE, downsampling: Downsampling, size: tuple[int, ...]) -> Downsampling:
     """Return the downsampling of the coarsest of several grids: what is given, or enlarged to what they need.
 
     Raises:
-        UsageError: If what is given leaves the finest grid as many cells as the data have values along an axis.
+        UsageError: If what is given leaves the finest grid as many cells as the data have values along an axis, or
+            the data are too small for so many grids.
     """
     if settings.levels == 1:
+        if settings.model.grid_factor != 2:
+            given = settings.model.grid_factor
+            raise UsageError(f"--model.grid-factor needs --levels above 1, got {given}; leave it out")
         return downsampling
-    between = settings.model.grid_factor
+    between, rank = settings.model.grid_factor, len(size)
     fits = can_be_taken(between) and len(factors_of(between, rank)) == rank
     _require("--model.grid-factor", fits, ALLOWED, between)
     parts = [factor ** (settings.levels - 1) for factor in factors_of(between, rank)]
     factors = factors_of(downsampling, rank)
     if settings.model.downsampling is None:
         found = [part * max(2, -(-factor // part)) for factor, part in zip(factors, parts, strict=True)]
+        if any(factor > max(side, 2) for factor, side in zip(found, size, strict=True)):
+            raise UsageError(
+                f"--levels {settings.levels} are too many for {by(size, 'x')}: one code of the coarsest grid would be "
+                f"{by(tuple(found), 'x')} of them; take fewer, or give --model.downsampling"
+            )
         return as_one(tuple(found), rank)
     whole = all(factor % part == 0 for factor, part in zip(factors, parts, strict=True))
     finest = max(factor // part for factor, part in zip(factors, parts, strict=True))

@@ -17,7 +17,6 @@ from stage1_vqvae.quantizers.entropy import codebook_entropy
 from stage1_vqvae.quantizers.gradients import ESTIMATORS
 from stage1_vqvae.quantizers.lookup import drawn, kmeans, nearest_codes, sums_by_code
 from stage1_vqvae.quantizers.residual import ResidualQuantizer
-from vq_prior.core.errors import UsageError
 from vq_prior.core.processes.collectives import sum_over_processes, take_rows
 from vq_prior.core.processes.ordered_sums import TreeSum
 
@@ -57,16 +56,8 @@ class CodebookQuantizer(Quantizer):
 
     @classmethod
     def of(cls, settings: QuantizerSettings) -> Quantizer:
-        """Return the quantiser of resolved settings: this one, or as many of them as the depth, each on what is left.
-
-        Raises:
-            UsageError: If latents are compared at length 1, which says nothing of what is left over.
-        """
-        if settings.depth == 1:
-            return cls(settings)
-        if settings.distance == "cosine":
-            raise UsageError("--quantizer.distance cosine does not go with --quantizer.depth; leave one of them out")
-        return ResidualQuantizer(cls, settings)
+        """Return the quantiser of resolved settings: this one, or as many as the depth, each on what is left over."""
+        return cls(settings) if settings.depth == 1 else ResidualQuantizer(cls, settings)
 
     def forward(self, z: Tensor) -> Quantized:
         """Return vectors, codes and loss terms of latents z [..., D]."""

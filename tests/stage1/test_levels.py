@@ -111,6 +111,7 @@ def test_every_level_revives_its_dead_codes(name: str) -> None:
     ("settings", "message"),
     [
         (QuantizerSettings(name="lfq", depth=2), r"--quantizer\.depth does not apply to lfq, got 2; leave it out"),
+        (QuantizerSettings(depth=2, level_dropout=1.0), r"--quantizer\.level-dropout must be .* below 1, got 1"),
         (QuantizerSettings(depth=0), r"--quantizer\.depth must be between 1 and 16, got 0"),
     ],
 )
@@ -121,7 +122,7 @@ def test_a_depth_that_cannot_be_is_refused(settings: QuantizerSettings, message:
 
 def test_cosine_does_not_go_with_a_depth() -> None:
     with pytest.raises(UsageError, match=r"cosine does not go with --quantizer\.depth"):
-        quantizer("ema", 2, distance="cosine")
+        check_quantizer_settings(QuantizerSettings(depth=2, distance="cosine"))
 
 
 def test_levels_of_a_row_are_drawn_by_the_row_alone() -> None:
@@ -304,6 +305,8 @@ def test_the_coarsest_grid_leaves_room_for_the_finer_ones(levels, given, between
         ),
         ({"levels": 2, "model": ModelSettings(grid_factor=17)}, "--model.grid-factor must be .*, got 17"),
         ({"levels": 2, "model": ModelSettings(network="sonnet")}, "sonnet has one code grid, got --levels 2"),
+        ({"levels": 6}, "--levels 6 are too many for 32x32: one code of the coarsest grid would be 64x64 of them"),
+        ({"model": ModelSettings(grid_factor=4)}, "--model.grid-factor needs --levels above 1, got 4; leave it out"),
         ({"levels": 9}, "--levels must be between 1 and 8, got 9"),
     ],
 )
