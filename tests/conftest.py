@@ -111,7 +111,7 @@ ONE_OF_FILES = (  # of these that take minutes, a run of all tests draws one eac
     ("judge/test_doctor.py", "judge/test_evaluate.py"),
     ("top/test_benchmarks.py", "top/test_tracking.py", "top/test_app.py"),
     ("hub/test_share.py", "hub/test_faults.py"),
-    ("toys/test_two_levels_road.py", "faults/test_levels.py"),
+    ("toys/test_two_levels_road.py", "faults/test_level_roads.py"),
     ("end_to_end/test_tuning_road.py", "stage1/foreign/test_foreign.py", "model/test_export.py"),
     ("faults/test_state.py", "faults/test_changes.py"),
 )

@@ -147,7 +147,7 @@ def test_flags_of_the_kind_are_checked_and_those_of_others_refused(
         (["--image-size", 8], "--image-size is for pictures, and this data is curves"),
         (["--curves.length", 2], "--curves.length must be at least 4, got 2"),
         (["--curves.width", 2], "unknown flag --curves.width"),
-        (["--modality", "sound"], "--modality must be one of pictures, curves, got sound"),
+        (["--modality", "sound"], "--modality must be one of pictures, curves, volumes, got sound"),
     ):
         assert told in toy_cli(*train, data, *words, code=2).stderr
     refused = toy_cli(*train, "digits", "--curves.length", 8, code=2)

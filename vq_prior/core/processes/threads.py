@@ -179,6 +179,8 @@ class Lately:
         """
         (began, used, idle), self._seen = self._seen, self._look()
         now, used_now, idle_now = self._seen
+        if used_now < used:  # a process that was forked counts its own from 0
+            used = 0.0
         if idle is None or idle_now is None or now - began < LOOK_EVERY:
             return max(counts)
         cores = (used_now - used + idle_now - idle) / (now - began)
