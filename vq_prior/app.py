@@ -208,7 +208,7 @@ def _reconstruct_tab(pipe: VQPriorPipeline) -> None:
         with gr.Column(scale=1, min_width=220):
             upload = gr.File(label="A picture", file_count="single", elem_id="upload")
             some = pipe.codec.separable and num_levels > 1
-            first = gr.Slider(1, num_levels, value=num_levels, step=1, label="Levels", visible=some)
+            first = gr.Slider(1, max(2, num_levels), value=num_levels, step=1, label="Levels", visible=some)
             told = gr.Markdown(elem_id="reconstruction")
         seen = _shown_image("As the codec sees it", "seen")
         copy = _shown_image("From its codes", "copy")

@@ -116,7 +116,7 @@ def our_recipe(settings: Any, arguments: argparse.Namespace) -> dict[str, float]
     training = fresh(steps)
     seconds = run(training, steps)
     with training.average.swapped_into(training.prior.model):
-        nats = held_out_loss(training)
+        nats, _ = held_out_loss(training)
     parameters = sum(p.numel() for p in training.prior.model.parameters())
     return {"nats": nats, "steps": steps, "seconds": seconds, "parameters": parameters}
 

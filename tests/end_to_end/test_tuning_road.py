@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn.datasets import load_digits
 
 from vq_prior import VQPriorPipeline
 from vq_prior.cli import main
@@ -15,12 +16,11 @@ from vq_prior.cli import main
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    """Forty small pictures without labels."""
+    """Forty digits without labels: of the base's own pictures, so that each of their codes has a token."""
     folder = tmp_path_factory.mktemp("data") / "pictures"
     folder.mkdir()
-    rng = np.random.default_rng(0)
-    for number in range(40):
-        Image.fromarray(rng.integers(0, 256, (8, 8), dtype=np.uint8)).save(folder / f"{number}.png")
+    for number, image in enumerate(np.floor(load_digits().images[:40] * 255 / 16 + 0.5)):
+        Image.fromarray(image.astype(np.uint8)).save(folder / f"{number}.png")
     return folder
 
 
