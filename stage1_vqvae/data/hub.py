@@ -10,7 +10,7 @@ from stage1_vqvae.data.classes import Label, no_label_column, read_labels
 from stage1_vqvae.data.lists import split_of_lists
 from stage1_vqvae.data.rows import RawData, Split
 from stage1_vqvae.data.splits import column_told, splits_of, told
-from stage1_vqvae.data.tables import NoValues, array_of, in_lists, values_column
+from stage1_vqvae.data.tables import NoValues, array_of, columns_not_read, in_lists, values_column
 from stage1_vqvae.modalities import MODALITIES, Wanted
 from stage1_vqvae.modalities.pictures import PICTURES
 from vq_prior.core.errors import ArtifactError, EnvironmentFault, UsageError, VQPriorError, in_one_line
@@ -200,7 +200,8 @@ def _part(table: Any, data: str, wanted: Wanted) -> Part:
         undecoded = undecoded.cast_column(values, type(feature)(decode=False))
     classes = table.features[label] if label else None
     names = tuple(classes.names) if isinstance(classes, datasets.ClassLabel) else None
-    notes = no_label_column([name for name in columns if name != values])
+    notes = columns_not_read(table.features.arrow_schema, modality, values, wanted)
+    notes += no_label_column([name for name in columns if name != values])
     of_splits = column_told(columns, lambda name: list(table[name]))
     labels: list[Label] | None = None
     if label is not None:

@@ -252,6 +252,7 @@ def open_table_files(paths: Sequence[Path], wanted: Wanted, root: Path | None = 
             columns = (read() for _, _, read in blocks)
             splits[split], said = split_of_lists(TableRows(blocks), columns, labels, split)
             notes += said
+    notes += columns_not_read(first.schema, modality, values, wanted)
     notes += column_told(first.schema.names, first.values)
     if label is None:
         notes += no_label_column([name for name in first.schema.names if name != values])
@@ -265,6 +266,15 @@ def _features(schema: "pa.Schema") -> dict[str, Any]:
     except (KeyError, TypeError, ValueError):
         return {}
     return features if isinstance(features, dict) else {}
+
+
+def columns_not_read(schema: "pa.Schema", modality: Modality, values: str, wanted: Wanted) -> list[str]:
+    """Return a sentence that names other columns that might hold the values; none where the person named theirs."""
+    others = [name for name in _columns_by_kind(schema).get(modality.name, []) if name != values]
+    flag = column_flag(modality)
+    if not others or wanted.columns:
+        return []
+    return [f"took the column {values}, not {', '.join(others)}; {flag} chooses"]
 
 
 def values_column(schema: "pa.Schema", wanted: Wanted, where: str) -> tuple[Modality, str, str]:

@@ -4,6 +4,7 @@ Sizes are (height, width).
 """
 
 from collections.abc import Sequence
+from math import prod
 
 import numpy as np
 from PIL import Image
@@ -68,6 +69,18 @@ def told_of_cuts(shapes: Sequence[Sequence[int]], wanted: Shape) -> str | None:
     return (
         f"{mean} cut away{most}: {sizes} are cut to the proportions of {wanted[0]} x {wanted[1]}; "
         "train-vqvae --fit pad or stretch keeps all"
+    )
+
+
+def told_of_scaling(shapes: Sequence[Sequence[int]], wanted: Shape) -> str | None:
+    """Return how many pictures of these sizes are scaled down to a smaller one, in words; None where none is."""
+    larger = [tuple(shape) for shape in shapes if all(side > own for side, own in zip(shape, wanted, strict=True))]
+    if not larger:
+        return None
+    height, width = max(larger, key=prod)
+    return (
+        f"{len(larger)} of {len(shapes)} images are scaled down to {wanted[0]} x {wanted[1]}, "
+        f"the largest from {height} x {width}"
     )
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stage1_vqvae.modalities.pictures.deep import DeepHeader, dtype_of, range_of, told_of_range
-from stage1_vqvae.modalities.pictures.fitting import told_of_cuts
+from stage1_vqvae.modalities.pictures.fitting import told_of_cuts, told_of_scaling
 from stage1_vqvae.modalities.pictures.settings import (
     FITS,
     MAX_STEPS,
@@ -229,7 +229,11 @@ class PictureValues:
         cuts = told_of_cuts([header.shape for header in headers], transform.shape) if transform.fit == "crop" else None
         several = sum(header.several for header in headers)
         first = f"{several} of {len(headers)} images are the first of several frames; --frames all takes every frame"
-        return [*told_of_range(headers, transform.range), *([cuts] if cuts else []), *([first] if several else [])]
+        coloured = sum(header.channels > transform.channels for header in headers)
+        grey = f"{coloured} of {len(headers)} images lose their colour: the codec's are grey"
+        smaller = told_of_scaling([header.shape for header in headers], transform.shape)
+        said = {cuts: cuts, smaller: smaller, grey: coloured, first: several}
+        return [*told_of_range(headers, transform.range), *(line for line, holds in said.items() if line and holds)]
 
     def stored_like(self, transform: Transform) -> tuple[tuple[int, ...], np.dtype[Any]]:
         """Return the shape and dtype of pixels."""

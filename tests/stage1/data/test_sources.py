@@ -353,3 +353,10 @@ def test_batches_are_the_same_whoever_reads_them(monkeypatch: pytest.MonkeyPatch
     found = list(stored_ahead(rows, PICTURES, transform, 64, num_workers=None))
     assert [len(batch) for batch in found] == [64, 64, 22]
     assert all(np.array_equal(one, other) for one, other in zip(alone, found, strict=True))
+
+
+def test_other_columns_of_images_are_named(tmp_path: Path) -> None:
+    path = table(tmp_path / "two.parquet", [1, 2, 3, 4], mask=[encoded(picture(value)) for value in (4, 3, 2, 1)])
+    said = "took the column image, not mask; --image-column chooses"
+    assert any(said in note for note in open_data(str(path)).notes)
+    assert not any("took the column" in note for note in open_data(str(path), image_column="mask").notes)

@@ -12,7 +12,7 @@ from PIL import Image
 from stage1_vqvae.modalities import preprocessing
 from stage1_vqvae.modalities.pictures import PICTURES
 from stage1_vqvae.modalities.pictures.files import read_picture
-from stage1_vqvae.modalities.pictures.fitting import told_of_cuts
+from stage1_vqvae.modalities.pictures.fitting import told_of_cuts, told_of_scaling
 from stage1_vqvae.modalities.pictures.settings import PictureSize, default_size
 from stage1_vqvae.modalities.pictures.values import RULE, Transform
 from stage1_vqvae.model import VQVAE, load_codec, save_codec
@@ -21,7 +21,7 @@ from stage1_vqvae.train import new_codec, train_vqvae
 from vq_prior.cli import main
 from vq_prior.core.disk.artifacts import new_folder
 from vq_prior.core.errors import ArtifactError, UsageError
-from vq_prior.core.modality import Facts
+from vq_prior.core.modality import Facts, Header
 
 FACTS = Facts(num_train=60, common_shape=(32, 400), short_side=32, channels=1)
 
@@ -62,6 +62,30 @@ def test_share_that_is_cut_away_is_said_and_nothing_where_nothing_is(
 ) -> None:
     told = told_of_cuts(shapes, wanted)
     assert told is None if said is None else told is not None and told.startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "wanted", "said"),
+    [
+        ([(32, 32)] * 3, (32, 32), None),
+        ([(16, 64)], (32, 32), None),
+        (
+            [(32, 32), (64, 80), (100, 50)],
+            (32, 32),
+            "2 of 3 images are scaled down to 32 x 32, the largest from 64 x 80",
+        ),
+    ],
+)
+def test_scaling_down_is_said(shapes: list[tuple[int, int]], wanted: tuple[int, int], said: str | None) -> None:
+    assert told_of_scaling(shapes, wanted) == said
+
+
+def test_colour_that_is_lost_is_said() -> None:
+    headers = [Header((8, 8), 3), Header((8, 8), 1), Header((8, 8), 3)]
+    assert PICTURES.values.told(Transform(8, 8, 1), headers) == [
+        "2 of 3 images lose their colour: the codec's are grey"
+    ]
+    assert PICTURES.values.told(Transform(8, 8, 3), headers) == []
 
 
 def test_every_command_says_what_is_cut(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
