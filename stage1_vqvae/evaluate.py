@@ -26,13 +26,16 @@ ROWS_AT_ONCE, ROWS_OF_LEVELS = 256, 1024
 RECONSTRUCTIONS = "reconstructions.json"
 
 
-def evaluate_codec(codec: Codec, rows: LoadedRows, *, device: torch.device | str = "cpu") -> dict[str, Any]:
+def evaluate_codec(
+    codec: Codec, rows: LoadedRows, *, device: torch.device | str = "cpu", first_levels: int | None = None
+) -> dict[str, Any]:
     """Return how well a codec keeps a whole set, and which codes it uses.
 
     Args:
         codec: In place on `device`.
         rows: The set, in the codec's form.
         device: Where the codec is.
+        first_levels: Decode so many of the first levels alone; None is all. The use of codes is of all levels.
 
     Returns:
         `num_images`; the mean of each measure of this kind of data, of pictures `mse` ([-1, 1] scale), `psnr` (dB) and
@@ -46,7 +49,7 @@ def evaluate_codec(codec: Codec, rows: LoadedRows, *, device: torch.device | str
     scores: dict[str, list[Tensor]] = {name: [] for name in measures}
     for values in rows.batches(ROWS_AT_ONCE, device):
         codes = codec.encode(values)
-        copies = codec.decode(codes)
+        copies = codec.decode(codes if first_levels is None else codes[:first_levels])
         for total, level in zip(counts, codes, strict=True):
             total += torch.bincount(level.reshape(-1), minlength=total.numel()).cpu()
         for name, measure in measures.items():
@@ -87,19 +90,20 @@ def level_errors(
 
 
 def reconstructed(codec: Codec, values: Tensor, first_levels: int | None = None) -> Tensor:
-    """Return what the codec makes of values [B, C, *shape], on its device; of its first levels alone if that is asked.
-
-    Raises:
-        UsageError: If it has fewer levels, or cannot leave any out.
-    """
+    """Return what the codec makes of values [B, C, *shape], on its device; `first_levels` decodes so many alone."""
     codes = codec.encode(values)
+    return codec.decode(codes if first_levels is None else codes[:first_levels])
+
+
+def require_levels(codec: Codec, first_levels: int | None) -> None:
+    """Raise `UsageError` unless a codec has so many levels, and can be decoded from them; None is all."""
+    count = len(codec.spec.levels)
     if first_levels is None:
-        return codec.decode(codes)
-    if not 1 <= first_levels <= len(codes):
-        raise UsageError(f"--first-levels must be between 1 and {len(codes)}, the codec's levels, got {first_levels}")
-    if first_levels < len(codes) and not codec.separable:
+        return
+    if not 1 <= first_levels <= count:
+        raise UsageError(f"--first-levels must be between 1 and {count}, the codec's levels, got {first_levels}")
+    if first_levels < count and not codec.separable:
         raise UsageError("--first-levels does not apply to this codec, whose levels cannot be decoded apart")
-    return codec.decode(codes[:first_levels])
 
 
 def summary(result: dict[str, Any], modality: Modality) -> str:
@@ -141,6 +145,7 @@ def reconstruct(settings: Reconstruct) -> Path:
         raise UsageError(f"{settings.out} exists; choose another --out or pass --overwrite")
     sheet = sheet_place(settings.out, settings.sheet)
     codec = open_codec(settings.codec)
+    require_levels(codec, settings.first_levels)
     modality, called = codec.modality, rows_called(codec.modality)
     for note in (*codec.notes, *([sheet.note] if sheet.note else [])):
         print(note)
@@ -166,6 +171,8 @@ def reconstruct(settings: Reconstruct) -> Path:
             told["first_levels"] = settings.first_levels
         write_atomic(staging / RECONSTRUCTIONS, pretty_json(told), durable=False)
         sheet.write(sheet_bytes(show.pairs(originals, copies)))
-    print(summary(evaluate_codec(codec, rows, device=device), modality))
-    print(f"wrote {len(rows)} {what} to {settings.out}{sheet.told}")
+    some_levels = f" from the first {settings.first_levels} of {len(codec.spec.levels)} level(s)"
+    of = "" if settings.first_levels is None else some_levels
+    print(summary(evaluate_codec(codec, rows, device=device, first_levels=settings.first_levels), modality))
+    print(f"wrote {len(rows)} {what}{of} to {settings.out}{sheet.told}")
     return settings.out

@@ -36,7 +36,7 @@ from vq_prior.core.settings import (
     require_data,
     require_folder_to_write,
 )
-from vq_prior.core.spec import by
+from vq_prior.core.spec import MAX_LEVELS, by
 from vq_prior.core.training.tracking import TrackerName, require_tracker
 
 FEW_IMAGES = 5000
@@ -260,6 +260,8 @@ def check(settings: TrainVQVAE | ExtractCodes | Reconstruct) -> None:
         return
     require_tracker(settings.report_to)
     _check_model(settings.model)
+    if (count := settings.levels * settings.quantizer.depth) > MAX_LEVELS:
+        raise UsageError(f"--levels times --quantizer.depth must be at most {MAX_LEVELS}, got {count}; lower one")
     if settings.levels > 1 and settings.model.network == "sonnet":
         raise UsageError(f"--model.network sonnet has one code grid, got --levels {settings.levels}; leave out one")
     check_quantizer_settings(settings.quantizer)

@@ -1,7 +1,8 @@
 """The order of a sequence as a user gives it: by name, as a list, or as a file that holds one."""
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from stage2_prior.interleaving import nest
 from stage2_prior.layout import Order, SequenceLayout
@@ -46,6 +47,12 @@ def level_order_of(settings: TrainPrior, spec: CodeSpec) -> Literal["flat", "int
     free = len(grids) > 1 and settings.order == "raster" and not settings.given_levels
     free = free and settings.from_model is None  # which has an order
     return "interleaved" if free and nest(grids) else "flat"
+
+
+def orders_of(settings: TrainPrior, spec: CodeSpec) -> dict[str, Any]:
+    """Return both orders as a run keeps them, by the names of their settings; raises what `read_order` does."""
+    order = read_order(settings.order, spec.num_tokens)
+    return {"order": order, "level_order": level_order_of(replace(settings, order=order), spec)}
 
 
 def layout_of(settings: TrainPrior, spec: CodeSpec, num_classes: int) -> SequenceLayout:

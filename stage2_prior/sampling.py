@@ -40,6 +40,9 @@ def check_sampling(layout: SequenceLayout, *, conditioned: bool = False, **setti
     """
     s = Sampling(**settings).filled()
     guidance_scale, num_levels = known(s.guidance_scale), len(layout.levels)
+    numbers = s.temperature if isinstance(s.temperature, (tuple, list)) else (s.temperature,)
+    if not numbers or not all(isinstance(each, (int, float)) and not isinstance(each, bool) for each in numbers):
+        raise UsageError(f"temperature must be a number, or a tuple of one for each level, got {s.temperature!r}")
     largest = max(layout.level_sizes)
     temperatures = s.temperatures(num_levels)
     if len(temperatures) != num_levels:

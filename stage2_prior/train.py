@@ -19,7 +19,7 @@ from stage2_prior.baselines import bits_per_dimension
 from stage2_prior.calibrate import calibrate
 from stage2_prior.conditions import Conditioned, condition_columns, conditions_of
 from stage2_prior.fine_tuning import architecture_of, merged, open_base, prior_id
-from stage2_prior.orders import layout_of, level_order_of, read_order
+from stage2_prior.orders import layout_of, orders_of
 from stage2_prior.plan import plan_lines, size_lines
 from stage2_prior.prior import CausalPrior, save_prior, shifted, token_nats
 from stage2_prior.run import Progress, Training, prepare, resume, save, written_steps
@@ -95,8 +95,7 @@ def train_prior(settings: TrainPrior, codec: Codec | None = None, base: CausalPr
     runtime = start_runtime(settings.precision, reproducible=settings.reproducible, threads=settings.threads)
     store, validation = _opened_stores(settings, codec, base)
     num_classes = len(store.index.label_names) if store.labelled else 0
-    settings = changed(settings, order=read_order(settings.order, store.spec.num_tokens))
-    settings = changed(settings, level_order=level_order_of(settings, store.spec))
+    settings = changed(settings, **orders_of(settings, store.spec))
     layout = layout_of(settings, store.spec, num_classes)
     facts = CodeFacts(layout.num_tokens, layout.num_codes, len(store), None if base is None else architecture_of(base))
     if sharding_asked() and not settings.fsdp:
@@ -106,8 +105,7 @@ def train_prior(settings: TrainPrior, codec: Codec | None = None, base: CausalPr
 
     def chosen(some: TrainPrior) -> TrainPrior:
         precision = at_default_precision(here, some, len(store)).precision
-        some = dataclasses.replace(some, order=read_order(some.order, store.spec.num_tokens))
-        some = dataclasses.replace(some, level_order=level_order_of(some, store.spec))
+        some = dataclasses.replace(some, **orders_of(some, store.spec))
         return dataclasses.replace(resolve(some, facts, here.device.type), precision=precision)
 
     runtime = at_default_precision(runtime, settings, len(store))
@@ -189,7 +187,11 @@ def _require_same_codes(base: CausalPrior, stores: Sequence[CodeStore], codes: P
         raise ArtifactError(f"{codes} holds the conditions {names[0]}, the prior of --from has {names[1]}")
     if base.layout.kept is not None:
         for store in stores:
-            Sequences.read(store, base.layout).batch(slice(None))
+            try:
+                Sequences.read(store, base.layout).batch(slice(None))
+            except ArtifactError as error:
+                hint = "the prior of --from never saw it; without --from every code that occurs is learned"
+                raise ArtifactError(f"{codes}: {error}; {hint}") from None
 
 
 def passes(t: Training, step: int) -> StepSums:

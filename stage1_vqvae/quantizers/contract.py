@@ -12,7 +12,7 @@ Letters: D code dimension, K number of codes, N vectors.
 """
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -38,6 +38,24 @@ class Quantized:
     vectors: Tensor
     codes: tuple[Tensor, ...]
     loss: dict[str, Tensor]
+
+
+def updated(quantizers: Iterable[Any], rng: np.random.Generator) -> dict[str, float]:
+    """Do what follows an optimiser step for several quantisers; return the sums of their counts."""
+    counts: dict[str, float] = {}
+    for each in quantizers:
+        for name, count in each.update(rng).items():
+            counts[name] = counts.get(name, 0.0) + count
+    return counts
+
+
+def named_tensors(prefix: str, quantizers: Iterable[Any]) -> dict[str, Tensor]:
+    """Return the tensors on which the codes of several quantisers depend, as they are called in their list."""
+    return {
+        f"{prefix}.{number}.{name}": tensor
+        for number, each in enumerate(quantizers)
+        for name, tensor in each.identity_tensors().items()
+    }
 
 
 class Quantizer(nn.Module):

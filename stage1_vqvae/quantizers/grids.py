@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from stage1_vqvae.quantizers.contract import Quantizer
+from stage1_vqvae.quantizers.contract import Quantizer, named_tensors, updated
 
 
 class GridQuantizers(nn.Module):
@@ -36,11 +36,7 @@ class GridQuantizers(nn.Module):
 
     def update(self, rng: np.random.Generator) -> dict[str, float]:
         """Update every quantiser; return the sums of the counts."""
-        counts: dict[str, float] = {}
-        for each in self.grids:
-            for name, count in each.update(rng).items():
-                counts[name] = counts.get(name, 0.0) + count
-        return counts
+        return updated(self.grids, rng)
 
     def identity_config(self) -> dict[str, Any]:
         """Return the settings on which codes depend."""
@@ -49,8 +45,4 @@ class GridQuantizers(nn.Module):
 
     def identity_tensors(self) -> dict[str, Tensor]:
         """Return the tensors on which codes depend."""
-        return {
-            f"grids.{number}.{name}": tensor
-            for number, each in enumerate(self.grids)
-            for name, tensor in each.identity_tensors().items()
-        }
+        return named_tensors("grids", self.grids)

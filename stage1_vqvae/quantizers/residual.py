@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from stage1_vqvae.quantizer_settings import QuantizerSettings
-from stage1_vqvae.quantizers.contract import Quantized, Quantizer
+from stage1_vqvae.quantizers.contract import Quantized, Quantizer, named_tensors, updated
 
 
 class ResidualQuantizer(Quantizer):
@@ -98,11 +98,7 @@ class ResidualQuantizer(Quantizer):
 
     def update(self, rng: np.random.Generator) -> dict[str, float]:
         """Update every codebook; return the sums of the counts."""
-        counts: dict[str, float] = {}
-        for level in self.levels[self.num_kept :]:
-            for name, count in level.update(rng).items():
-                counts[name] = counts.get(name, 0.0) + count
-        return counts
+        return updated(self.levels[self.num_kept :], rng)
 
     def identity_config(self) -> dict[str, Any]:
         """Return the settings on which codes depend."""
@@ -110,8 +106,4 @@ class ResidualQuantizer(Quantizer):
 
     def identity_tensors(self) -> dict[str, Tensor]:
         """Return the codebooks."""
-        return {
-            f"levels.{number}.{name}": tensor
-            for number, level in enumerate(self.levels)
-            for name, tensor in level.identity_tensors().items()
-        }
+        return named_tensors("levels", self.levels)

@@ -1,6 +1,7 @@
 """Codecs of several levels: residual quantisation, several grids, and what is decoded without some levels."""
 
 import json
+import re
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -8,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from stage1_vqvae.architecture import Architecture, VQVAEConfig
-from stage1_vqvae.evaluate import reconstruct, reconstructed
+from stage1_vqvae.evaluate import reconstruct, reconstructed, require_levels
 from stage1_vqvae.extract import extract_codes
 from stage1_vqvae.level_dropout import drawn_levels, of_first_levels
 from stage1_vqvae.model import VQVAE, load_codec
@@ -230,7 +232,9 @@ def tiny(out: Path, **quantizer: object) -> TrainVQVAE:
 
 
 @pytest.mark.parametrize(("grids", "depth"), [(1, 3), (2, 1), (2, 2)])
-def test_every_level_is_trained_logged_judged_and_stored(tmp_path: Path, grids: int, depth: int) -> None:
+def test_every_level_is_trained_logged_judged_and_stored(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], grids: int, depth: int
+) -> None:
     run = train_vqvae(replace(tiny(tmp_path / "run", depth=depth), levels=grids)).parent
     codec, levels = load_codec(run), grids * depth
     assert [level.num_codes for level in codec.spec.levels] == [16] * levels
@@ -243,7 +247,14 @@ def test_every_level_is_trained_logged_judged_and_stored(tmp_path: Path, grids: 
     assert measured["levels"][-1]["to_here"]["psnr"] == pytest.approx(measured["psnr"], abs=1e-3)  # of the same rows
     store = CodeStore.open(extract_codes(ExtractCodes(str(run), "digits", tmp_path / "codes")))
     assert store.spec == codec.spec
+    capsys.readouterr()
     reconstruct(Reconstruct(str(run), "digits", tmp_path / "first", num_images=3, first_levels=1))
+    said = capsys.readouterr().out
+    assert f"wrote 3 pairs (original left, reconstruction right) from the first 1 of {levels} level(s)" in said
+    shown = [np.asarray(Image.open(file)) for file in sorted((tmp_path / "first").glob("*.png"))]
+    errors = [((each[:, :8].astype(float) - each[:, -8:]) / 127.5) ** 2 for each in shown]
+    told = float(re.findall(r"mse ([0-9.]+)", said)[0])
+    assert told == pytest.approx(np.mean(errors), rel=0.02)  # files hold whole numbers
     assert json.loads((tmp_path / "first" / "reconstructions.json").read_text())["first_levels"] == 1
 
 
@@ -252,7 +263,7 @@ def test_first_levels_are_some_of_the_codec() -> None:
     images = latents(2, 1, 8, 8).clamp(-1, 1)
     assert torch.equal(reconstructed(codec, images, 1), codec.decode(codec.encode(images)[:1]))
     with pytest.raises(UsageError, match="--first-levels must be between 1 and 2, the codec's levels, got 3"):
-        reconstructed(codec, images, 3)
+        require_levels(codec, 3)
 
 
 def test_a_codec_of_one_level_asks_for_it() -> None:
@@ -261,6 +272,15 @@ def test_a_codec_of_one_level_asks_for_it() -> None:
         codec.decode(())
     with pytest.raises(UsageError, match="codes must be a tuple with a tensor of integers"):
         codec.decode((None,))
+
+
+def test_levels_of_other_numbers_of_images_are_refused() -> None:
+    codec = VQVAE(VQVAEConfig(architecture(depth=2))).eval()
+    first, second = codec.encode(latents(3, 1, 8, 8).clamp(-1, 1))
+    with pytest.raises(UsageError, match="codes must be of as many images in every level, got 3, 2"):
+        codec.decode((first, second[:2]))
+    with pytest.raises(UsageError, match=r"codes must be a tuple of 1 to 2 level\(s\), got 0"):
+        codec.decode((None, None))
 
 
 def test_a_deeper_codec_keeps_the_codes_of_the_base(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -307,6 +327,10 @@ def test_the_coarsest_grid_leaves_room_for_the_finer_ones(levels, given, between
         ({"levels": 2, "model": ModelSettings(network="sonnet")}, "sonnet has one code grid, got --levels 2"),
         ({"levels": 6}, "--levels 6 are too many for 32x32: one code of the coarsest grid would be 64x64 of them"),
         ({"model": ModelSettings(grid_factor=4)}, "--model.grid-factor needs --levels above 1, got 4; leave it out"),
+        (
+            {"levels": 8, "quantizer": QuantizerSettings(depth=16)},
+            "--levels times --quantizer.depth must be at most 64",
+        ),
         ({"levels": 9}, "--levels must be between 1 and 8, got 9"),
     ],
 )

@@ -53,6 +53,9 @@ def test_as_many_as_levels_or_one() -> None:
         check_sampling(layout, temperature=(1.0, 0.9, 1.0))
     with pytest.raises(UsageError, match=r"temperature must be positive and finite, got \(1\.0, 0\.0\)"):
         check_sampling(layout, temperature=(1.0, 0.0))
+    for wrong in ("1,0.9", (), (True, 1.0), torch.ones(2)):
+        with pytest.raises(UsageError, match="temperature must be a number, or a tuple of one for each level"):
+            check_sampling(layout, temperature=wrong)
 
 
 def test_what_is_measured_is_each_levels_own_and_is_kept(tmp_path: Path) -> None:

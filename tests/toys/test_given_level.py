@@ -52,6 +52,13 @@ def test_the_folder_says_what_it_is(road: Path) -> None:
     assert json.loads(saved["order"]) == ORDER
 
 
+def test_doctor_gives_the_level_of_held_out_rows(road: Path, tmp_path: Path, toy_cli: RunCli) -> None:
+    out = tmp_path / "doctor.json"
+    words = ["doctor", "--codec", road, "--prior", road / "prior", "--codes", road / "codes", "--out", out]
+    toy_cli(*words, code=4)  # so short a training is found wanting
+    assert json.loads(out.read_text())["measured"]["samples"]["given_levels"] == [0]
+
+
 def test_a_rerun_needs_neither_the_file_nor_the_flags(road: Path, tmp_path: Path, toy_cli: RunCli) -> None:
     (road / "order.json").rename(tmp_path / "order.json")
     assert "is finished" in toy_cli(*train(road)).stdout

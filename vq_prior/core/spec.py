@@ -251,8 +251,11 @@ def check_codes(spec: CodeSpec, codes: "Sequence[Tensor | None]", *, separable: 
             "codes must be a tuple with a tensor of integers for each level; torch.from_numpy(x) makes one"
         )
     if not there or len(codes) > len(spec.levels) or (len(codes) < len(spec.levels) and not separable):
-        most = "at most " if separable else ""
+        most = "1 to " if separable and len(spec.levels) > 1 else ""
         raise UsageError(f"codes must be a tuple of {most}{len(spec.levels)} level(s), got {len(there)}")
+    if len({len(level) for level in there if level is not None and level.ndim}) > 1:
+        counts = ", ".join(str(len(level)) for level in there if level is not None and level.ndim)
+        raise UsageError(f"codes must be of as many images in every level, got {counts}")
     for number, (level, given) in enumerate(zip(spec.levels, codes, strict=False)):
         if given is None:
             continue

@@ -205,8 +205,13 @@ def examine_samples(
         values: Training and held-out values [n, C, *shape], if they are at hand.
         num_images: Samples to draw.
     """
+    layout, given = pipeline.prior.layout, None
+    if layout.given_levels:  # those of held-out rows, again and again
+        some = np.arange(num_images) % len(held_out[0])
+        grids = {number: torch.from_numpy(held_out[number][some].astype(np.int64)) for number in layout.given_levels}
+        given = layout.given_of(grids)
     started = time.perf_counter()
-    drawn = pipeline(num_images, output_type="pt")
+    drawn = pipeline(num_images, given=given, output_type="pt")
     seconds = time.perf_counter() - started
     samples = joined(tuple(level.cpu().numpy() for level in drawn.codes)).astype(np.int64)
     rows, unseen = joined(train).astype(np.int64), joined(held_out).astype(np.int64)[:num_images]
@@ -217,6 +222,7 @@ def examine_samples(
     different, originals = (len(np.unique(x, axis=0)) / len(x) for x in (samples, rows))
     found.measured = {
         "num_images": num_images,
+        **({"given_levels": list(layout.given_levels)} if given is not None else {}),
         "images_a_second": num_images / seconds,
         "distinct": different,
         "near_copies_of_training_rows": copies,
