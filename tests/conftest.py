@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
+from hypothesis import settings
 from warm import Warm, same_imports
 
 # Before torch or a Hub library is imported: one thread makes results repeatable, offline makes them honest.
@@ -24,6 +26,10 @@ ENVIRONMENT = {
     "VQ_PRIOR_CACHE": "off",  # what one test reads, another one reads, too
 }
 os.environ.update(ENVIRONMENT)
+if sys.platform != "win32":
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored, and commands leave it so
+settings.register_profile("any machine", deadline=None)
+settings.load_profile("any machine")
 AT_START = dict(os.environ)  # commands that run in this process add to it what quiets libraries
 
 REPOSITORY = Path(__file__).resolve().parents[1]

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hub.server import LoopbackHub, hub_environment
 from PIL import Image
+from sklearn.datasets import load_digits
 from warm import BRIEFLY, Warm
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -39,15 +40,14 @@ def steps(page: str) -> list[tuple[str, str]]:
 def folder(tmp_path_factory: pytest.TempPathFactory, tiny_run: Path) -> Path:
     """A reader's folder: sixty pictures of two classes, of 4x4, so small that the default steps take seconds.
 
-    For the guide to fine-tuning, a quickstart and forty pictures of its size.
+    For the guide to fine-tuning, a quickstart and forty of its own pictures: it has seen each of their codes.
     """
     folder = tmp_path_factory.mktemp("reader")
     shutil.copytree(tiny_run, folder / "runs" / "quickstart")
     rng = np.random.default_rng(0)
     (folder / "my-pictures").mkdir()
-    for number in range(40):
-        pixels = rng.integers(0, 256, (8, 8), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / "my-pictures" / f"{number:03d}.png")
+    for number, image in enumerate(np.floor(load_digits().images[:40] * 255 / 16 + 0.5)):
+        Image.fromarray(image.astype(np.uint8)).save(folder / "my-pictures" / f"{number:03d}.png")
     for number in range(60):
         kind = ("cat", "dog")[number % 2]
         (folder / "pictures" / kind).mkdir(parents=True, exist_ok=True)

@@ -48,12 +48,12 @@ def test_first_frame_is_taken_and_said_or_every_frame_is_a_row(tmp_path: Path, s
     first = open_data(str(tmp_path))
     assert values_of(first.train) + values_of(first.validation) == [1, 11, 21, 31, 91]
     said = f"data {tmp_path}: 4 of 5 images are the first of several frames; --frames all takes every frame"
-    assert first.told_of(Transform(8, 8, 1)) == [said]
+    assert first.told_of(Transform(8, 8, 3)) == [said]
     every = open_data(str(tmp_path), frames="all")
     assert values_of(every.validation) == [91]  # as the first frame of that file would be
     assert values_of(every.train) == [1, 2, 3, 11, 12, 13, 21, 22, 23, 31, 32, 33]
     assert every.facts().channels == first.facts().channels
-    assert every.told_of(Transform(8, 8, 1)) == []
+    assert every.told_of(Transform(8, 8, 3)) == []
     assert "5 files of the train split hold 13 frames, each a row" in every.notes
     assert every.train.name(4) == f"{tmp_path / f'1.{suffix}'} frame 1"
     assert every.validation.name(0) == str(tmp_path / "9.png")
