@@ -111,7 +111,7 @@ IN_FULL = os.environ.get("VQ_PRIOR_FAULTS") == "full"
 BEGUN_FIRST = ("test_doctor.py",)  # long files whose names come late
 
 
-MOST_CASES = 3  # of one test, in a run of all tests
+MOST_CASES = 2  # of one test, in a run of all tests
 ONE_OF_FILES = (  # of these that take minutes, a run of all tests draws one each
     ("readme/test_guides.py", "readme/test_notebook.py", "readme/test_add_a_quantiser.py", "readme/test_space.py"),
     ("judge/test_doctor.py", "judge/test_evaluate.py"),
@@ -120,6 +120,10 @@ ONE_OF_FILES = (  # of these that take minutes, a run of all tests draws one eac
     ("toys/test_two_levels_road.py", "faults/test_level_roads.py"),
     ("end_to_end/test_tuning_road.py", "stage1/foreign/test_foreign.py", "model/test_export.py"),
     ("faults/test_state.py", "faults/test_changes.py"),
+    ("distributed/test_lost.py", "faults/test_resume.py", "faults/test_system_calls.py"),
+    ("distributed/test_fsdp.py", "distributed/test_launch_files.py", "distributed/test_reproducible.py"),
+    ("toys/test_curves.py", "toys/test_condition.py", "toys/test_given_level.py", "toys/test_levels_road.py"),
+    ("hub/test_server.py", "hub/test_data_sets.py", "hub/test_hostile.py"),
 )
 
 
