@@ -117,7 +117,8 @@ def _rows_of(
     if in_folders and metadata is None and not any(split.labels for split in splits.values()):
         notes += labels_file_told(listing)
     causes = {str(root / name): _why_missing(root / name) for name in metadata.missing} if metadata is not None else {}
-    empty = _empty(listing.folders, *groups["train"]) if in_folders and splits["train"].labels else ()
+    folders = [name for name in listing.folders if not any(own.startswith(f"{name}/") for own in listing.ours)]
+    empty = _empty(folders, *groups["train"]) if in_folders and splits["train"].labels else ()
     return RawData(splits["train"], splits.get("validation"), modality, why, None, tuple(notes), causes, empty)
 
 

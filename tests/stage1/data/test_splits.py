@@ -203,6 +203,7 @@ def test_what_this_program_wrote_is_never_data(tmp_path, markers, folders):
     assert after.data_id == before.data_id
     assert after.label_names == before.label_names
     told = [note for note in after.notes if note.startswith("left out what vq-prior wrote: ")]
+    assert [note for note in after.notes if note not in told] == list(before.notes)
     assert len(told) == 1
     assert all(f"{Path(marker).parent}/" in told[0] for marker in markers)
 
