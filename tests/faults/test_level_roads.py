@@ -9,6 +9,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from hub.server import LoopbackHub, hub_environment
 from warm import BRIEFLY, Warm
 
 from stage1_vqvae.model import load_codec
@@ -60,7 +61,7 @@ def killed_once(warm, run, words):
 @pytest.mark.one_of("levels road")
 @pytest.mark.fault("R1", "R2", "R4", "R5", "R6")
 @pytest.mark.parametrize("road", ROADS)
-def test_a_road_of_several_levels(road, briefly, command, tmp_path, digests, faults):
+def test_a_road_of_several_levels(road, briefly, command, tmp_path, digests, faults, child_environment):
     of_codec, of_prior = ROADS[road]
     one, two, struck = tmp_path / "one", tmp_path / "two", tmp_path / "struck"
     train = ["train-vqvae", "--data", "digits", *CODEC, *of_codec]
@@ -88,6 +89,11 @@ def test_a_road_of_several_levels(road, briefly, command, tmp_path, digests, fau
     assert measured[0]["level_above"] is None
     assert all(level["level_above"] > 0 for level in measured[1:])
     _the_rest(one, tmp_path, command)
+    _shared(one / "model", tmp_path, child_environment)
+    for part in ("vqvae", "prior"):
+        weights = [(model / part / "model.safetensors").read_bytes() for model in (one / "model", tmp_path / "pulled")]
+        assert weights[0] == weights[1]
+    assert digests(tmp_path / "fetched") == digests(tmp_path / "a")
 
 
 def _the_rest(run, folder, command):
@@ -119,3 +125,18 @@ def _the_rest(run, folder, command):
     other = VQPriorPipeline.from_pretrained(folder / "copy")
     assert torch.equal(other(2, seed=3, output_type="pt").drawn, pipe(2, seed=3, output_type="pt").drawn)
     assert torch.equal(load_codec(run).decode(codes[:1]), pipe.codec.decode(codes[:1]))
+
+
+def _shared(model, folder, child_environment):
+    """Push a model to a Hub on this machine, pull it, and draw from it by its name there."""
+    with LoopbackHub() as hub:
+        environment = child_environment(**hub_environment(hub, folder / "cache", token="hf_of_these_tests"))
+        with Warm(environment, folder) as person:
+            for words in (
+                ["push", "--model", model, "--repo-id", "somebody/levels"],
+                ["pull", "somebody/levels", "--out", folder / "pulled"],
+                ["generate", "--model", "somebody/levels", "--num-images", 5, "--out", folder / "fetched"],
+            ):
+                done = person.run([str(word) for word in words])
+                assert done.returncode == 0, f"{words}: {done.stderr[-2000:]}"
+        assert hub.errors == []
