@@ -45,6 +45,7 @@ from vq_prior.core.training.randomness import in_equal_parts, keyed_generator
 from vq_prior.core.training.runs import (
     RunConfig,
     RunLog,
+    beside_run,
     check_continues,
     continued,
     explained,
@@ -89,7 +90,8 @@ def train_vqvae(settings: TrainVQVAE, make_adversary: MakeAdversary | None = Non
             here, resolve(with_base(settings, base), data.facts(), here.device.type, modality=data.modality)
         )
 
-    runtime, settings = chosen(settings)
+    with beside_run(folder, overwrite=settings.overwrite):
+        runtime, settings = chosen(settings)
     for line in (runtime.describe(), *notes):
         runtime.say(line)
     balanced = in_equal_parts(require_labels(data)) if settings.balance else None

@@ -299,6 +299,14 @@ def test_a_deeper_codec_keeps_the_codes_of_the_base(tmp_path: Path, capsys: pyte
         train_vqvae(replace(tiny(tmp_path / "less", depth=2), from_codec=str(tmp_path / "two")))
 
 
+def test_other_levels_than_the_run_has_are_refused_with_what_is_kept(tmp_path: Path) -> None:
+    settings = replace(tiny(tmp_path / "run"), steps=2, levels=2)
+    train_vqvae(settings)
+    said = r"for 3 grids, got .*; what was not typed is that of the run in .*vqvae-training, --overwrite starts anew"
+    with pytest.raises(UsageError, match=said):
+        train_vqvae(replace(TrainVQVAE(settings.data, settings.out), levels=3))
+
+
 def test_level_dropout_without_levels_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"--quantizer\.level-dropout needs several levels"):
         train_vqvae(tiny(tmp_path / "run", level_dropout=0.5))

@@ -137,6 +137,19 @@ def continued(settings: S, folder: Path) -> S:
     return overlaid(settings, saved, leave=kept)
 
 
+@contextlib.contextmanager
+def beside_run(folder: Path, *, overwrite: bool) -> Iterator[None]:
+    """Say in a `UsageError` that what was not typed is that of the run in `folder`, where one is continued."""
+    try:
+        yield
+    except UsageError as error:
+        if overwrite or not (folder / "config.json").exists():
+            raise
+        raise UsageError(
+            f"{error}; what was not typed is that of the run in {folder}, --overwrite starts anew"
+        ) from error
+
+
 def explained(typed: S, settings: S, resolve: Callable[[S], S]) -> S:
     """Return what was typed and what else is to be typed so that `resolve` gives `settings`, for the record of a run.
 
