@@ -1,103 +1,89 @@
 """A codec's two halves as plain modules of tensors, for programs that trace them: no calls of fixed size, no checks."""
 
+from copy import deepcopy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from stage1_vqvae.blocks import crop_to, pad_to
+from stage1_vqvae.blocks import pad_to
 from stage1_vqvae.quantizers.codebook import CodebookQuantizer
-from vq_prior.core.errors import UsageError
 
 HAIR = 1e-4  # of latents and of squared distances, as a share of their size and one more
 
 
 class Encoder(nn.Module):
-    """Values [B, C, *shape] -> the codes of each level [B, *grid] int64."""
+    """Values [B, C, *shape] -> the codes of each level [B, *grid] int64: `codes_of` of a codec."""
 
-    def __init__(self, encoder: nn.Module, quantizer: nn.Module, padded: tuple[int, ...]) -> None:
+    def __init__(self, codec: Any) -> None:
         super().__init__()
-        self.encoder, self.quantizer, self._padded = encoder, quantizer, padded
+        self.codec = codec
 
     def forward(self, values: Tensor) -> tuple[Tensor, ...]:
         """Return the codes."""
-        codes: tuple[Tensor, ...] = self.quantizer.encode(  # type: ignore[operator]
-            self.encoder(pad_to(values, self._padded)).movedim(1, -1)
-        )
+        codes: tuple[Tensor, ...] = self.codec.codes_of(values)
         return codes
 
 
 class Decoder(nn.Module):
-    """The codes of each level [B, *grid] int64 -> values [B, C, *shape] within their bounds."""
+    """The codes of each level [B, *grid] int64 -> values [B, C, *shape] within their bounds: `images_of` of a codec."""
 
-    def __init__(
-        self, decoder: nn.Module, quantizer: nn.Module, shape: tuple[int, ...], bounds: tuple[float, float] | None
-    ) -> None:
+    def __init__(self, codec: Any) -> None:
         super().__init__()
-        self.decoder, self.quantizer, self._shape, self._bounds = decoder, quantizer, shape, bounds
+        self.codec = codec
 
     def forward(self, *codes: Tensor) -> Tensor:
         """Return the values."""
-        vectors: Tensor = self.quantizer.embed(codes)  # type: ignore[operator]
-        values = crop_to(self.decoder(vectors.movedim(-1, 1)), self._shape)
-        return values if self._bounds is None else values.clamp(*self._bounds)
+        values: Tensor = self.codec.images_of(*codes)
+        return values
 
 
 class Halved:
     """What a codec of ours gives to exporters."""
 
     def halves(self: Any) -> tuple[nn.Module, nn.Module | None]:
-        """Return encoder with quantiser, and decoder, in eval mode; None where it cannot decode.
-
-        Raises:
-            UsageError: If it has several code grids, whose encoder and quantisers take turns.
-        """
-        if self.architecture.grids > 1:
-            raise UsageError(f"a codec of {self.architecture.grids} code grids cannot be exported; one of one grid can")
-        encoder = Encoder(self.encoder, self.quantizer, self.padded)
-        return encoder.eval(), Decoder(self.decoder, self.quantizer, self.architecture.shape, self.bounds).eval()
+        """Return encoder with quantiser, and decoder, in eval mode, each without the weights of the other."""
+        encoding, decoding = deepcopy(self), deepcopy(self)
+        encoding.decoder, decoding.encoder = nn.Identity(), nn.Identity()
+        return Encoder(encoding).eval(), Decoder(decoding).eval()
 
     @torch.no_grad()
-    def ties(self: Any, values: Tensor, ours: tuple[Tensor, ...], theirs: tuple[Tensor, ...]) -> Tensor:
-        """Return the cells, [B, *grid] bool, whose other codes are ties with ours: as near, or a hair's breadth away.
+    def compared(self: Any, values: Tensor, theirs: tuple[Tensor, ...]) -> list[tuple[Tensor, Tensor]]:
+        """Return of each grid which cells, [B, *grid] bool, have other codes than ours, and of which of them are ties.
+
+        A tie is as near as ours, or a hair's breadth away. A finer grid is judged in the light of their coarser codes,
+        as it was encoded.
 
         Args:
-            values: What both encoded, [B, C, *shape].
-            ours: Codes of each level that this codec gave.
-            theirs: The other codes.
+            values: What was encoded, [B, C, *shape].
+            theirs: The codes of each level.
         """
-        latents, quantizer = self.encode_latents(values), self.quantizer
-        first, second = quantizer.embed(ours), quantizer.embed(theirs)
-        step = HAIR * (1 + latents.abs().amax(-1, keepdim=True))
-        stepped = quantizer.encode(latents + step * torch.sign(second - first))
-        ties = torch.stack([a == b for a, b in zip(stepped, theirs, strict=True)]).all(0)
-        if isinstance(quantizer, CodebookQuantizer):
-            placed = quantizer.place(latents)
-            near, far = ((placed - vectors).square().sum(-1) for vectors in (first, second))
-            ties = ties | ((far - near).abs() <= HAIR * (1 + near))
-        return ties
+        found: list[tuple[Tensor, Tensor]] = []
+        left = list(theirs)
+
+        def visit(_: int, quantizer: Any, latents: Tensor) -> Tensor:
+            given = tuple(left.pop(0) for _ in quantizer.level_sizes)
+            ours = quantizer.encode(latents)
+            found.append((~_same(ours, given), _ties(quantizer, latents, ours, given)))
+            vectors: Tensor = quantizer.embed(given)
+            return vectors
+
+        self.walk(pad_to(values, self.padded), visit)
+        return found
 
 
-class TracedEncoder(nn.Module):
-    """`codes_of` of a module that holds all its weights, as a module."""
-
-    def __init__(self, whole: Any) -> None:
-        super().__init__()
-        self.whole = whole
-
-    def forward(self, values: Tensor) -> tuple[Tensor, ...]:
-        """Return the codes of the one level."""
-        return (self.whole.codes_of(values),)
+def _same(first: tuple[Tensor, ...], second: tuple[Tensor, ...]) -> Tensor:
+    """Return the cells whose codes of all levels are the same, [...] bool."""
+    return torch.stack([a == b for a, b in zip(first, second, strict=True)]).all(0)
 
 
-class TracedDecoder(nn.Module):
-    """`images_of` of a module that holds all its weights, as a module."""
-
-    def __init__(self, whole: Any) -> None:
-        super().__init__()
-        self.whole = whole
-
-    def forward(self, *codes: Tensor) -> Tensor:
-        """Return the values of the codes of the one level."""
-        values: Tensor = self.whole.images_of(*codes)
-        return values
+def _ties(quantizer: Any, latents: Tensor, ours: tuple[Tensor, ...], theirs: tuple[Tensor, ...]) -> Tensor:
+    """Return the cells, [...] bool, whose codes `theirs` are as near to latents [..., D] as `ours`, or nearly so."""
+    first, second = quantizer.embed(ours), quantizer.embed(theirs)
+    step = HAIR * (1 + latents.abs().amax(-1, keepdim=True))
+    ties = _same(quantizer.encode(latents + step * torch.sign(second - first)), theirs)
+    if isinstance(quantizer, CodebookQuantizer):
+        placed = quantizer.place(latents)
+        near, far = ((placed - vectors).square().sum(-1) for vectors in (first, second))
+        ties = ties | ((far - near).abs() <= HAIR * (1 + near))
+    return ties

@@ -308,11 +308,11 @@ class VQVAE(Halved, Shareable, PreTrainedModel):  # type: ignore[misc]
                 more than 1% beyond the bounds: nothing is converted.
         """
         require_images(self, self.encoder, images)
-        codes: tuple[Tensor, ...] = self._apart(self._codes_apart, images)
+        codes: tuple[Tensor, ...] = self._apart(self.codes_of, images)
         return codes
 
-    def _codes_apart(self, rows: Tensor) -> tuple[Tensor, ...]:
-        """Return the codes of each level of images of any memory order."""
+    def codes_of(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Return the codes of images in one call, unchecked: what `encode` calls with a fixed number of rows."""
         codes: list[Tensor] = []
 
         def visit(number: int, quantizer: Any, latents: Tensor) -> Tensor:
@@ -322,7 +322,7 @@ class VQVAE(Halved, Shareable, PreTrainedModel):  # type: ignore[misc]
             vectors: Tensor = latents if last else packed(quantizer.embed(found))
             return vectors
 
-        self.walk(self._fast(rows), visit)
+        self.walk(self._fast(images), visit)
         return tuple(codes)
 
     @property
@@ -344,13 +344,14 @@ class VQVAE(Halved, Shareable, PreTrainedModel):  # type: ignore[misc]
         require_codes(self, self.decoder, codes)
         there = [number for number, level in enumerate(codes) if level is not None]
 
-        def images_of(*rows: Tensor) -> Tensor:
-            some = dict(zip(there, rows, strict=True))
-            return self._within(self._values([packed(each) for each in self._vectors(some, len(rows[0]))]))
-
         rows = (level.to(torch.int64) for level in codes if level is not None)
-        images: Tensor = self._apart(images_of, *rows)
+        images: Tensor = self._apart(lambda *some: self.images_of(*some, levels=there), *rows)
         return images
+
+    def images_of(self, *codes: Tensor, levels: Sequence[int] | None = None) -> Tensor:
+        """Return the images of codes of some levels, or of all, in one call, unchecked: what `decode` calls."""
+        some = dict(zip(range(len(codes)) if levels is None else levels, codes, strict=True))
+        return self._within(self._values([packed(each) for each in self._vectors(some, codes[0].shape[0])]))
 
     def _vectors(self, codes: Mapping[int, Tensor], num_rows: int) -> list[Tensor]:
         """Return the vectors of each grid, [B, *grid, D], of the codes of some levels; a grid without any has zeros."""

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from stage1_vqvae.foreign.kinds import DIFFUSERS_STAGES, KINDS, LIMITS, MAX_STAGES, Kind
 from stage1_vqvae.foreign.weights import read_module_tensors
 from stage1_vqvae.given import require_codes, require_images
-from stage1_vqvae.halves import TracedDecoder, TracedEncoder
+from stage1_vqvae.halves import Decoder, Encoder
 from stage1_vqvae.modalities.pictures import PICTURES
 from stage1_vqvae.modalities.pictures.settings import MAX_SIDE
 from stage1_vqvae.modalities.pictures.values import Transform
@@ -159,7 +159,8 @@ class ForeignCodec(nn.Module):
                 more than 1% beyond the bounds: nothing is converted.
         """
         require_images(self, self.module, images)
-        return (self._map(self.codes_of, images),)
+        codes: tuple[Tensor, ...] = self._map(self.codes_of, images)
+        return codes
 
     @torch.inference_mode()
     def decode(self, codes: tuple[Tensor, ...]) -> Tensor:
@@ -174,9 +175,10 @@ class ForeignCodec(nn.Module):
         require_decoder(self.tokenizer)
         require_codes(self, self.module, codes)
         (grid,) = codes
-        return self._map(self.images_of, grid.to(torch.int64))
+        images: Tensor = self._map(self.images_of, grid.to(torch.int64))
+        return images
 
-    def _map(self, function: Any, tensor: Tensor) -> Tensor:
+    def _map(self, function: Any, tensor: Tensor) -> Any:
         device = next(self.module.parameters()).device
         frames = self.entries[self.tokenizer.frames_key] if self.tokenizer.frames_key else 1
         rows = rows_per_call(device, prod(self.shape) * frames)
@@ -193,18 +195,19 @@ class ForeignCodec(nn.Module):
 
     def halves(self) -> tuple[nn.Module, nn.Module | None]:
         """Return encoder with quantiser, and decoder, in eval mode; None where it cannot decode."""
-        return TracedEncoder(self).eval(), TracedDecoder(self).eval() if self.can_decode else None
+        return Encoder(self).eval(), Decoder(self).eval() if self.can_decode else None
 
-    def ties(self, values: Tensor, ours: tuple[Tensor, ...], theirs: tuple[Tensor, ...]) -> Tensor:  # noqa: ARG002
-        """Return that no other code is a tie, [B, *grid] bool: libraries do not tell their latents."""
-        return torch.zeros_like(ours[0], dtype=torch.bool)
+    def compared(self, values: Tensor, theirs: tuple[Tensor, ...]) -> list[tuple[Tensor, Tensor]]:
+        """Return which cells, [B, *grid] bool, have other codes, and that none is a tie: libraries tell no latents."""
+        other = self.encode(values)[0] != theirs[0]
+        return [(other, torch.zeros_like(other))]
 
-    def codes_of(self, images: Tensor) -> Tensor:
+    def codes_of(self, images: Tensor) -> tuple[Tensor, ...]:
         """Return the codes of images in one call, unchecked: what `encode` calls with a fixed number of rows."""
         pixels = images.float().clone(memory_format=torch.contiguous_format)
         scale, shift = self._affine(pixels)
         codes = self.tokenizer.codes(self.module, pixels * scale + shift)
-        return codes.reshape(images.shape[0], *self.grid).to(torch.int64)
+        return (codes.reshape(images.shape[0], *self.grid).to(torch.int64),)
 
     def images_of(self, codes: Tensor) -> Tensor:
         """Return the images of codes in one call, unchecked: what `decode` calls with a fixed number of rows."""

@@ -26,18 +26,25 @@ QUANTIZERS = {
 
 
 def codec(
-    quantizer: str = "ema", *, shape: tuple[int, ...] = (12, 10), channels: int = 3, network: str = "residual"
+    quantizer: str = "ema",
+    *,
+    shape: tuple[int, ...] = (12, 10),
+    channels: int = 3,
+    network: str = "residual",
+    grids: int = 1,
+    depth: int = 1,
 ) -> VQVAE:
     """A codec whose every weight is random; its sides are no multiples of its factor."""
-    settings = QuantizerSettings(quantizer, **QUANTIZERS[quantizer])
-    architecture = Architecture(channels, shape, 4, 16, 8, 1, settings, network=network)
+    settings = QuantizerSettings(quantizer, **QUANTIZERS[quantizer], depth=depth)
+    architecture = Architecture(channels, shape, 4, 16, 8, 1, settings, network=network, grids=grids)
     torch.manual_seed(0)
     model = VQVAE(VQVAEConfig(architecture)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
-        if quantizer == "ema":
-            model.quantizer.codebook.copy_(torch.randn_like(model.quantizer.codebook))
+        for name, tensor in model.named_buffers():
+            if name.endswith("codebook"):
+                tensor.copy_(torch.randn_like(tensor))
     return model
 
 
@@ -68,9 +75,9 @@ def test_onnxruntime_gives_the_codes_and_the_pixels_of_the_codec(quantizer: str,
     ours = model.encode(values)
     session = onnxruntime.InferenceSession(tmp_path / "out/encode.onnx", providers=["CPUExecutionProvider"])
     theirs = tuple(map(torch.from_numpy, session.run(["codes.0"], {"values": values.numpy()})))
-    other = ours[0] != theirs[0]
+    ((other, ties),) = model.compared(values, theirs)
     assert theirs[0].dtype == torch.int64
-    assert bool((model.ties(values, ours, theirs) | ~other).all())
+    assert bool((ties | ~other).all())
     assert int(other.sum()) <= 1
     session = onnxruntime.InferenceSession(tmp_path / "out/decode.onnx", providers=["CPUExecutionProvider"])
     (pixels,) = session.run(["values"], {"codes.0": ours[0].numpy()})
@@ -92,6 +99,41 @@ def test_a_torch_program_needs_nothing_of_ours(
     torch.testing.assert_close(decode(*codes), model.decode(codes), atol=1e-4, rtol=0)
     with zipfile.ZipFile(tmp_path / "out/encode.pt2") as archive:  # no pickle: those of PyTorch are a .zip, or begin so
         assert [n for n in archive.namelist() if archive.read(n)[:2] in (b"PK", b"\x80\x02", b"\x80\x05")] == []
+
+
+@pytest.mark.parametrize(("form", "grids", "depth"), [("onnx", 2, 1), ("torch", 2, 2), ("onnx", 1, 3)])
+def test_every_level_is_exported(form: str, grids: int, depth: int, tmp_path: Path) -> None:
+    """What takes turns in the encoder, a grid after the other, is one file."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    model = codec("ema", grids=grids, depth=depth)
+    words = ["export", "--codec", str(saved(model, tmp_path / "codec")), "--out", str(tmp_path / "out")]
+    assert main([*words, "--format", form]) == 0
+    told = json.loads((tmp_path / "out/export.json").read_text())
+    names = [each["name"] for each in told["codes"]]
+    assert names == [f"codes.{level}" for level in range(grids * depth)]
+    assert [each["shape"][1:] for each in told["codes"]] == [list(level.grid) for level in model.spec.levels]
+    values = torch.rand(4, 3, 12, 10, generator=torch.Generator().manual_seed(4)) * 2 - 1
+    if form == "onnx":
+        encode = onnxruntime.InferenceSession(tmp_path / "out/encode.onnx", providers=["CPUExecutionProvider"])
+        codes = tuple(map(torch.from_numpy, encode.run(names, {"values": values.numpy()})))
+        decode = onnxruntime.InferenceSession(tmp_path / "out/decode.onnx", providers=["CPUExecutionProvider"])
+        fed = {name: level.numpy() for name, level in zip(names, codes, strict=True)}
+        decoded = torch.from_numpy(decode.run(["values"], fed)[0])
+    else:
+        codes = torch.export.load(tmp_path / "out/encode.pt2").module()(values)
+        decoded = torch.export.load(tmp_path / "out/decode.pt2").module()(*codes)
+    assert all(bool((ties | ~other).all()) for other, ties in model.compared(values, codes))
+    assert sum(int((a != b).sum()) for a, b in zip(model.encode(values), codes, strict=True)) <= 1
+    torch.testing.assert_close(decoded, model.decode(codes), atol=1e-4, rtol=0)
+
+
+def test_each_half_holds_its_own_weights_alone() -> None:
+    model = codec("ema", grids=2)
+    encoder, decoder = export.halves_of(model)
+    assert decoder is not None
+    assert not any("decoder" in name for name in encoder.state_dict())
+    assert not any("encoder" in name for name in decoder.state_dict())
+    assert {name.split(".")[0] for name in model.state_dict()} == {"encoder", "quantizer", "decoder"}  # whole as ever
 
 
 def test_an_export_that_computes_something_else_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,10 +161,24 @@ def test_ties_are_told_from_other_codes() -> None:
     values = torch.rand(8, 3, 12, 10, generator=torch.Generator().manual_seed(1)) * 2 - 1
     ours = model.encode(values)[0]
     twins = ours <= 1
-    assert bool(model.ties(values, (ours,), (torch.where(twins, 1 - ours, ours),)).all())
+    ((other, ties),) = model.compared(values, (torch.where(twins, 1 - ours, ours),))
+    assert torch.equal(other, twins)
+    assert bool(ties.all())
     latents = model.encode_latents(values)
     farthest = (latents[..., None, :] - table).square().sum(-1).argmax(-1)
-    assert not bool(model.ties(values, (ours,), (farthest,)).any())
+    ((_, ties),) = model.compared(values, (farthest,))
+    assert not bool(ties.any())
+
+
+def test_codes_of_a_fine_grid_are_judged_in_the_light_of_those_above() -> None:
+    """Another coarse code gives other latents below: the fine codes that follow from them are right."""
+    model = codec("ema", grids=2)
+    values = torch.rand(2, 3, 12, 10, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    coarse, fine = model.encode(values)
+    above, below = (other for other, _ in model.compared(values, ((coarse + 1) % 24, fine)))
+    assert bool(above.all())
+    assert bool(below.any())
+    assert not any(bool(other.any()) for other, _ in model.compared(values, (coarse, fine)))
 
 
 def test_what_cannot_be_exported_says_why(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,7 +65,7 @@ def export(settings: Export, *, say: Say = print) -> None:
 
 
 def _whole(codec: Codec) -> Any:
-    """Return a codec as what has `halves`, `ties` and `bounds`; raises `UsageError` if it has not."""
+    """Return a codec as what has `halves`, `compared` and `bounds`; raises `UsageError` if it has not."""
     if not hasattr(codec, "halves"):
         raise UsageError(
             f"a codec of kind {codec.kind} cannot be exported; one of train-vqvae or of another library can"
@@ -209,14 +209,13 @@ def _check_encoder(codec: Codec, run: Run) -> dict[str, Any]:
     compared = differ = 0
     for rows in BATCHES:
         values, _ = _examples(codec, rows)
-        ours, theirs = codec.encode(values), _ran(run, [values], "encoder")
-        other = torch.stack([a != b for a, b in zip(ours, theirs, strict=True)]).any(0)
-        if bool((other & ~_whole(codec).ties(values, ours, theirs)).any()):
-            raise NumericError(
-                f"the exported encoder gives {int(other.sum())} of {other.numel()} cells other codes than the codec, "
-                "and not all are ties; nothing was written"
-            )
-        compared, differ = compared + other.numel(), differ + int(other.sum())
+        for other, ties in _whole(codec).compared(values, _ran(run, [values], "encoder")):
+            if bool((other & ~ties).any()):
+                raise NumericError(
+                    f"the exported encoder gives {int(other.sum())} of {other.numel()} cells other codes than the "
+                    "codec, and not all are ties; nothing was written"
+                )
+            compared, differ = compared + other.numel(), differ + int(other.sum())
     return {"cells_compared": compared, "ties_that_differ": differ}
 
 
