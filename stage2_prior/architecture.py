@@ -42,6 +42,8 @@ def model_config(architecture: PriorModel, layout: SequenceLayout, num_vectors: 
         pad_token_id=None,
     )
     config.architectures = [model_name]
+    if a.depth_blocks:
+        config.depth_blocks, config.cell_tokens = a.depth_blocks, layout.cell_tokens
     return config
 
 

@@ -6,6 +6,7 @@ library that multiplies by them. The logits are those of the stock forward pass 
 Letters: R rows, S positions, H query heads, G key-value heads, d head width.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stage2_prior.conditions import num_vectors
 from stage2_prior.fast.attention import Cache
-from stage2_prior.forward import pack, rotate
+from stage2_prior.forward import Depth, pack, rotate
 from vq_prior.core.fast.products import Product
 from vq_prior.core.processes.threads import ThreadChoice
 
@@ -58,7 +60,8 @@ class Decoder:
             _Block(Product(b.qkv), b.qk_norm, Product(b.out), Product(b.gate_up), Product(b.down)) for b in w.blocks
         ]
         self.rotation, self.num_heads, self.num_groups, self.eps = w.rotation, w.num_heads, w.num_groups, w.eps
-        self.head_dim, self.dtype = w.head_dim, dtype
+        self.head_dim, self.dtype, self.depth = w.head_dim, dtype, w.depth
+        self.prompt_vectors = num_vectors(model)
         self._head = w.head
         self._heads: dict[tuple[int, int], Product] = {}
         self.row_counts: dict[tuple[int, int], bool] = {}
@@ -69,6 +72,12 @@ class Decoder:
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.embedding.device
+
+    @property
+    def places(self) -> int:
+        """Places that the blocks see, those of a head over depth aside: of the prompt, and of tokens or cells."""
+        places, P = self.max_length - 1, self.prompt_vectors
+        return places if self.depth is None else P + (places - P) // self.depth.tokens
 
     @property
     def vocab_size(self) -> int:
@@ -83,15 +92,13 @@ class Decoder:
 
     def new_cache(self, rows: int) -> Cache:
         """Return an empty cache."""
-        return Cache(
-            len(self.blocks),
-            self.max_length - 1,
-            rows,
-            heads=self.num_heads,
-            groups=self.num_groups,
-            head_dim=self.head_dim,
-            like=torch.empty(0, dtype=self.dtype, device=self.device),
-        )
+        like = torch.empty(0, dtype=self.dtype, device=self.device)
+        sizes = {"heads": self.num_heads, "groups": self.num_groups, "head_dim": self.head_dim}
+        last = 0 if self.depth is None else self.depth.blocks
+        cache = Cache(len(self.blocks) - last, self.places, rows, **sizes, like=like)
+        if self.depth is not None:
+            cache.inner = Cache(last, self.depth.tokens, rows, **sizes, like=like)
+        return cache
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, cache: Cache, layer: int, position: int) -> Tensor:
         """Return attention of one new position, [R, H * d], 0 beyond the cache's rows; q [R, H, d], k and v [R, G, d].
@@ -113,8 +120,8 @@ class Decoder:
         attended = cache.attend(queries, layer, position).view(n, H * d)
         return attended if n == R else F.pad(attended, (0, 0, 0, R - n))
 
-    def _block(self, x: Tensor, layer: int, rotation: Tensor, cache: Cache, position: int) -> Tensor:
-        R, block = x.shape[0], self.blocks[layer]
+    def _block(self, x: Tensor, block: _Block, layer: int, cache: Cache, position: int) -> Tensor:
+        R, rotation = x.shape[0], self.rotation[position]
         H, G, d = self.num_heads, self.num_groups, self.head_dim
         h = _norm(x, self.eps).to(self.dtype)
         qk, v = block.qkv(h).view(R, H + 2 * G, d).split([H + G, G], dim=1)
@@ -139,8 +146,30 @@ class Decoder:
             high: End of the ids wanted.
         """
         x = tokens if tokens.is_floating_point() else F.embedding(tokens, self.embedding)
-        rotation = self.rotation[position]
-        for layer in range(len(self.blocks)):
-            x = self._block(x, layer, rotation, cache, position)
+        if self.depth is None:
+            x = self._through(self.blocks, x, cache, position)
+        else:
+            x = self._in_cell(self.depth, x, cache, position)
         h = _norm(x, self.eps).to(self.dtype)
         return self._head_of(low, high)(h).float()
+
+    def _through(self, blocks: Sequence[_Block], x: Tensor, cache: Cache, position: int) -> Tensor:
+        for layer, block in enumerate(blocks):
+            x = self._block(x, block, layer, cache, position)
+        return x
+
+    def _in_cell(self, depth: Depth, x: Tensor, cache: Cache, position: int) -> Tensor:
+        """Return what the last blocks make of x [R, D], the token or vector at `position`, in its cell."""
+        assert cache.inner is not None
+        first, last = self.blocks[: -depth.blocks], self.blocks[-depth.blocks :]
+        if position < self.prompt_vectors:
+            return self._through(first, x, cache, position)  # of which nothing is asked
+        cell, within = divmod(position - self.prompt_vectors, depth.tokens)
+        said, known = cache.cell or (torch.zeros_like(x), torch.zeros_like(x))
+        if within:
+            known = known + x
+        else:
+            said = self._through(first, known + x if cell else x, cache, self.prompt_vectors + cell)
+            known = torch.zeros_like(x)
+        cache.cell = said, known
+        return self._through(last, said + known, cache.inner, within)

@@ -70,12 +70,16 @@ def architecture_of(prior: CausalPrior) -> PriorModel:
         num_key_value_heads=config.num_key_value_heads,
         intermediate_size=config.intermediate_size,
         rope_theta=float(config.rope_parameters["rope_theta"]),
+        depth_blocks=getattr(config, "depth_blocks", 0),
     )
 
 
 def prior_id(prior: CausalPrior) -> str:
     """Return a sha256 over a prior's architecture, layout, class names and weights."""
-    described = [to_json(architecture_of(prior)), prior.layout.to_json(), prior.label_names]
+    architecture = to_json(architecture_of(prior))
+    if not architecture["depth_blocks"]:
+        del architecture["depth_blocks"]  # what has none keeps the id that it had before there were any
+    described = [architecture, prior.layout.to_json(), prior.label_names]
     return content_id(described, full_state(prior.model))
 
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from stage2_prior.architecture import model_of
 from stage2_prior.conditions import Condition, attach, build_condition, num_vectors
+from stage2_prior.forward import depth_of
 from stage2_prior.layout import Order, SequenceLayout
 from stage2_prior.sampling_settings import Sampling, Temperature
 from stage2_prior.tokenizer import write_tokenizer
@@ -31,6 +32,7 @@ PRIOR_CONFIG = "prior_config.json"
 CONDITIONS_FILE = "conditions.safetensors"  # tensors 0.NAME of the first condition, 1.NAME of the second, ...
 ATTACHED = "conditions."
 MAX_LAYERS = 1024
+STOCK_TYPES = ("qwen3", "llama")
 LATER = (
     "given_levels",
     "num_special",
@@ -40,6 +42,8 @@ MAX_CONFIG_BYTES = 20 << 20  # a compacted vocabulary is listed, a code a line
 SEVERAL_LEVELS = (
     "several code grids: transformers' generate() does not keep ids legal by position; sample with vq-prior generate"
 )
+BY_DEPTH = "a head over depth, which no class of transformers has; sample with vq-prior generate"
+DEPTH_TYPE = "vq_prior_depth"  # so that transformers refuses it, rather than run its blocks as those of a stock model
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,7 @@ class PriorConfig:
     """`prior_config.json`: what transformers' own config.json does not say.
 
     Attributes:
+        kind: "causal", a stock model; or "depth", one whose last blocks are a head over depth (`forward.Depth`).
         order: How the codes follow each other; see `SequenceLayout`.
         trained_steps: Optimiser steps of the training that wrote it.
         unconditional: Whether the null prompt was trained, which guidance needs.
@@ -74,7 +79,7 @@ class PriorConfig:
     """
 
     format_version: int
-    kind: Literal["causal"]
+    kind: Literal["causal", "depth"]
     order: Order
     num_codes: int
     num_classes: int
@@ -113,15 +118,38 @@ class FolderContents:
     notes: tuple[str, ...]
 
 
+def note_of(layout: SequenceLayout, model: nn.Module) -> str | None:
+    """Return what a reader of a prior's folder without our sampler must know, None for nothing."""
+    if depth_of(model.config) is not None:
+        return BY_DEPTH
+    return SEVERAL_LEVELS if len(layout.levels) > 1 else None
+
+
 def write_folder(folder: Path, model: nn.Module, ours: PriorConfig) -> None:
     """Write a prior into an existing (staging) folder; the caller seals and publishes it."""
-    from transformers import GenerationConfig
-
-    layout = ours.layout
     config: Any = model.config
     config.dtype = next(model.parameters()).dtype
     config.save_pretrained(folder)
     _say_rotary_base(folder / "config.json")
+    if ours.kind == "depth":
+        _say_depth(folder / "config.json")
+    else:
+        _write_for_stock(folder, ours)
+    state = full_state(model)
+    attached = {name: tensor for name, tensor in state.items() if name.startswith(ATTACHED)}
+    write_tensors(folder / WEIGHTS, {name: tensor for name, tensor in state.items() if name not in attached})
+    if attached:
+        write_tensors(folder / CONDITIONS_FILE, {name.removeprefix(ATTACHED): part for name, part in attached.items()})
+    values = to_json(ours)
+    # A key that came later is written only where it says something: older programs read what they know.
+    write_atomic(folder / PRIOR_CONFIG, pretty_json({k: v for k, v in values.items() if k not in LATER or v}))
+
+
+def _write_for_stock(folder: Path, ours: PriorConfig) -> None:
+    """Write what other programs draw from a stock model with: its tokenizer and its settings of drawing."""
+    from transformers import GenerationConfig
+
+    layout = ours.layout
     write_tokenizer(folder, layout)
     generation = GenerationConfig(
         do_sample=True,
@@ -135,14 +163,34 @@ def write_folder(folder: Path, model: nn.Module, ours: PriorConfig) -> None:
         pad_token_id=None,
     )
     generation.save_pretrained(folder)
-    state = full_state(model)
-    attached = {name: tensor for name, tensor in state.items() if name.startswith(ATTACHED)}
-    write_tensors(folder / WEIGHTS, {name: tensor for name, tensor in state.items() if name not in attached})
-    if attached:
-        write_tensors(folder / CONDITIONS_FILE, {name.removeprefix(ATTACHED): part for name, part in attached.items()})
-    values = to_json(ours)
-    # A key that came later is written only where it says something: older programs read what they know.
-    write_atomic(folder / PRIOR_CONFIG, pretty_json({k: v for k, v in values.items() if k not in LATER or v}))
+
+
+def _say_depth(path: Path) -> None:
+    """Write a type of model that only we know, and that of its blocks beside it, and no class of transformers."""
+    values = read_json(path)
+    values |= {"blocks_type": values["model_type"], "model_type": DEPTH_TYPE}
+    values.pop("architectures", None)
+    write_atomic(path, (json.dumps(values, indent=2, sort_keys=True) + "\n").encode())
+
+
+def _said_depth(values: dict[str, Any], ours: PriorConfig, path: Path) -> dict[str, Any]:
+    """Return a config.json with the type of the blocks as its own; raises `ArtifactError` unless it fits the kind."""
+    asked = {name: values.get(name, 0) for name in ("depth_blocks", "cell_tokens")}
+    if ours.kind == "causal":
+        if any(asked.values()):
+            raise ArtifactError(f"{path}: depth_blocks and cell_tokens are of kind depth, this prior is causal")
+        return values
+    blocks = values.get("blocks_type")
+    if blocks not in STOCK_TYPES:
+        raise ArtifactError(f"{path}: blocks_type must be one of {', '.join(STOCK_TYPES)}, got {blocks!r}")
+    layers, cell = values.get("num_hidden_layers"), ours.layout.cell_tokens
+    fit = type(asked["depth_blocks"]) is int and isinstance(layers, int) and 0 < asked["depth_blocks"] < layers
+    if not fit or cell == 1 or asked["cell_tokens"] != cell:
+        raise ArtifactError(
+            f"{path}: a head over depth must have depth_blocks below num_hidden_layers and the cell_tokens of "
+            f"interleaved levels, {cell}, got {asked} of {layers}"
+        )
+    return {**values, "model_type": blocks}
 
 
 def _say_rotary_base(path: Path) -> None:
@@ -190,7 +238,9 @@ def read_folder(folder: Path) -> FolderContents:
 
     notes = check_sealed(folder)
     ours = read_prior_config(folder)
-    values = check_transformers_config(folder / "config.json", model_types=("qwen3", "llama"))
+    types = STOCK_TYPES if ours.kind == "causal" else (DEPTH_TYPE,)
+    values = check_transformers_config(folder / "config.json", model_types=types)
+    values = _said_depth(values, ours, folder / "config.json")
     _check_architecture(values, ours.layout, folder / "config.json")
     config_class: Any = {"qwen3": Qwen3Config, "llama": LlamaConfig}[values["model_type"]]
     _check_weights(folder, values)

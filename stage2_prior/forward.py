@@ -5,11 +5,13 @@ them are multiplied into these matrices, and the channels of a head are put in p
 (Su et al. 2021, "RoFormer", eq. 34) are one complex product. What goes around the products is written with its own
 backward pass: left to autograd, it takes as long as they do. The logits are those of the stock pass up to rounding.
 
-Letters: R rows, S positions, D width, H query heads, G key-value heads, d head width, V vocabulary.
+Letters: R rows, S positions, D width, H query heads, G key-value heads, d head width, V vocabulary; with a head over
+depth N cells of C tokens.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from stage2_prior.conditions import prompt_vectors
+from stage2_prior.layout import LevelPlaces
 from vq_prior.core.fast.products import linear
 
 
@@ -41,6 +44,28 @@ class Block:
 
 
 @dataclass(frozen=True)
+class Depth:
+    """The last blocks of a model as a head over the tokens of a cell (Lee et al. 2022, section 3.2).
+
+    The blocks before them see a vector a cell, the sum of its tokens' embeddings; what they say of the next cell is
+    read by the last ones, with the sum of what is known of that cell added, a place a token.
+
+    Attributes:
+        blocks: How many of the blocks, the last ones.
+        tokens: C, tokens of a cell.
+    """
+
+    blocks: int
+    tokens: int
+
+
+def depth_of(config: Any) -> Depth | None:
+    """Return the head over depth that a model's config asks for, None without one."""
+    blocks = getattr(config, "depth_blocks", 0)
+    return Depth(blocks, config.cell_tokens) if blocks else None
+
+
+@dataclass(frozen=True)
 class Packed:
     """The weights of a model, packed; a function of the stock ones through which gradients flow.
 
@@ -52,6 +77,7 @@ class Packed:
         num_heads: H.
         num_groups: G.
         eps: Added to the mean squares in norms.
+        depth: What reads the tokens of a cell one after another; None where each token is a position of its own.
     """
 
     embedding: Tensor
@@ -61,6 +87,7 @@ class Packed:
     num_heads: int
     num_groups: int
     eps: float
+    depth: Depth | None
 
     @property
     def head_dim(self) -> int:
@@ -83,7 +110,8 @@ def _pack_ends(model: nn.Module, dtype: torch.dtype) -> Packed:
     d = getattr(config, "head_dim", None) or config.hidden_size // H
     head = model.get_output_embeddings().weight * body.norm.weight  # type: ignore[operator]
     rotation = _rotation(config.max_position_embeddings, d, config.rope_parameters["rope_theta"], head.device)
-    return Packed(body.embed_tokens.weight, (), head.to(dtype), rotation, H, G, config.rms_norm_eps)
+    ends = (body.embed_tokens.weight, (), head.to(dtype), rotation)
+    return Packed(*ends, H, G, config.rms_norm_eps, depth_of(config))
 
 
 def _pack_block(layer: Any, w: Packed, dtype: torch.dtype) -> Block:
@@ -220,36 +248,48 @@ class _Layer(nn.Module):
 class SequenceModel(nn.Module):
     """A stock model as training runs it, and what parallelism wraps: tokens [R, S] -> logits [R, S, V].
 
+    With levels, of which there are several, it gives the logits of each, [R, cells, K], of the ids legal there: most of
+    what the others would take is spared.
+
     Attributes:
         stock: The model; the parameters are its own.
         layers: Its blocks.
         dtype: Of the matrices and the products.
+        levels: Where the codes of each level stand; None for logits of all ids everywhere.
         checkpointing: Whether each block is computed again for its backward pass, instead of kept (Chen et al. 2016).
     """
 
-    def __init__(self, stock: nn.Module, dtype: torch.dtype, *, checkpointing: bool = False) -> None:
+    def __init__(
+        self,
+        stock: nn.Module,
+        dtype: torch.dtype,
+        levels: Sequence[LevelPlaces] | None = None,
+        *,
+        checkpointing: bool = False,
+    ) -> None:
         super().__init__()
         self.stock, self.dtype, self.checkpointing = stock, dtype, checkpointing
+        self.levels = levels if levels is not None and len(levels) > 1 else None
         layers: Any = stock.model.layers  # type: ignore[union-attr]
         self.layers = nn.ModuleList(_Layer(layer, dtype) for layer in layers)
 
-    def forward(self, tokens: Tensor, columns: Mapping[str, Tensor] | None = None) -> Tensor:
+    def forward(self, tokens: Tensor, columns: Mapping[str, Tensor] | None = None) -> Tensor | tuple[Tensor, ...]:
         """Return the logits of whole sequences, prompt first; `columns` are conditions beside the class, by name."""
         w, again = _pack_ends(self.stock, self.dtype), self.checkpointing and torch.is_grad_enabled()
         vectors = prompt_vectors(self.stock, columns or {}, len(tokens))
-        x = _embedded(w, tokens, vectors)
-        for layer in self.layers:
-            x = checkpoint(layer, x, w, use_reentrant=False) if again else layer(x, w)
-        return _head(_answers(x, vectors), w)
+
+        def block(layer: nn.Module, x: Tensor) -> Tensor:
+            made: Tensor = checkpoint(layer, x, w, use_reentrant=False) if again else layer(x, w)
+            return made
+
+        x = _answers_of(w, tokens, vectors, [partial(block, layer) for layer in self.layers])
+        if self.levels is None:
+            return linear(x, w.head)
+        return tuple(linear(x[:, each.positions], w.head[each.low : each.high]) for each in self.levels)
 
 
-def _head(x: Tensor, w: Packed) -> Tensor:
-    return linear(_RMSNorm.apply(x, w.eps).to(w.head.dtype), w.head)
-
-
-def _embedded(w: Packed, tokens: Tensor, vectors: Tensor | None) -> Tensor:
-    """Return what the blocks read: tokens [R, S], and vectors [R, P, D] of the prompt behind the first of them."""
-    x = F.embedding(tokens, w.embedding)
+def _embedded(x: Tensor, vectors: Tensor | None) -> Tensor:
+    """Return what the blocks read: x [R, S, D], and vectors [R, P, D] of the prompt behind the first of them."""
     return x if vectors is None else torch.cat([x[:, :1], vectors, x[:, 1:]], dim=1)
 
 
@@ -266,7 +306,36 @@ def logits(w: Packed, tokens: Tensor, vectors: Tensor | None = None) -> Tensor:
         tokens: [R, S].
         vectors: What stands in the prompt behind its token, [R, P, D]; None for nothing.
     """
-    x = _embedded(w, tokens, vectors)
-    for block in w.blocks:
-        x = _block_output(x, block, w)
-    return _head(_answers(x, vectors), w)
+    blocks = [partial(_block_output, block=block, w=w) for block in w.blocks]
+    return linear(_answers_of(w, tokens, vectors, blocks), w.head)
+
+
+def _answers_of(
+    w: Packed, tokens: Tensor, vectors: Tensor | None, blocks: Sequence[Callable[[Tensor], Tensor]]
+) -> Tensor:
+    """Return what the output layer reads at each token, [R, S, D] in the dtype of the matrices."""
+    if w.depth is not None:
+        x = _by_cell(w, w.depth, tokens, vectors, blocks)
+    else:
+        x = _embedded(F.embedding(tokens, w.embedding), vectors)
+        for block in blocks:
+            x = block(x)
+        x = _answers(x, vectors)
+    return _RMSNorm.apply(x, w.eps).to(w.head.dtype)
+
+
+def _by_cell(
+    w: Packed, depth: Depth, tokens: Tensor, vectors: Tensor | None, blocks: Sequence[Callable[[Tensor], Tensor]]
+) -> Tensor:
+    """Return what the blocks make of whole sequences of cells, S = N C: the prompt and all tokens but the last."""
+    (R, S), C = tokens.shape, depth.tokens
+    x = F.embedding(tokens, w.embedding)
+    cells = F.pad(x[:, 1:], (0, 0, 0, 1)).view(R, S // C, C, -1)  # nothing is said behind the last token
+    h = _embedded(torch.cat([x[:, :1], cells[:, :-1].sum(2)], dim=1), vectors)
+    for block in blocks[: -depth.blocks]:
+        h = block(h)
+    known = F.pad(cells[:, :, :-1].cumsum(2), (0, 0, 1, 0))  # of a cell, before each of its tokens
+    y = (_answers(h, vectors)[:, :, None] + known).flatten(0, 1)
+    for block in blocks[-depth.blocks :]:
+        y = block(y)
+    return y.view(R, S, -1)

@@ -193,6 +193,11 @@ class SequenceLayout:
         )
 
     @property
+    def cell_tokens(self) -> int:
+        """Tokens of a cell of the coarsest grid: with its codes of every level where these are interleaved, else 1."""
+        return self.num_tokens // self.levels[0].num_tokens if self.order == "interleaved" else 1
+
+    @property
     def _woven(self) -> bool:
         """Whether the levels are interleaved and have one grid."""
         return self.order == "interleaved" and len({level.grid for level in self.levels}) == 1

@@ -66,6 +66,11 @@ def layout_of(settings: TrainPrior, spec: CodeSpec, num_classes: int) -> Sequenc
         order = "interleaved"
     elif settings.order != "raster":
         order = tuple(parse_json(settings.order.encode(), "--order"))
+    if settings.model.depth_blocks and order != "interleaved":
+        raise UsageError(
+            "--model.depth-blocks needs levels that are interleaved, which one code grid, --level-order flat, --order "
+            "and --given-levels have not; leave it out"
+        )
     try:
         return SequenceLayout(spec.levels, num_classes, None, order, settings.given_levels)
     except ArtifactError as error:

@@ -33,12 +33,14 @@ def memory_bytes(t: Training) -> int:
     if s.fsdp:
         state //= t.runtime.num_processes
     layers, block = given(m.num_layers), block_bytes(m, s.precision)
-    kept = 4 * given(m.hidden_size) * layers + block if s.gradient_checkpointing else layers * block
+    # Where the last blocks are a head over depth, those before them see a cell in place of its tokens.
+    seen = m.depth_blocks + (layers - m.depth_blocks) / (layout.cell_tokens if m.depth_blocks else 1)
+    kept = 4 * given(m.hidden_size) * seen + block if s.gradient_checkpointing else seen * block
     # Gradients take what they belong to once more: in the blocks one at a time.
     of_a_token = kept + block + 24 * layout.vocab_size
     rows = -(-given(s.batch_size) // t.runtime.num_processes)
     resident = sum(prod(grid.shape) * grid.itemsize for grid in t.train.grids)
-    return state + rows * layout.num_tokens * of_a_token + resident
+    return state + round(rows * layout.num_tokens * of_a_token) + resident
 
 
 def plan_lines(t: Training, seconds_per_step: float) -> list[str]:

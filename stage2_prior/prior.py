@@ -25,14 +25,14 @@ from stage2_prior.conditions import (
 )
 from stage2_prior.decoder import Decoder
 from stage2_prior.folder import (
-    SEVERAL_LEVELS,
     ConditionConfig,
     PriorConfig,
     SamplingDefaults,
+    note_of,
     read_folder,
     write_folder,
 )
-from stage2_prior.forward import Packed, logits, pack
+from stage2_prior.forward import Packed, depth_of, logits, pack
 from stage2_prior.layout import Order, SequenceLayout
 from stage2_prior.settings import PriorModel, given
 from vq_prior.core.disk.code_store import Column
@@ -76,10 +76,10 @@ class Prior(Protocol):
 
 @dataclass
 class CausalPrior(Shareable):
-    """A stock transformers causal language model as a prior.
+    """A stock transformers causal language model as a prior; or one whose last blocks are a head over depth.
 
     Attributes:
-        model: Qwen3ForCausalLM or LlamaForCausalLM.
+        model: Qwen3ForCausalLM or LlamaForCausalLM; with a head over depth, its blocks, which are run otherwise.
         layout: How code grids become tokens.
         spec: Shapes of the data and the codes.
         codec_id: The codec whose codes it was trained on.
@@ -188,12 +188,13 @@ def shifted(layout: SequenceLayout, tokens: Tensor, labels: Tensor) -> Tensor:
     return torch.cat([ClassCondition(layout).prompt(labels), tokens[:, :-1]], dim=1)
 
 
-def token_nats(layout: SequenceLayout, logits: Tensor, tokens: Tensor) -> Tensor:
+def token_nats(layout: SequenceLayout, logits: Tensor | Sequence[Tensor], tokens: Tensor) -> Tensor:
     """Return the cross-entropy in nats of each token, [B, T], under the ids legal at its position; 0 where it is given.
 
     Args:
         layout: Which ids are legal where, and which levels are given.
-        logits: [B, T, V] of any floating type; the softmax runs in float32.
+        logits: [B, T, V] of any floating type; or of each level [B, cells, K], of the ids legal there. The softmax runs
+            in float32.
         tokens: [B, T] int64.
     """
     parts = []
@@ -202,8 +203,11 @@ def token_nats(layout: SequenceLayout, logits: Tensor, tokens: Tensor) -> Tensor
         if number in layout.given_levels:
             parts.append(torch.zeros_like(wanted, dtype=torch.float32))
             continue
-        legal = logits[:, level.positions, level.low : level.high].float()
-        nats = F.cross_entropy(legal.flatten(0, 1), wanted.flatten(), reduction="none")
+        if isinstance(logits, Tensor):
+            legal = logits[:, level.positions, level.low : level.high]
+        else:
+            legal = logits[number]
+        nats = F.cross_entropy(legal.float().flatten(0, 1), wanted.flatten(), reduction="none")
         parts.append(nats.view(wanted.shape))
     return layout.in_order(parts)
 
@@ -252,7 +256,7 @@ def save_prior(prior: CausalPrior, folder: Path) -> None:
     layout = prior.layout
     ours = PriorConfig(
         format_version=1,
-        kind="causal",
+        kind="causal" if depth_of(prior.model.config) is None else "depth",
         order=layout.order,
         num_codes=layout.num_codes,
         num_classes=layout.num_classes,
@@ -263,7 +267,7 @@ def save_prior(prior: CausalPrior, folder: Path) -> None:
         trained_steps=prior.trained_steps,
         unconditional=prior.unconditional,
         kept=layout.kept,
-        note=SEVERAL_LEVELS if len(layout.levels) > 1 else None,
+        note=note_of(layout, prior.model),
         given_levels=layout.given_levels,
         num_special=layout.num_special,
         conditions=tuple(ConditionConfig(each.column, each.kind) for each in conditions_of(prior.model)),

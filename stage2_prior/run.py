@@ -127,7 +127,8 @@ def prepare(
     if base is None:
         _fit_conditions(prior, train)
     dtype = torch.bfloat16 if runtime.precision == "bf16" else torch.float32
-    passes = SequenceModel(prior.model.train(), dtype, checkpointing=settings.gradient_checkpointing)
+    levels = prior.layout.levels_at()
+    passes = SequenceModel(prior.model.train(), dtype, levels, checkpointing=settings.gradient_checkpointing)
     sharded = settings.fsdp and runtime.num_processes > 1
     model = shard(passes, passes.layers, runtime.device, runtime.num_processes) if sharded else runtime.wrap(passes)
     held_out = Sequences.read(validation, prior.layout, max_rows=settings.eval_rows)

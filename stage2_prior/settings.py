@@ -66,6 +66,9 @@ class PriorModel(Settings):
     """Width of the gated feed-forward layer; left out: 8/3 of hidden-size, a multiple of 32."""
     rope_theta: Annotated[float | None, Within(1, 1e9, above=True)] = None
     """Base of the rotary position frequencies; left out: chosen for the sequence length."""
+    depth_blocks: Annotated[int, Within(0)] = 0
+    """With levels that are interleaved: so many of the blocks, the last ones, go through the codes of a cell one after
+    another, and the others see a cell as one vector (RQ-Transformer); 0: every code is seen by all blocks."""
 
 
 @dataclass
@@ -250,6 +253,10 @@ def _check_heads(model: PriorModel) -> None:
             f"--model.num-heads must divide --model.hidden-size {hidden} into an even number of channels, "
             f"got {heads}; change it or leave it out"
         )
+    if model.depth_blocks >= given(model.num_layers):
+        raise UsageError(
+            f"--model.depth-blocks must be below the number of blocks, {model.num_layers}, got {model.depth_blocks}"
+        )
     if heads % key_value_heads:
         raise UsageError(
             f"--model.num-key-value-heads must divide --model.num-heads {heads}, "
@@ -275,6 +282,7 @@ def resolve_model(model: PriorModel, facts: CodeFacts, device_type: str, size: s
     repeats = heads // groups if num_heads % (heads // groups) == 0 else 1
     resolved = PriorModel(
         kind=model.kind,
+        depth_blocks=model.depth_blocks,
         num_layers=model.num_layers or layers,
         hidden_size=hidden,
         num_heads=num_heads,

@@ -1,4 +1,4 @@
-"""Codecs of one and of several levels, each with a prior over its codes, in the same minutes of both stages.
+"""Codecs of one and of several levels, each with a prior over its codes, in the same processor minutes of both stages.
 
     scripts/benchmark levels --data DATA --out FOLDER [--only NAME ...] [--minutes 20] [--seeds 0 1 2]
     scripts/benchmark levels --data DATA --out FOLDER --table
@@ -30,6 +30,9 @@ CELLS: dict[str, tuple[dict[str, Any], int, dict[str, Any]]] = {  # quantiser, g
     "two-grids": ({}, 2, {}),
     "two-grids-flat": ({}, 2, {"level_order": "flat"}),
     "two-grids-interleaved": ({}, 2, {"level_order": "interleaved"}),
+    "residual-2-depth": ({"depth": 2}, 1, {"depth_blocks": 1}),
+    "residual-4-depth": ({"depth": 4}, 1, {"depth_blocks": 1}),
+    "two-grids-depth": ({}, 2, {"depth_blocks": 1}),
 }
 FEW, MORE = 20, 60  # steps of the two short trainings whose difference tells the seconds of a step
 
@@ -54,12 +57,15 @@ def codec_run(name: str, seed: int, arguments: argparse.Namespace) -> Path:
 
 
 def timed(path: Path, work: Callable[[], object]) -> float:
-    """Do work once and return its seconds, then and ever after; what was interrupted counts what it took at last."""
+    """Do work once and return the processor seconds that it took, then and ever after.
+
+    What was interrupted counts what it took at last. With one thread they are those of the clock on an idle machine.
+    """
     if not path.exists():
-        started = time.perf_counter()
+        started = time.process_time()
         work()
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(time.perf_counter() - started))
+        path.write_text(json.dumps(time.process_time() - started))
     return float(json.loads(path.read_text()))
 
 
@@ -69,7 +75,7 @@ def run_cell(name: str, seed: int, arguments: argparse.Namespace) -> None:
     from stage1_vqvae.quantizer_settings import QuantizerSettings
     from stage1_vqvae.settings import ExtractCodes, TrainVQVAE
     from stage1_vqvae.train import train_vqvae
-    from stage2_prior.settings import TrainPrior
+    from stage2_prior.settings import PriorModel, TrainPrior
     from stage2_prior.train import train_prior
     from vq_prior.core.config import pretty_json
     from vq_prior.core.disk.artifacts import write_atomic
@@ -86,7 +92,9 @@ def run_cell(name: str, seed: int, arguments: argparse.Namespace) -> None:
     extract = ExtractCodes(str(codec), arguments.data, codec / "codes")
     dump = timed(codec / "dump-seconds.json", lambda: extract_codes(extract))
     run = arguments.out / "priors" / cell.stem
-    wanted = TrainPrior(codes=codec / "codes", out=run, seed=seed, **prior)
+    depth = prior.get("depth_blocks", 0)
+    prior = {name: value for name, value in prior.items() if name != "depth_blocks"}
+    wanted = TrainPrior(codes=codec / "codes", out=run, seed=seed, model=PriorModel(depth_blocks=depth), **prior)
     spans = []
     for steps in (FEW, MORE):
         trial = replace(wanted, out=run / f"trial-{steps}", steps=steps, eval_every=steps, eval_rows=32)

@@ -29,6 +29,8 @@ class Cache:
     Attributes:
         keys: [layers, blocks, rows, G, d, PLACES].
         values: [layers, rows, G, positions, d].
+        inner: Of the blocks that read the tokens of one cell; None where there are none.
+        cell: What the other blocks said of the present cell, and the sum of what is known of it, [rows of a call, D].
     """
 
     def __init__(
@@ -43,6 +45,8 @@ class Cache:
         self._key_rows = (block.reshape(-1, 1) * head_dim + torch.arange(head_dim)).int().to(like.device)
         self._value_rows = (owner.reshape(-1, 1) * positions + torch.arange(positions)).int().to(like.device)
         self._read: tuple[int, Tensor] = (0, self._value_rows[:, :0])
+        self.inner: Cache | None = None
+        self.cell: tuple[Tensor, Tensor] | None = None
 
     @property
     def rows(self) -> int:

@@ -93,14 +93,14 @@ def rows_are_invariant(decoder: Decoder, reference: int, rows: int) -> bool:
     and last position, on equal rows with keys and values in the cache, and compares what tokens are drawn
     from.
     """
-    T, vocabulary = decoder.max_length - 1, decoder.vocab_size
+    vocabulary = decoder.vocab_size
     generator = torch.Generator().manual_seed(0)
     few, many = decoder.new_cache(reference), decoder.new_cache(rows)
     pick = (torch.arange(rows) % reference).to(decoder.device)
     _fill_alike(few, many, pick)
     if not _attention_is_invariant(decoder, few, many, pick):
         return False
-    for position in sorted({0, min(1, T - 1), T // 2, T - 1}):
+    for position in _some_places(decoder):
         tokens = torch.randint(vocabulary, (reference,), generator=generator).to(decoder.device)
         first = decoder.step(tokens, position, few, 0, vocabulary)
         second = decoder.step(tokens[pick], position, many, 0, vocabulary)
@@ -136,7 +136,7 @@ def _threads_agree(decoder: Decoder, rows: int, attended: int, most: int, *, bri
     generator = torch.Generator().manual_seed(0)
     of_most, of_one = decoder.new_cache(attended), decoder.new_cache(attended)
     _fill_alike(of_most, of_one, torch.arange(attended))
-    for position in [T // 2] if briefly else sorted({0, min(1, T - 1), T // 2, T - 1}):
+    for position in [T // 2] if briefly else _some_places(decoder):
         tokens = torch.randint(vocabulary, (rows,), generator=generator)
         drawn_from = []
         for threads, cache in ((most, of_most), (1, of_one)):
@@ -148,7 +148,15 @@ def _threads_agree(decoder: Decoder, rows: int, attended: int, most: int, *, bri
     return True
 
 
+def _some_places(decoder: Decoder) -> list[int]:
+    """Return the first place of a sequence, the second, a middle one and the last; of a head over depth, a cell's."""
+    T, cell = decoder.max_length - 1, decoder.depth.tokens if decoder.depth else 1
+    return sorted({*range(min(T, decoder.prompt_vectors + max(2, cell))), T // 2, T - 1})
+
+
 def _fill_alike(few: Cache, many: Cache, pick: Tensor) -> None:
+    if few.inner is not None and many.inner is not None:
+        _fill_alike(few.inner, many.inner, pick)
     generator = torch.Generator().manual_seed(1)
     few.keys.copy_(torch.randn(few.keys.shape, generator=generator))
     few.values.copy_(torch.randn(few.values.shape, generator=generator))
@@ -160,7 +168,7 @@ def _fill_alike(few: Cache, many: Cache, pick: Tensor) -> None:
 def _attention_is_invariant(decoder: Decoder, few: Cache, many: Cache, pick: Tensor) -> bool:
     shape = (few.rows, decoder.num_heads, decoder.head_dim)
     q = torch.randn(shape, generator=torch.Generator().manual_seed(2)).to(decoder.device)
-    for position in range(decoder.max_length - 1):
+    for position in range(decoder.places):
         k = few.keys[0, position // PLACES, ..., position % PLACES].clone()  # which writing leaves as they are
         v = few.values[0, :, :, position].clone()
         first = decoder.attend(q, k, v, few, 0, position)

@@ -21,10 +21,13 @@ CODEC += ["--model.width", 16, "--model.num-residual-blocks", 1, "--model.downsa
 CODEC += ["--quantizer.num-codes", 16, "--quantizer.code-dim", 4]
 PRIOR = ["--steps", 12, "--batch-size", 16, "--eval-every", 6, "--model.num-layers", 1, "--model.hidden-size", 16]
 PRIOR += ["--model.num-heads", 2, "--reproducible"]
+DEPTH = ["--model.num-layers", 2, "--model.depth-blocks", 1]
 ROADS = {
     "residual": (["--quantizer.depth", 3], ["--level-order", "interleaved"]),
     "grids": (["--levels", 2], ["--level-order", "interleaved"]),
     "grids, residual, flat": (["--levels", 2, "--quantizer.depth", 2], ["--level-order", "flat"]),
+    "grids, by depth": (["--levels", 2], DEPTH),
+    "residual, by depth": (["--quantizer.depth", 2], DEPTH),
 }
 
 

@@ -124,7 +124,7 @@ def edit(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
 @pytest.mark.parametrize(
     ("file", "change", "message"),
     [
-        ("prior_config.json", {"kind": "masked"}, "kind must be one of causal, got 'masked'"),
+        ("prior_config.json", {"kind": "masked"}, "kind must be one of causal, depth, got 'masked'"),
         ("prior_config.json", {"order": "spiral"}, "order must be one of raster"),
         ("prior_config.json", {"format_version": 2}, "format version 2"),
         ("prior_config.json", {"extra": 1}, "unknown key 'extra'"),
