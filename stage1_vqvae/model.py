@@ -63,7 +63,7 @@ class VQVAEOutput:
     loss: dict[str, Tensor]
 
 
-class VQVAE(Halved, Shareable, PreTrainedModel):  # type: ignore[misc]
+class VQVAE(Halved, Shareable, PreTrainedModel):
     """Encoder, quantiser and decoder; implements `vq_prior.core.spec.Codec`.
 
     Sides that are no multiple of their factor are padded inside by repeating the
@@ -133,7 +133,7 @@ class VQVAE(Halved, Shareable, PreTrainedModel):  # type: ignore[misc]
         """Whether codes stand near the latents that choose them, so that the decoder knows such vectors."""
         return self.quantizer.near_latents
 
-    def to(self, *where: Any, **options: Any) -> "VQVAE":  # type: ignore[override]
+    def to(self, *where: Any, **options: Any) -> "VQVAE":
         """Return the codec itself, moved as `nn.Module.to` moves it."""
         super().to(*where, **options)
         return self

@@ -67,7 +67,7 @@ def perceptual_distance(network: str) -> Any:
     try:
         from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
-        return LearnedPerceptualImagePatchSimilarity(net_type=network, reduction="mean")  # type: ignore[arg-type]
+        return LearnedPerceptualImagePatchSimilarity(net_type=network, reduction="mean")
     except Exception as error:  # a missing package, no network, a damaged download
         raise broken(error) or EnvironmentFault(
             f"--lpips {network} needs torchvision and its weights ({str(error).splitlines()[0][:120]}); leave it out"
