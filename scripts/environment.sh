@@ -37,6 +37,8 @@ activate_environment() {
             else
                 "$python" -m venv "$VIRTUAL_ENV"
             fi || fail "no virtual environment could be made at $VIRTUAL_ENV"
+            # The pip that comes with an older Python takes twice as long; without a newer one it does.
+            PATH="$VIRTUAL_ENV/bin:$PATH" quiet_pip install --upgrade pip 2>/dev/null || true
         fi
     fi
     export PATH="$VIRTUAL_ENV/bin:$PATH"

@@ -111,7 +111,8 @@ IN_FULL = os.environ.get("VQ_PRIOR_FAULTS") == "full"
 BEGUN_FIRST = ("test_doctor.py",)  # long files whose names come late
 
 
-MOST_CASES = 2  # of one test, in a run of all tests
+ROWS = tuple(f"R{number}" for number in range(1, 17))  # of docs/reliability.md; a run of all tests has one of each
+MOST_CASES = 1  # of one test, in a run of all tests
 ONE_OF_FILES = (  # of these that take minutes, a run of all tests draws one each
     ("readme/test_guides.py", "readme/test_notebook.py", "readme/test_add_a_quantiser.py", "readme/test_space.py"),
     ("judge/test_doctor.py", "judge/test_evaluate.py"),
@@ -124,6 +125,7 @@ ONE_OF_FILES = (  # of these that take minutes, a run of all tests draws one eac
     ("distributed/test_fsdp.py", "distributed/test_launch_files.py", "distributed/test_reproducible.py"),
     ("toys/test_curves.py", "toys/test_condition.py", "toys/test_given_level.py", "toys/test_levels_road.py"),
     ("hub/test_server.py", "hub/test_data_sets.py", "hub/test_hostile.py"),
+    ("faults/test_locks.py", "faults/test_names.py", "faults/test_surroundings.py", "faults/test_belonging.py"),
 )
 
 
@@ -144,6 +146,24 @@ def not_drawn(items: list[pytest.Item]) -> list[pytest.Item]:
     for (name, most), of_test in cases.items():
         drawn = random.Random(f"{SEED} {name}").sample(of_test, min(most, len(of_test)))
         left_out += [item for item in of_test if item not in drawn]
+    return without_rows_that_are_lost(items, left_out)
+
+
+def rows_of(item: pytest.Item) -> set[str]:
+    """Return the rows of docs/reliability.md that a test is a sample of."""
+    return {name for mark in item.iter_markers("fault") for name in mark.args if name in ROWS}
+
+
+def without_rows_that_are_lost(items: list[pytest.Item], left_out: list[pytest.Item]) -> list[pytest.Item]:
+    """Return what is left out, less a test of each row of docs/reliability.md that would have none."""
+    gone = set(left_out)
+    there = set().union(*(rows_of(item) for item in items if item not in gone))
+    for row in ROWS:
+        candidates = [item for item in left_out if row in rows_of(item)]
+        if row not in there and candidates:
+            back = random.Random(f"{SEED} {row}").choice(candidates)
+            there |= rows_of(back)
+            left_out = [item for item in left_out if item is not back]
     return left_out
 
 

@@ -13,6 +13,9 @@ The limit of a batch of R rows and T tokens, from two rates measured in the same
     bytes     4 T (matrices + 2 R L W (T + 1) / 2)        weights, and keys and values so far, once a step
 and the limit is the sum of the larger of the two for each step; `of_limit` is its share of our seconds.
 `draw_of_step` is the share of the draw, among 16,384 codes, in one step of model and draw.
+
+With `--levels` alone, 128 tokens of one level of 8x16 codes, and of two levels of 8x8: flat, interleaved, and with one
+block of the same model as a head over depth; the ratios are tokens a second over those of one level.
 """
 
 import argparse
@@ -36,20 +39,25 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=list(BATCHES))
     parser.add_argument("--compiled", action="store_true", help="against compiled generate too, which takes minutes")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--levels", action="store_true", help="two levels against one of as many tokens, and no more")
     parser.add_argument("--prior", type=Path, help="a trained prior: what the fast precision does to it is told, too")
     parser.add_argument("--codes", type=Path, help="with --prior: the code store it was trained on")
 
 
 def random_prior(num_tokens: int, num_codes: int = reference.K) -> Any:
     """Return a prior with weights of usual sizes, the ones that start at zero included."""
+    return with_random_weights(reference.spec(num_tokens, num_codes))
+
+
+def with_random_weights(spec: Any, *, order: Any = "raster", depth_blocks: int = 0) -> Any:
+    """Return a prior of any shapes with such weights."""
     import torch
 
     from stage2_prior.prior import build_prior
 
-    names = tuple(f"class {n}" for n in range(reference.CLASSES))
-    prior = build_prior(
-        reference.architecture(), reference.spec(num_tokens, num_codes), codec_id="c" * 64, label_names=names
-    )
+    names, sizes = tuple(f"class {n}" for n in range(reference.CLASSES)), reference.architecture()
+    sizes.depth_blocks = depth_blocks
+    prior = build_prior(sizes, spec, codec_id="c" * 64, label_names=names, order=order)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in prior.model.named_parameters():
@@ -196,8 +204,34 @@ def precision_effect(prior_folder: Path, store: Path, num_rows: int = 512) -> di
     return {"other_likeliest": other / tokens.numel()} | told
 
 
+def run_levels(arguments: argparse.Namespace) -> None:
+    """Measure and tell how fast two levels are drawn beside one of as many tokens."""
+    from vq_prior.core.spec import CodeSpec, LevelSpec
+
+    shape = (32, 64)
+    one = CodeSpec(3, shape, (LevelSpec((8, 16), reference.K),))
+    two = CodeSpec(3, shape, (LevelSpec((8, 8), reference.K),) * 2)
+    priors = {
+        "one": with_random_weights(one),
+        "flat": with_random_weights(two),
+        "interleaved": with_random_weights(two, order="interleaved"),
+        "depth": with_random_weights(two, order="interleaved", depth_blocks=1),
+    }
+    rows, ratios = [], {}
+    for B in arguments.batch_sizes:
+        seconds = interleaved(
+            {name: partial(ours, prior, B) for name, prior in priors.items()}, rounds=arguments.rounds
+        )
+        rows += [row(f"{name}_b{B}_t128", s, images_per_second=B / median(s)) for name, s in seconds.items()]
+        ratios |= {f"{name}_b{B}_t128": faster_by(name, "one", seconds) for name in priors if name != "one"}
+    tell("sample", rows, ratios, arguments)
+
+
 def run(arguments: argparse.Namespace) -> None:
     """Measure and tell."""
+    if arguments.levels:
+        run_levels(arguments)
+        return
     effect = precision_effect(arguments.prior, arguments.codes) if arguments.prior and arguments.codes else {}
     rows, ratios, limits = [], {}, draw_shares(rounds=arguments.rounds)
     rates = measured_rates()
