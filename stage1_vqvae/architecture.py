@@ -20,7 +20,7 @@ from vq_prior.core.spec import CodeSpec, LevelSpec
 MAX_TENSOR_ELEMENTS = 2**28
 MAX_GRIDS = 8
 LATER: dict[str, Any] = {"grids": 1, "grid_factor": 2}
-LATER_OF_QUANTIZER: dict[str, Any] = {"depth": 1, "level_dropout": None}
+LATER_OF_QUANTIZER: dict[str, Any] = {"depth": 1, "level_dropout": None, "level_codes": None}
 CONFIG = "config.json"
 
 
@@ -99,8 +99,12 @@ class Architecture:
 
     def spec(self) -> CodeSpec:
         """Return the shapes of images and codes; raises `ArtifactError` if they are out of range."""
-        sizes = QUANTIZERS[self.quantizer.name].sizes_of(self.quantizer)
-        levels = tuple(LevelSpec(grid, size) for grid in self.grid_shapes() for size in sizes)
+        sizes_of = QUANTIZERS[self.quantizer.name].sizes_of
+        levels = tuple(
+            LevelSpec(grid, size)
+            for number, grid in enumerate(self.grid_shapes())
+            for size in sizes_of(self.quantizer.of_grid(number))
+        )
         return CodeSpec(self.channels, self.shape, levels)
 
     def check_grids(self, where: str) -> None:
@@ -152,6 +156,9 @@ class Architecture:
             check_quantizer_settings(quantizer, typed=False)
         except UsageError as error:
             raise ArtifactError(f"{where}.quantizer: {error}") from error
+        levels, listed = self.grids * quantizer.depth, quantizer.level_codes
+        if listed is not None and len(listed) != levels:
+            raise ArtifactError(f"{where}.quantizer.level_codes must be {levels} numbers, a level each, got {listed}")
         spec = self.spec()
         factors = factors_of(self.downsampling, spec.rank)
         kernel = max(math.prod(map(kernel_of, strides)) for strides in strides_of(factors))

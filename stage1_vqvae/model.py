@@ -91,7 +91,7 @@ class VQVAE(Halved, Shareable, PreTrainedModel):
         self.preprocessing = of_shape(a) if preprocessing is None else preprocessing
         assert a.quantizer.code_dim is not None
         self.padded, sizes = a.padded, a.sizes()
-        quantizers = [QUANTIZERS[a.quantizer.name].of(a.quantizer) for _ in sizes]
+        quantizers = [QUANTIZERS[a.quantizer.name].of(a.quantizer.of_grid(number)) for number in range(len(sizes))]
         self.encoder: Any
         self.quantizer: Any
         self.decoder: Any

@@ -3,7 +3,7 @@
 Letters: D code dimension, K number of codes.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import Annotated, Literal
 
@@ -43,20 +43,35 @@ class QuantizerSettings(Settings):
     depth: Annotated[int, Within(1, 16)] = 1
     """Quantisers one after another on one grid, each on what those before it leave over (residual quantisation): as
     many levels of codes. ema, nearest, simvq, fsq, gumbel."""
+    level_codes: Annotated[tuple[int, ...] | None, Within(2, 2**20)] = None
+    """With several levels: size of the codebook of each, coarse to fine, in place of one --quantizer.num-codes for all.
+    ema, nearest, simvq, gumbel."""
     level_dropout: Annotated[float | None, Within(0, 1, below=True)] = None
     """With several levels: share of the training images that are made of their first levels alone, of how many is
     drawn; so these can be decoded without the others. Left out: 0.1. ema, nearest, simvq, fsq, gumbel."""
     temperatures: Annotated[tuple[float, float], Within(1e-3, 100)] = (1.0, 0.0625)
     """Temperature of the soft choice at the first step and at the last. gumbel."""
 
+    def of_grid(self, number: int) -> "QuantizerSettings":
+        """Return the settings of the quantiser of one grid, as many of the levels' sizes as it is deep."""
+        if self.level_codes is None:
+            return self
+        own = self.level_codes[number * self.depth : (number + 1) * self.depth]
+        return replace(self, num_codes=own[0], level_codes=own)
 
-DEEP = ("depth", "level_dropout")
+    def of_level(self, number: int) -> "QuantizerSettings":
+        """Return the settings of one level of a grid, those of a quantiser of depth 1."""
+        size = self.num_codes if self.level_codes is None else self.level_codes[number]
+        return replace(self, depth=1, num_codes=size, level_codes=None)
+
+
+DEEP = ("depth", "level_dropout", "level_codes")
 # What a quantiser takes beside name, number of codes and code dimension.
 SUITS: dict[str, frozenset[str]] = {
     "ema": frozenset({"distance", "gradient", "entropy_temperature", "decay", "revive_below", "start", *DEEP}),
     "nearest": frozenset({"distance", "gradient", "entropy_temperature", "decay", "revive_below", "start", *DEEP}),
     "simvq": frozenset({"distance", "gradient", "entropy_temperature", "start", *DEEP}),
-    "fsq": frozenset(DEEP),
+    "fsq": frozenset({"depth", "level_dropout"}),
     "lfq": frozenset({"entropy_temperature"}),
     "gumbel": frozenset({"decay", "revive_below", "start", "temperatures", *DEEP}),
 }
@@ -121,6 +136,12 @@ def check_quantizer_settings(quantizer: QuantizerSettings, *, typed: bool = True
         return  # the registry names what exists, and what is no quantiser of ours says itself what it reads
     if typed:
         refuse_unused(quantizer, SUITS[quantizer.name])
+    sizes = quantizer.level_codes
+    if sizes is not None and (not sizes or len(sizes) % quantizer.depth or quantizer.num_codes not in (None, sizes[0])):
+        raise UsageError(
+            "--quantizer.level-codes must be a number of codes for each level, and then --quantizer.num-codes is left "
+            f"out, got {' '.join(map(str, sizes)) or 'nothing'}"
+        )
     if quantizer.depth > 1 and quantizer.distance == "cosine":  # length 1 says nothing of what is left over
         raise UsageError("--quantizer.distance cosine does not go with --quantizer.depth; leave one of them out")
     if quantizer.num_codes is not None:

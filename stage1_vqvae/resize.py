@@ -8,6 +8,7 @@ clustered). Letters: D code dimension, K number of codes, N vectors, T tokens of
 import math
 import os
 import shlex
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,16 +19,17 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from stage1_vqvae.architecture import VQVAEConfig
+from stage1_vqvae.architecture import Architecture, VQVAEConfig
 from stage1_vqvae.codecs import open_own_codec
 from stage1_vqvae.data.loading import LoadedRows, load_rows
 from stage1_vqvae.data.sources import Data, open_data_of
 from stage1_vqvae.evaluate import ROWS_AT_ONCE, evaluate_codec
 from stage1_vqvae.losses import reconstruction_terms, weighted_sum, weights_for
 from stage1_vqvae.model import VQVAE, save_codec
-from stage1_vqvae.quantizers import QUANTIZERS
+from stage1_vqvae.quantizers import QUANTIZERS, Quantizer
 from stage1_vqvae.quantizers.codebook import CodebookQuantizer
 from stage1_vqvae.quantizers.lookup import kmeans, nearest_codes
+from stage1_vqvae.quantizers.residual import ResidualQuantizer
 from stage1_vqvae.resize_settings import ResizeCodebook, check_resize
 from stage1_vqvae.settings import LossSettings
 from vq_prior.core.disk.artifacts import new_folder, require_replaceable
@@ -71,18 +73,25 @@ def resize_codebook(settings: ResizeCodebook) -> list[dict[str, Any]]:
     train = load_rows(data.train, given.modality, given.transform, num_workers=settings.num_workers)
     validation = load_rows(data.validation, given.modality, given.transform, num_workers=settings.num_workers)
     given.to(runtime.device)
-    vectors = _latents(given, train, rows)
-    print(f"clustering {len(vectors)} latent vectors of {len(rows)} training images", flush=True)
+    level = settings.level or 0
+    num_vectors = len(rows) * given.spec.levels[level].num_tokens
+    which = f" of level {level}" if len(given.spec.levels) > 1 else ""
+    print(f"clustering {num_vectors} latent vectors{which} of {len(rows)} training images", flush=True)
+    first = latents_of(given, train, rows, level)  # which do not depend on the codes of the level itself
+
+    def latents(codec: VQVAE, number: int) -> Tensor:
+        return first if number == level else latents_of(codec, train, rows, number)
+
     print(_heading(given.modality))
-    table, codec = [_measured(given, validation, "as given")], given
+    table, codec = [_measured(given, level, validation, "as given")], given
     print(_line(table[-1], given), flush=True)
     for size in settings.codebook_size:
-        codec = resized(given, size, vectors, keyed_generator(settings.seed, size, "codebook resizing"))
-        table.append(_measured(codec, validation, "resized"))
+        codec = resized(given, size, latents, keyed_generator(settings.seed, size, "codebook resizing"), level)
+        table.append(_measured(codec, level, validation, "resized"))
         print(_line(table[-1], codec), flush=True)
         if settings.steps is not None:
             _fine_tune(settings, codec, train)
-            table.append(_measured(codec, validation, f"and tuned for {settings.steps} steps"))
+            table.append(_measured(codec, level, validation, f"and tuned for {settings.steps} steps"))
             print(_line(table[-1], codec), flush=True)
     if final is None:
         print("nothing was written; one --codebook-size and --out RUN write that codec to RUN/vqvae")
@@ -98,20 +107,33 @@ def _resizable(codec: VQVAE, settings: ResizeCodebook) -> VQVAE:
         UsageError: If its quantiser has no codebook of free vectors, or it has that size.
         ArtifactError: If a codebook would be too large.
     """
-    a = codec.architecture
-    if len(codec.spec.levels) > 1:
-        raise UsageError(f"resize-codebook takes a codec of one level, this one has {len(codec.spec.levels)}")
-    if not isinstance(codec.quantizer, CodebookQuantizer):
+    a, levels = codec.architecture, len(codec.spec.levels)
+    if settings.level is None and levels > 1:
+        raise UsageError(f"--level must say which of the {levels} levels is resized, from 0 to {levels - 1}")
+    if settings.level is not None and settings.level >= levels:
+        raise UsageError(f"--level must be below {levels}, the number of the codec's levels, got {settings.level}")
+    if not issubclass(QUANTIZERS[a.quantizer.name], CodebookQuantizer):
         able = [name for name in QUANTIZERS.names() if issubclass(QUANTIZERS[name], CodebookQuantizer)]
         raise UsageError(
             f"the codes of quantiser {a.quantizer.name} are no vectors that can be moved one by one; "
             f"only codebooks of {', '.join(able)} can be resized"
         )
+    level = settings.level or 0
     for size in settings.codebook_size:
-        if size == a.quantizer.num_codes:
+        if size == codec.spec.levels[level].num_codes:
             raise UsageError(f"--codebook-size must differ from the codec's own, which is {size}; leave it out")
-        replace(a, quantizer=replace(a.quantizer, num_codes=size)).check(f"--codebook-size {size}")
+        with_size(codec, level, size).check(f"--codebook-size {size}")
     return codec
+
+
+def with_size(codec: VQVAE, level: int, size: int) -> Architecture:
+    """Return the architecture of a codec of which one level has another number of codes."""
+    a = codec.architecture
+    sizes = [each.num_codes for each in codec.spec.levels]
+    sizes[level] = size
+    same = len(set(sizes)) == 1
+    quantizer = replace(a.quantizer, num_codes=sizes[0], level_codes=None if same else tuple(sizes))
+    return replace(a, quantizer=quantizer)
 
 
 def _destination(settings: ResizeCodebook, given: VQVAE) -> Path | None:
@@ -136,23 +158,38 @@ def _rows_to_cluster(settings: ResizeCodebook, spec: CodeSpec, num_train: int) -
     Raises:
         UsageError: If they have fewer vectors than a codebook is to have.
     """
-    largest = max(settings.codebook_size)
-    count = min(num_train, MAX_IMAGES, max(1, MAX_VECTORS // spec.num_tokens))
-    if largest > count * spec.num_tokens:
+    largest, tokens = max(settings.codebook_size), spec.levels[settings.level or 0].num_tokens
+    count = min(num_train, MAX_IMAGES, max(1, MAX_VECTORS // max(level.num_tokens for level in spec.levels)))
+    if largest > count * tokens:
         raise UsageError(
-            f"--codebook-size must be at most {count * spec.num_tokens}, the latent vectors of the {count} images that "
+            f"--codebook-size must be at most {count * tokens}, the latent vectors of the {count} images that "
             f"are clustered, got {largest}"
         )
     return np.sort(keyed_generator(settings.seed, 0, "rows to cluster").permutation(num_train)[:count])
 
 
-def _latents(codec: VQVAE, train: LoadedRows, rows: NDArray[np.int64]) -> Tensor:
-    """Return the latent vectors [N, D] float32 of some images, on the host."""
+Latents = Callable[[VQVAE, int], Tensor]
+
+
+def latents_of(codec: VQVAE, train: LoadedRows, rows: NDArray[np.int64], level: int) -> Tensor:
+    """Return what a level of some images chooses its codes for, [N, D] float32, on the host.
+
+    Latents of its grid, which depend on the codes of the coarser grids, less what the levels of that grid before it
+    stand for.
+    """
+    grid, within = divmod(level, codec.architecture.quantizer.depth)
     parts = []
     for first in range(0, len(rows), ROWS_AT_ONCE):
-        images = train.batch(rows[first : first + ROWS_AT_ONCE])
-        parts.append(codec.encode_latents(images).reshape(-1, codec.quantizer.code_dim).cpu())
+        left = codec.latents_of(grid, train.batch(rows[first : first + ROWS_AT_ONCE]))
+        for each in levels_of(codec.quantizers[grid])[:within]:
+            left = left - each.embed(each.encode(left))
+        parts.append(left.reshape(-1, codec.quantizer.code_dim).cpu())
     return torch.cat(parts)
+
+
+def levels_of(quantizer: Quantizer) -> list[CodebookQuantizer]:
+    """Return the codebooks of the quantiser of one grid, one a level."""
+    return list(quantizer.levels) if isinstance(quantizer, ResidualQuantizer) else [quantizer]  # type: ignore[list-item]
 
 
 @torch.no_grad()
@@ -178,24 +215,30 @@ def clustered(codebook: Tensor, vectors: Tensor, size: int, rng: np.random.Gener
     return kmeans(vectors, size, rng, iterations=ITERATIONS, start=start)
 
 
-def resized(codec: VQVAE, size: int, vectors: Tensor, rng: np.random.Generator) -> VQVAE:
-    """Return a codec with `size` codes and the same encoder and decoder, in eval mode, on the same device.
+def resized(codec: VQVAE, size: int, latents: Latents, rng: np.random.Generator, level: int = 0) -> VQVAE:
+    """Return a codec with `size` codes in a level and the same encoder and decoder, in eval mode, on the same device.
+
+    The levels behind that one are clustered anew, too: from what they were, for what is left over now.
 
     Args:
-        codec: Whose quantiser is a `CodebookQuantizer`; left as it is.
+        codec: Whose levels are `CodebookQuantizer`s; left as it is.
         size: Number of codes.
-        vectors: Latents of the codec, [N, D], N at least `size`.
+        latents: Gives what a level of a codec chooses its codes for, [N, D], N at least its size; see `latents_of`.
         rng: Of the clustering.
+        level: Which one.
     """
-    a = codec.architecture
-    assert isinstance(codec.quantizer, CodebookQuantizer)
-    result = VQVAE(VQVAEConfig(replace(a, quantizer=replace(a.quantizer, num_codes=size))), codec.preprocessing)
+    result = VQVAE(VQVAEConfig(with_size(codec, level, size)), codec.preprocessing)
     result.encoder.load_state_dict(codec.encoder.state_dict())
     result.decoder.load_state_dict(codec.decoder.state_dict())
-    assert isinstance(result.quantizer, CodebookQuantizer)
-    placed = codec.quantizer.place(vectors.to(codec.device))
-    result.quantizer.set_codes(clustered(codec.quantizer.table(), placed, size, rng))
-    return result.to(codec.device).eval()
+    result.to(codec.device).eval()
+    ours, theirs = ([each for one in c.quantizers for each in levels_of(one)] for c in (result, codec))
+    for number, (own, former) in enumerate(zip(ours, theirs, strict=True)):
+        if number < level:
+            own.load_state_dict(former.state_dict())
+        else:
+            placed = own.place(latents(result, number).to(codec.device))
+            own.set_codes(clustered(former.table(), placed, own.num_codes, rng))
+    return result
 
 
 def _fine_tune(settings: ResizeCodebook, codec: VQVAE, train: LoadedRows) -> None:
@@ -230,9 +273,9 @@ def _fine_tune(settings: ResizeCodebook, codec: VQVAE, train: LoadedRows) -> Non
     codec.requires_grad_(True).eval()
 
 
-def _measured(codec: VQVAE, validation: LoadedRows, what: str) -> dict[str, Any]:
+def _measured(codec: VQVAE, level: int, validation: LoadedRows, what: str) -> dict[str, Any]:
     result = evaluate_codec(codec, validation, device=codec.device)
-    return {"codes": codec.quantizer.num_codes, "what": what, "measured": result}
+    return {"codes": codec.spec.levels[level].num_codes, "what": what, "measured": result}
 
 
 def rates(result: dict[str, Any], spec: CodeSpec) -> dict[str, float]:

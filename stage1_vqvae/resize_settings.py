@@ -35,6 +35,9 @@ class ResizeCodebook(KindSettings):
     out: Annotated[Path | None, Place("RUN")] = None
     """RUN folder; the codec of exactly one size is written to RUN/vqvae. With several sizes, or left out, only the
     table is printed."""
+    level: Annotated[int | None, Within(0)] = None
+    """Which level of a codec that has several gets them, counted from 0, the coarsest. Those behind it keep their sizes
+    and are clustered anew, since it leaves other things for them."""
     steps: Annotated[int | None, Within(1, 10**9)] = None
     """Optimiser steps for which decoder and codebook are tuned to each other, the encoder frozen; left out: none."""
     batch_size: Annotated[int, Within(1, 10**6)] = 64

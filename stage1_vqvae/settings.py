@@ -262,6 +262,9 @@ def check(settings: TrainVQVAE | ExtractCodes | Reconstruct) -> None:
     _check_model(settings.model)
     if (count := settings.levels * settings.quantizer.depth) > MAX_LEVELS:
         raise UsageError(f"--levels times --quantizer.depth must be at most {MAX_LEVELS}, got {count}; lower one")
+    sizes = settings.quantizer.level_codes
+    if sizes is not None and settings.from_codec is None and len(sizes) != count:
+        raise UsageError(f"--quantizer.level-codes must be {count} number(s), one a level, got {len(sizes)}")
     if settings.levels > 1 and settings.model.network == "sonnet":
         raise UsageError(f"--model.network sonnet has one code grid, got --levels {settings.levels}; leave out one")
     check_quantizer_settings(settings.quantizer)
@@ -337,7 +340,8 @@ def _resolved_quantizer(settings: TrainVQVAE, size: tuple[int, ...], num_vectors
         UsageError: If levels are to be left out in training, and there is one.
     """
     quantizer = settings.quantizer
-    num_codes = quantizer.num_codes or _default_num_codes(size, num_vectors)
+    sizes = quantizer.level_codes
+    num_codes = sizes[0] if sizes else quantizer.num_codes or _default_num_codes(size, num_vectors)
     several = settings.levels > 1 or quantizer.depth > 1
     if quantizer.level_dropout is not None and not several:
         raise UsageError("--quantizer.level-dropout needs several levels: --levels or --quantizer.depth above 1")

@@ -15,7 +15,7 @@ from vq_prior.core.identity import content_id
 from vq_prior.core.processes.runtime import full_state
 from vq_prior.core.settings import given_names, note_given
 
-KEPT = ("name", "num_codes", "code_dim", "distance")  # of the quantiser; how it learns may change
+KEPT = ("name", "num_codes", "level_codes", "code_dim", "distance")  # of the quantiser; how it learns may change
 
 
 def open_base(settings: TrainVQVAE) -> VQVAE | None:

@@ -57,7 +57,7 @@ class CodebookQuantizer(Quantizer):
     @classmethod
     def of(cls, settings: QuantizerSettings) -> Quantizer:
         """Return the quantiser of resolved settings: this one, or as many as the depth, each on what is left over."""
-        return cls(settings) if settings.depth == 1 else ResidualQuantizer(cls, settings)
+        return cls(settings.of_level(0)) if settings.depth == 1 else ResidualQuantizer(cls, settings)
 
     def forward(self, z: Tensor) -> Quantized:
         """Return vectors, codes and loss terms of latents z [..., D]."""

@@ -87,11 +87,9 @@ class Quantizer(nn.Module):
 
     @classmethod
     def sizes_of(cls, settings: QuantizerSettings) -> tuple[int, ...]:
-        """Return the number of codes of each level, coarse to fine, that resolved settings ask for: as many levels as
-        their depth, of one size.
-        """
+        """Return the number of codes of each level, coarse to fine, that resolved settings of a grid ask for."""
         assert settings.num_codes is not None
-        return (settings.num_codes,) * settings.depth
+        return settings.level_codes or (settings.num_codes,) * settings.depth
 
     @classmethod
     def of(cls, settings: QuantizerSettings) -> "Quantizer":

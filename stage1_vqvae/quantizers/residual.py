@@ -5,7 +5,6 @@ dimension, K number of codes, d depth.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -28,7 +27,7 @@ class ResidualQuantizer(Quantizer):
     def __init__(self, kind: Any, settings: QuantizerSettings) -> None:
         """Take the class of the levels' quantisers, a `CodebookQuantizer`, and resolved settings."""
         super().__init__(settings)
-        self.levels: Any = nn.ModuleList(kind(replace(settings, depth=1)) for _ in range(settings.depth))
+        self.levels: Any = nn.ModuleList(kind(settings.of_level(number)) for number in range(settings.depth))
         self.near_latents = bool(self.levels[0].near_latents)
         self.num_kept = 0
         self.loss_terms = kind.loss_terms  # type: ignore[misc]  # of what it is made of

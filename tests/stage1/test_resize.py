@@ -22,6 +22,8 @@ from stage1_vqvae.quantizer_settings import QuantizerSettings
 from stage1_vqvae.quantizers import QUANTIZERS, Quantizer
 from stage1_vqvae.resize import clustered, rates, resize_codebook, resized
 from stage1_vqvae.resize_settings import ResizeCodebook
+from stage1_vqvae.settings import ModelSettings, TrainVQVAE
+from stage1_vqvae.train import train_vqvae
 from vq_prior.cli import main
 from vq_prior.core.disk.artifacts import new_folder
 from vq_prior.core.errors import UsageError, VQPriorError
@@ -175,10 +177,83 @@ def test_codes_of_every_codebook_lie_where_the_quantiser_measures(
     vectors = torch.randn(300, 4)
     errors = []
     for size in (4, 64):
-        quantizer = resized(codec, size, vectors, np.random.default_rng(0)).quantizer
+        quantizer = resized(codec, size, lambda *_: vectors, np.random.default_rng(0)).quantizer
         assert quantizer.table().shape == (size, 4)
         errors.append(float((quantizer(vectors).vectors - quantizer.place(vectors)).square().sum(1).mean().detach()))
     assert errors[1] < 0.5 * errors[0]
+
+
+def of_levels(out: Path, **changes: object) -> Path:
+    """Train a codec of several levels for a few steps."""
+    settings = TrainVQVAE("digits", out, steps=12, batch_size=16, log_every=6, num_workers=1, precision="fp32")
+    settings = replace(settings, warmup_steps=2, levels=int(str(changes.pop("levels", 1))))
+    small = ModelSettings(width=16, num_residual_blocks=1, downsampling=4)
+    quantizer = QuantizerSettings(**({"num_codes": 16} | changes), code_dim=4)  # type: ignore[arg-type]
+    return train_vqvae(replace(settings, model=small, quantizer=quantizer)).parent
+
+
+@pytest.mark.parametrize(("levels", "depth"), [(1, 2), (2, 1), (2, 2)])
+def test_one_level_of_several_is_resized(tmp_path: Path, levels: int, depth: int) -> None:
+    """Levels before it keep their codes, those behind it their sizes; the last one keeps all but itself."""
+    run, count = of_levels(tmp_path / "run", levels=levels, depth=depth), levels * depth
+    codec, images = load_codec(run), load_digits(40)
+    for level in range(count):
+        out = tmp_path / f"resized-{level}"
+        asked = ResizeCodebook(str(run), (6,), "digits", out, level=level, num_workers=1)
+        before, after = resize_codebook(asked)
+        made = load_codec(out)
+        assert verify(out / "vqvae")
+        assert [each.num_codes for each in made.spec.levels] == [6 if n == level else 16 for n in range(count)]
+        assert (before["codes"], after["codes"]) == (16, 6)
+        old, new = codec.encode(images), made.encode(images)
+        assert all(torch.equal(a, b) for a, b in zip(old[:level], new[:level], strict=True))
+        assert int(new[level].max()) < 6
+        assert len(after["measured"]["levels"]) == count
+    error = [resize_codebook(replace(asked, out=None, codebook_size=(n,)))[1]["measured"]["mse"] for n in (2, 64)]
+    assert error[1] < error[0]
+
+
+def test_what_stays_behind_a_level_is_clustered_for_what_it_leaves(tmp_path: Path) -> None:
+    """The second level of fewer first codes is nearer to what these leave than it was."""
+    run = of_levels(tmp_path / "run", depth=2)
+    asked = ResizeCodebook(str(run), (3,), "digits", tmp_path / "three", level=0, num_workers=1)
+    resize_codebook(asked)
+    old, new = load_codec(run), load_codec(tmp_path / "three")
+    latents = new.latents_of(0, load_digits(200))
+    first, second = new.quantizer.levels
+    left = (latents - first.embed(first.encode(latents))).reshape(-1, 4)
+    errors = [
+        float((left - level.embed(level.encode(left))).square().mean()) for level in (old.quantizer.levels[1], second)
+    ]
+    assert errors[1] < errors[0]
+
+
+def load_digits(count: int) -> torch.Tensor:
+    return load_rows(open_data("digits").train, PICTURES, Transform(8, 8, 1)).batch(np.arange(count))
+
+
+def test_levels_of_their_own_sizes_are_trained_and_resized_to_one_size(tmp_path: Path) -> None:
+    run = of_levels(tmp_path / "run", num_codes=None, depth=2, level_codes=(12, 6))
+    assert [level.num_codes for level in load_codec(run).spec.levels] == [12, 6]
+    resize_codebook(ResizeCodebook(str(run), (12,), "digits", tmp_path / "same", level=1, num_workers=1))
+    quantizer = load_codec(tmp_path / "same").architecture.quantizer
+    assert (quantizer.num_codes, quantizer.level_codes) == (12, None)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"level_codes": (8, 8, 8)}, r"level-codes must be 2 number\(s\), one a level, got 3"),
+        ({"level_codes": (8,)}, r"level-codes must be 2 number\(s\), one a level, got 1"),
+        ({"level_codes": (8, 4), "num_codes": 16}, "and then --quantizer.num-codes is left out, got 8 4"),
+        ({"level_codes": (8, 1)}, "--quantizer.level-codes must be between 2 and"),
+        ({"level_codes": (8, 8), "name": "fsq"}, "--quantizer.level-codes does not apply to fsq"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused(tmp_path: Path, sizes: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        of_levels(tmp_path / "run", **({"num_codes": None, "depth": 2} | sizes))
+    assert not (tmp_path / "run").exists()
 
 
 def with_quantizer(codec: VQVAE, name: str) -> VQVAE:
@@ -206,6 +281,7 @@ WRONG: dict[str, tuple[dict[str, object], str]] = {
     "present": ({"codebook_size": (8, 128)}, "must differ from the codec's own, which is 128"),
     "more than vectors": ({"codebook_size": (30_000,)}, "must be at most 27328, the latent vectors of the 1708 images"),
     "steps": ({"steps": 0}, "--steps must be between 1 and"),
+    "level": ({"level": 1}, "--level must be below 1, the number of the codec's levels, got 1"),
     "learning rate": ({"learning_rate": math.nan}, "--learning-rate must be a number above 0, at most 10, got nan"),
     "no data": ({"data": "nowhere"}, "nowhere does not exist"),
     "no codec": ({"codec": "nowhere"}, "nowhere does not exist"),
