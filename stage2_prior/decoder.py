@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from stage2_prior.conditions import num_vectors
 from stage2_prior.fast.attention import Cache
-from stage2_prior.forward import Depth, pack, rotate
+from stage2_prior.forward import Depth, pack, rotate, turned
 from vq_prior.core.fast.products import Product
 from vq_prior.core.processes.threads import ThreadChoice
 
@@ -166,10 +166,13 @@ class Decoder:
             return self._through(first, x, cache, position)  # of which nothing is asked
         cell, within = divmod(position - self.prompt_vectors, depth.tokens)
         said, known = cache.cell or (torch.zeros_like(x), torch.zeros_like(x))
-        if within:
-            known = known + x
-        else:
-            said = self._through(first, known + x if cell else x, cache, self.prompt_vectors + cell)
+        if cell or within:  # x is the token before, at the place before
+            known = known + self._turned(x, (within - 1) % depth.tokens)
+        if not within:
+            said = self._through(first, known if cell else x, cache, self.prompt_vectors + cell)
             known = torch.zeros_like(x)
         cache.cell = said, known
-        return self._through(last, said + known, cache.inner, within)
+        return self._through(last, self._turned(said, within) + known, cache.inner, within)
+
+    def _turned(self, x: Tensor, place: int) -> Tensor:
+        return turned(x[:, None], self.rotation[place : place + 1])[:, 0]

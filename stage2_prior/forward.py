@@ -48,7 +48,8 @@ class Depth:
     """The last blocks of a model as a head over the tokens of a cell (Lee et al. 2022, section 3.2).
 
     The blocks before them see a vector a cell, the sum of its tokens' embeddings; what they say of the next cell is
-    read by the last ones, with the sum of what is known of that cell added, a place a token.
+    read by the last ones, with the sum of what is known of that cell added, a place a token. Both are turned by their
+    place in the cell (`turned`).
 
     Attributes:
         blocks: How many of the blocks, the last ones.
@@ -150,6 +151,14 @@ def _rotation(positions: int, d: int, theta: float, device: torch.device) -> Ten
 def rotate(x: Tensor, rotation: Tensor) -> Tensor:
     """Return float32 x [..., d], each pair of channels multiplied, as a complex number, by `rotation` [..., d/2]."""
     return torch.view_as_real(torch.view_as_complex(x.unflatten(-1, (-1, 2))) * rotation).flatten(-2)
+
+
+def turned(x: Tensor, rotation: Tensor) -> Tensor:
+    """Return vectors x [..., C, D], each piece of a head's width turned as a query at that place of a cell would be.
+
+    So a sum of a cell's tokens keeps which of them stood where: cells of a finer grid share their ids.
+    """
+    return rotate(x.unflatten(-1, (-1, 2 * rotation.shape[-1])), rotation[:, None]).flatten(-2)
 
 
 def normalised(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -330,12 +339,14 @@ def _by_cell(
     """Return what the blocks make of whole sequences of cells, S = N C: the prompt and all tokens but the last."""
     (R, S), C = tokens.shape, depth.tokens
     x = F.embedding(tokens, w.embedding)
-    cells = F.pad(x[:, 1:], (0, 0, 0, 1)).view(R, S // C, C, -1)  # nothing is said behind the last token
+    places = w.rotation[:C]
+    cells = turned(F.pad(x[:, 1:], (0, 0, 0, 1)).view(R, S // C, C, -1), places)  # nothing follows the last token
     h = _embedded(torch.cat([x[:, :1], cells[:, :-1].sum(2)], dim=1), vectors)
     for block in blocks[: -depth.blocks]:
         h = block(h)
     known = F.pad(cells[:, :, :-1].cumsum(2), (0, 0, 1, 0))  # of a cell, before each of its tokens
-    y = (_answers(h, vectors)[:, :, None] + known).flatten(0, 1)
+    said = _answers(h, vectors)[:, :, None].expand(-1, -1, C, -1)
+    y = (turned(said, places) + known).flatten(0, 1)
     for block in blocks[-depth.blocks :]:
         y = block(y)
     return y.view(R, S, -1)

@@ -56,7 +56,8 @@ def with_random_weights(spec: Any, *, order: Any = "raster", depth_blocks: int =
     from stage2_prior.prior import build_prior
 
     names, sizes = tuple(f"class {n}" for n in range(reference.CLASSES)), reference.architecture()
-    sizes.depth_blocks = depth_blocks
+    if depth_blocks:
+        sizes.depth_blocks = depth_blocks
     prior = build_prior(sizes, spec, codec_id="c" * 64, label_names=names, order=order)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
