@@ -113,6 +113,7 @@ BEGUN_FIRST = ("test_doctor.py",)  # long files whose names come late
 
 ROWS = tuple(f"R{number}" for number in range(1, 17))  # of docs/reliability.md; a run of all tests has one of each
 MOST_CASES = 1  # of one test, in a run of all tests
+IN_ORDER = ("test_guides.py",)  # whose cases go on where the one before left off: all are run, or none
 ONE_OF_FILES = (  # of these that take minutes, a run of all tests draws one each
     ("readme/test_guides.py", "readme/test_notebook.py", "readme/test_add_a_quantiser.py", "readme/test_space.py"),
     ("judge/test_doctor.py", "judge/test_evaluate.py"),
@@ -139,7 +140,7 @@ def not_drawn(items: list[pytest.Item]) -> list[pytest.Item]:
         left_out += [item for item in items if item.path.as_posix().endswith(others)]
     gone, cases = set(left_out), {}
     for item in items:
-        if item not in gone:
+        if item not in gone and item.path.name not in IN_ORDER:
             mark, test = item.get_closest_marker("one_of"), item.nodeid.partition("[")[0]
             name, most = (mark.args[0] if mark.args else test, 1) if mark else (test, MOST_CASES)
             cases.setdefault((name, most), []).append(item)
