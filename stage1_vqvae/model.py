@@ -91,14 +91,16 @@ class VQVAE(Halved, Shareable, PreTrainedModel):
         self.preprocessing = of_shape(a) if preprocessing is None else preprocessing
         assert a.quantizer.code_dim is not None
         self.padded, sizes = a.padded, a.sizes()
-        quantizers = [QUANTIZERS[a.quantizer.name].of(a.quantizer.of_grid(number)) for number in range(len(sizes))]
+        build = QUANTIZERS[a.quantizer.name].of
         self.encoder: Any
         self.quantizer: Any
         self.decoder: Any
-        if len(sizes) == 1:
+        if len(sizes) == 1:  # in this order: each draws its weights from one stream of random numbers
             encoder, decoder = NETWORKS[a.network]
-            self.encoder, self.quantizer, self.decoder = encoder(sizes[0]), quantizers[0], decoder(sizes[0])
+            self.encoder, self.quantizer = encoder(sizes[0]), build(a.quantizer.of_grid(0))
+            self.decoder = decoder(sizes[0])
         else:
+            quantizers = [build(a.quantizer.of_grid(number)) for number in range(len(sizes))]
             self.encoder, self.quantizer = GridsEncoder(sizes, a.network), GridQuantizers(quantizers)
             self.decoder = GridsDecoder(sizes, a.network)
         self.post_init()

@@ -46,6 +46,19 @@ def saved(folder: Path, model: VQVAE) -> Path:
     return folder
 
 
+@pytest.mark.parametrize(
+    ("network", "squares"),
+    [(TINY, (5.5129, 54.1239, 5.4669)), (BOTTLENECK, (11.0752, 56.5063, 10.0953)), (SONNET, (6.3316, 60.303, 12.0038))],
+    ids=["residual", "bottleneck", "sonnet"],
+)
+def test_a_seed_begins_with_the_weights_that_it_always_had(
+    network: Architecture, squares: tuple[float, float, float]
+) -> None:
+    model = codec(network)
+    first = [next(iter(model.encoder.parameters())), model.quantizer.table(), next(iter(model.decoder.parameters()))]
+    assert [float(each.detach().double().square().sum()) for each in first] == pytest.approx(squares, abs=1e-4)
+
+
 @pytest.mark.parametrize("shape", [(20,), (12, 10), (6, 5, 7)])
 @pytest.mark.parametrize("name", ["ema", "nearest"])
 @pytest.mark.parametrize("downsampling", [2, 4, 8])
