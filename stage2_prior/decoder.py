@@ -7,7 +7,8 @@ Letters: R rows, S positions, H query heads, G key-value heads, d head width.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -67,6 +68,14 @@ class Decoder:
         self.row_counts: dict[tuple[int, int], bool] = {}
         self.thread_choices: dict[tuple[int, int, int], ThreadChoice | None] = {}
         self.threads: int | None = None
+
+    def of_one_block(self) -> "Decoder":
+        """Return this decoder with its first block alone; with a head over depth, one before it and one inside."""
+        few = copy(self)
+        few.blocks = [self.blocks[0]]
+        if self.depth is not None:
+            few.blocks, few.depth = [self.blocks[0], self.blocks[-1]], replace(self.depth, blocks=1)
+        return few
 
     @property
     def device(self) -> torch.device:

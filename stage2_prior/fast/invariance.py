@@ -3,6 +3,8 @@
 The plain way is one fixed row count for every call, `FIXED_ROWS`; what is measured here spares small calls its padding.
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -113,7 +115,8 @@ def rows_are_invariant(decoder: Decoder, reference: int, rows: int) -> bool:
 def thread_choice(decoder: Decoder, rows: int, attended: int) -> ThreadChoice | None:
     """Return how many threads to draw the next tokens with, None where one number is all there is.
 
-    One thread or as many as there are, where a step was measured to give the same bits with both.
+    One thread or as many as there are, where a step was measured to give the same bits with both. A draw that begins
+    with all that there are looks at that only when fewer are to be tried: on an idle machine, never.
 
     Args:
         decoder: The model.
@@ -125,18 +128,22 @@ def thread_choice(decoder: Decoder, rows: int, attended: int) -> ThreadChoice | 
         return None
     key = (rows, attended, most)
     if key not in decoder.thread_choices:
-        agree = _threads_agree(decoder, rows, attended, most)
-        decoder.thread_choices[key] = ThreadChoice({1, most}, first=decoder.threads or most) if agree else None
+        first, same_bits = decoder.threads or most, partial(_threads_agree, decoder, rows, attended, most)
+        if first == most:
+            decoder.thread_choices[key] = ThreadChoice({1, most}, same_bits=same_bits)
+        else:
+            decoder.thread_choices[key] = ThreadChoice({1, most}, first=first) if same_bits() else None
     return decoder.thread_choices[key]
 
 
 @torch.inference_mode()
 def _threads_agree(decoder: Decoder, rows: int, attended: int, most: int) -> bool:
-    """Return whether one thread and `most` give the same bits at the last place, or the last cell.
+    """Return whether one thread and `most` give the same bits in one block, at the last place or in the last cell.
 
-    A product of one shape is the same at every place, and attention is longest at the last. More places would cost a
-    short draw beside a busy program more than its tokens do.
+    A product of one shape is the same at every place and in every block, and attention is longest at the last. More
+    would cost a short draw beside a busy program more than its tokens do.
     """
+    decoder = decoder.of_one_block()
     T, vocabulary = decoder.max_length - 1, decoder.vocab_size
     generator = torch.Generator().manual_seed(0)
     some, cache = decoder.new_cache(ROW_MULTIPLE), decoder.new_cache(attended)

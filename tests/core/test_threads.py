@@ -66,6 +66,18 @@ def test_the_number_follows_a_neighbour_who_comes_and_goes(tells: bool) -> None:
     assert choice.number == 2
 
 
+@pytest.mark.parametrize("same", [True, False])
+def test_a_number_of_other_bits_is_never_tried_and_asked_about_once_when_it_would_be(same: bool) -> None:
+    machine, asked = Machine(), []
+    choice = ThreadChoice({1, 2}, machine, machine.clock, same_bits=lambda: bool(asked.append(machine.busy) or same))
+    machine.work(choice, 100)
+    assert asked == []  # on an idle machine the number in force is the best there is
+    machine.busy, machine.used = True, {1: 0.0, 2: 0.0}
+    machine.work(choice, 300)
+    assert asked == [True]
+    assert (machine.used[1] > 0) is same
+
+
 def test_a_neighbour_from_the_start_costs_little() -> None:
     machine = Machine()
     machine.busy = True

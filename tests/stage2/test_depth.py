@@ -11,6 +11,7 @@ from code_stores import CODEC_ID
 from torch import Tensor
 
 from stage2_prior.conditions import Conditioned, conditions_of
+from stage2_prior.fast import invariance
 from stage2_prior.fine_tuning import add_adapters, merged, prior_id, with_classes
 from stage2_prior.forward import SequenceModel, depth_of
 from stage2_prior.prior import CausalPrior, build_prior, load_prior, save_prior, shifted, token_nats
@@ -255,3 +256,11 @@ def test_it_is_tuned_with_classes_of_its_own_and_adapters() -> None:
     torch.testing.assert_close(plain.log_probs(tokens, labels), tuned.log_probs(tokens, labels), atol=1e-4, rtol=0)
     untuned = with_classes(base, ("b", "z")).log_probs(tokens, labels)
     assert (plain.log_probs(tokens, labels) - untuned).abs().max() > 0.01
+
+
+@EACH
+def test_one_block_of_each_kind_shows_whether_threads_agree(levels: str) -> None:
+    decoder = prior_of(levels).decoder()
+    few = decoder.of_one_block()
+    assert (len(few.blocks), few.depth and few.depth.blocks, len(decoder.blocks)) == (2, 1, 3)
+    assert invariance._threads_agree(decoder, 8, 8, most=1)

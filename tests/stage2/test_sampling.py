@@ -132,6 +132,21 @@ def test_attention_leaves_the_padding_out_only_where_no_bit_changes(
     assert torch.equal(drawn(unknown, [0, 1, 2]), whole)
 
 
+def test_threads_are_compared_only_where_a_draw_would_change_their_number(
+    make_prior: Callable[..., CausalPrior], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+    monkeypatch.setattr(invariance.torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(invariance, "_threads_agree", lambda *_: bool(asked.append(True)))
+    idle, busy = make_prior().decoder(), make_prior().decoder()
+    busy.threads = 1
+    choice = invariance.thread_choice(idle, 8, 8)
+    assert choice is not None
+    assert (choice.number, asked) == (2, [])
+    assert invariance.thread_choice(busy, 8, 8) is None  # of other bits: as many as always
+    assert asked == [True]
+
+
 def test_a_token_is_the_inverse_cdf_of_the_stock_model(make_prior: Callable[..., CausalPrior]) -> None:
     prior = make_prior()
     tokens = drawn(prior, [3, 4], temperature=0.8)

@@ -73,6 +73,8 @@ class ThreadChoice:
         cores: What the system tells.
         clock: Seconds.
         first: The number to begin with; None is the largest.
+        same_bits: Whether the numbers give the same bits, where that matters; asked once, before the first trial. Where
+            they do not, the number stays.
 
     Attributes:
         number: Threads for the next unit.
@@ -84,8 +86,10 @@ class ThreadChoice:
         cores: Cores | None = None,
         clock: Callable[[], float] = time.monotonic,
         first: int | None = None,
+        same_bits: Callable[[], bool] | None = None,
     ) -> None:
         self._counts, self._cores, self._clock = sorted(counts), cores or Cores(), clock
+        self._same_bits = same_bits
         self.number = self._counts[-1] if first is None else first
         self._seconds: list[float] = []  # of the latest units at `number`, outside of trials
         self._trial: list[float] = []
@@ -104,6 +108,9 @@ class ThreadChoice:
         if now - self._looked_at < LOOK_EVERY or len(self._seconds) < 2 or now < self._not_before:
             return
         others = self._worth_trying()
+        if others and self._same_bits is not None:
+            others, self._counts = (others, self._counts) if self._same_bits() else ([], [self.number])
+            self._same_bits = None
         self._look()
         if others:
             self._found = {self.number: median(self._seconds)}
