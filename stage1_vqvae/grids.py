@@ -7,6 +7,7 @@ one, and the decoder reads all of them. Letters: B batch, C channels, D code dim
 
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -85,7 +86,10 @@ class GridsDecoder(nn.Module):
         _, decoder = NETWORKS[network]
         first, *others = grids
         self.stem = nn.ModuleList(conv(each.rank, each.code_dim, each.width, 3) for each in others)
-        self.up = nn.ModuleList([decoder(first), *(decoder(replace(each, code_dim=0)) for each in others)])
+        for name, bias in self.stem.named_parameters():
+            if name.endswith("bias"):  # so that zeros, which stand for a grid that is left out, add nothing
+                nn.init.zeros_(bias).requires_grad_(False)
+        self.up: Any = nn.ModuleList([decoder(first), *(decoder(replace(each, code_dim=0)) for each in others)])
 
     def forward(self, vectors: list[Tensor]) -> Tensor:
         """Return values [B, C, *shape] of the vectors [B, D, *grid] of every grid, coarse to fine."""
@@ -93,6 +97,18 @@ class GridsDecoder(nn.Module):
         for stem, decoder, finer in zip(self.stem, self.up[1:], vectors[1:], strict=True):
             x = decoder(x + stem(finer))
         return x
+
+    def of_first(self, vectors: list[Tensor]) -> list[Tensor]:
+        """Return the values that the first 1, 2, ... grids make without the finer ones; last, those of all."""
+        x: Tensor = self.up[0](vectors[0])
+        made = []
+        for number, (stem, finer) in enumerate(zip(self.stem, vectors[1:], strict=True), start=1):
+            alone = x
+            for decoder in self.up[number:]:
+                alone = decoder(alone)
+            made.append(alone)
+            x = self.up[number](x + stem(finer))
+        return [*made, x]
 
 
 def _steps(channels_in: int, channels_out: int, coarse: Sizes) -> nn.Sequential:

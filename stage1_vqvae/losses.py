@@ -1,8 +1,9 @@
 """Loss terms of the codec by name, the weight of each, and their weighted sum."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 
+import torch
 from torch import Tensor
 
 from stage1_vqvae.settings import LossSettings
@@ -18,6 +19,12 @@ RECONSTRUCTIONS.add("l1", lambda images, copies: (copies - images).abs().mean())
 def reconstruction_terms(images: Tensor, reconstruction: Tensor, *, kind: str) -> dict[str, Tensor]:
     """Return {"reconstruction": scalar}: mean squared ("mse") or absolute ("l1") error over all numbers, float32."""
     return {"reconstruction": RECONSTRUCTIONS[kind](images.float(), reconstruction.float())}
+
+
+def coarse_terms(images: Tensor, coarse: Sequence[Tensor], *, kind: str) -> dict[str, Tensor]:
+    """Return {"coarse": scalar}, the mean error of what the first grids make alone; {} where that is not trained."""
+    errors = [RECONSTRUCTIONS[kind](images.float(), made.float()) for made in coarse]
+    return {"coarse": torch.stack(errors).mean()} if errors else {}
 
 
 def weights_of(settings: LossSettings) -> dict[str, float]:

@@ -56,11 +56,13 @@ class VQVAEOutput:
         images: Reconstruction [B, C, *shape], not clamped, in the precision of the pass.
         codes: Codes of each level, [B, *grid] int64.
         loss: Unweighted terms of the quantiser.
+        coarse: Reconstructions from the first 1, 2, ... grids alone, each like `images`, where these are trained.
     """
 
     images: Tensor
     codes: tuple[Tensor, ...]
     loss: dict[str, Tensor]
+    coarse: tuple[Tensor, ...] = ()
 
 
 class VQVAE(Halved, Shareable, PreTrainedModel):
@@ -75,6 +77,7 @@ class VQVAE(Halved, Shareable, PreTrainedModel):
         loaded_from: The folder that it was loaded from, if it was.
         padded: Size that values are padded to inside, an axis each.
         first_levels: Of how many levels the next rows in training are made, [B] int64; None is all.
+        tells_coarse: Whether a training pass of a codec of several grids also returns what the first of them make.
     """
 
     component = "vqvae"
@@ -87,6 +90,7 @@ class VQVAE(Halved, Shareable, PreTrainedModel):
         self.notes: tuple[str, ...] = ()
         self.loaded_from: Path | None = None
         self.first_levels: Tensor | None = None
+        self.tells_coarse = False
         a = self.architecture = config.parsed()
         self.preprocessing = of_shape(a) if preprocessing is None else preprocessing
         assert a.quantizer.code_dim is not None
@@ -248,13 +252,16 @@ class VQVAE(Halved, Shareable, PreTrainedModel):
             vectors.append(ordered(kept.movedim(-1, 1)).movedim(1, -1))
             codes.extend(found.codes)
             for name, term in found.loss.items():
-                mean = term / self.architecture.grids if self.architecture.grids > 1 else term
-                loss[name] = loss[name] + mean if name in loss else mean
+                loss[name] = loss.get(name, 0.0) + term / self.architecture.grids
             whole: Tensor = found.vectors
             return whole
 
         self.walk(self.prepared(images), visit)
-        return VQVAEOutput(self._values(vectors), tuple(codes), loss)
+        if not (self.tells_coarse and self.architecture.grids > 1):
+            return VQVAEOutput(self._values(vectors), tuple(codes), loss)
+        made = self.decoder.of_first([each.movedim(-1, 1) for each in vectors])
+        *coarse, whole = (crop_to(each, self.architecture.shape) for each in made)
+        return VQVAEOutput(whole, tuple(codes), loss, tuple(coarse))
 
     def _apart(self, function: Any, *inputs: Tensor) -> Any:
         """Return `function` of the rows, in eval mode, float32, and calls of one fixed row count."""

@@ -6,7 +6,7 @@ import time
 import torch
 
 from stage1_vqvae.fast.graphs import trained_module
-from stage1_vqvae.losses import reconstruction_terms, weighted_sum, weights_for
+from stage1_vqvae.losses import coarse_terms, reconstruction_terms, weighted_sum, weights_for
 from stage1_vqvae.model import VQVAE
 from stage1_vqvae.settings import TrainVQVAE
 from vq_prior.core.config import to_json
@@ -41,7 +41,9 @@ def dry_run_text(settings: TrainVQVAE, model: VQVAE, runtime: Runtime) -> str:
         started = time.monotonic()
         with runtime.autocast():
             output = module(images)
-        terms = reconstruction_terms(images, output.images, kind=settings.loss.reconstruction) | output.loss
+        kind = settings.loss.reconstruction
+        terms = reconstruction_terms(images, output.images, kind=kind) | output.loss
+        terms |= coarse_terms(images, output.coarse, kind=kind)
         weighted_sum(terms, weights).backward()
         model.quantizer.update(keyed_generator(0, 0, "dry run"))
         seconds.append(time.monotonic() - started)

@@ -41,7 +41,7 @@ from vq_prior.core.training.tracking import TrackerName, require_tracker
 
 FEW_IMAGES = 5000
 MOST_CELLS = 1024  # of the default grid of pictures whose sides differ much
-LEVEL_DROPOUT = 0.1
+LEVEL_DROPOUT = 0.05
 TINY = 16  # longest side in pixels of images that need small networks and no bf16
 
 
@@ -86,6 +86,9 @@ class LossSettings(Settings):
     """Weight of the reconstruction term."""
     commitment_weight: Annotated[float, Within(0, 10**6)] = 0.25
     """Weight of the term that keeps latents near their code (beta of van den Oord et al. 2017)."""
+    coarse_weight: Annotated[float, Within(0, 10**6)] = field(default=0.1, metadata={"before": 0.0})
+    """With --levels: weight of the error of what the coarser grids make alone, so that these can be decoded without the
+    finer ones."""
     codebook_weight: Annotated[float, Within(0, 10**6)] = 1.0
     """Weight of the term that moves a gradient codebook to its latents; ema has none."""
     entropy_weight: Annotated[float, Within(0, 10**6)] = 0.1
@@ -322,12 +325,13 @@ def resolve(settings: TrainVQVAE, facts: Facts, device_type: str, *, modality: M
     between = factors_of(settings.model.grid_factor, len(size))
     cells = math.prod(grid) * math.prod(between) ** (settings.levels - 1)  # of the finest
     steps = settings.steps or ((2000 if tiny else 3000) if small_machine else 10_000)
+    several = settings.levels > 1 or settings.quantizer.depth > 1
     return replace(
         settings,
         steps=steps,
         batch_size=settings.batch_size or (64 if small_machine else 256),
         augment=settings.augment if settings.augment is not None else facts.num_train < FEW_IMAGES and not tiny,
-        learning_rate=settings.learning_rate or (3e-3 if tiny else 1e-3),
+        learning_rate=settings.learning_rate or (3e-3 if tiny else 2e-3 if several and small_machine else 1e-3),
         model=model,
         quantizer=_resolved_quantizer(settings, size, facts.num_train * cells),
     )
@@ -342,15 +346,15 @@ def _resolved_quantizer(settings: TrainVQVAE, size: tuple[int, ...], num_vectors
     quantizer = settings.quantizer
     sizes = quantizer.level_codes
     num_codes = sizes[0] if sizes else quantizer.num_codes or _default_num_codes(size, num_vectors)
-    several = settings.levels > 1 or quantizer.depth > 1
-    if quantizer.level_dropout is not None and not several:
+    deep = quantizer.depth > 1
+    if quantizer.level_dropout is not None and not (deep or settings.levels > 1):
         raise UsageError("--quantizer.level-dropout needs several levels: --levels or --quantizer.depth above 1")
     return replace(
         quantizer,
         num_codes=num_codes,
         code_dim=fixed_code_dim(quantizer.name, num_codes) or quantizer.code_dim or 16,
         entropy_temperature=quantizer.entropy_temperature or (1.0 if quantizer.name == "lfq" else None),
-        level_dropout=LEVEL_DROPOUT if quantizer.level_dropout is None and several else quantizer.level_dropout,
+        level_dropout=LEVEL_DROPOUT if deep and quantizer.level_dropout is None else quantizer.level_dropout,
     )
 
 

@@ -19,7 +19,7 @@ from stage1_vqvae.data.sources import Data, open_data_of, require_labels
 from stage1_vqvae.evaluate import evaluate_codec, reconstructed, summary
 from stage1_vqvae.factors import factors_of
 from stage1_vqvae.level_dropout import drawn_levels
-from stage1_vqvae.losses import reconstruction_terms, weighted_sum
+from stage1_vqvae.losses import coarse_terms, reconstruction_terms, weighted_sum
 from stage1_vqvae.modalities import preprocessing
 from stage1_vqvae.model import VQVAE, VQVAEOutput, save_codec
 from stage1_vqvae.plan import describe, dry_run_text
@@ -325,7 +325,9 @@ def losses(t: Training, images: Tensor) -> tuple[dict[str, Tensor], VQVAEOutput]
     """Return the unweighted terms of the codec's loss, and what it made of this process's images."""
     with t.runtime.autocast():
         output: VQVAEOutput = t.module(images)
-    terms = reconstruction_terms(images, output.images, kind=t.settings.loss.reconstruction) | output.loss
+    kind = t.settings.loss.reconstruction
+    terms = reconstruction_terms(images, output.images, kind=kind) | output.loss
+    terms |= coarse_terms(images, output.coarse, kind=kind)
     if t.adversary is not None:
         with t.adversary.frozen() as adversary, t.runtime.autocast():
             terms |= {name: term.float() for name, term in adversary.judged(images, output.images).items()}

@@ -19,7 +19,7 @@ from stage1_vqvae.model import VQVAE, load_codec
 from stage1_vqvae.quantizer_settings import QuantizerSettings, check_quantizer_settings, fixed_code_dim
 from stage1_vqvae.quantizers import QUANTIZERS, Quantizer
 from stage1_vqvae.quantizers.residual import ResidualQuantizer
-from stage1_vqvae.settings import ExtractCodes, ModelSettings, Reconstruct, TrainVQVAE, check, resolve
+from stage1_vqvae.settings import ExtractCodes, LossSettings, ModelSettings, Reconstruct, TrainVQVAE, check, resolve
 from stage1_vqvae.train import new_codec, train_vqvae
 from vq_prior.core.disk.code_store import CodeStore
 from vq_prior.core.errors import ArtifactError, UsageError
@@ -264,6 +264,28 @@ def test_first_levels_are_some_of_the_codec() -> None:
     assert torch.equal(reconstructed(codec, images, 1), codec.decode(codec.encode(images)[:1]))
     with pytest.raises(UsageError, match="--first-levels must be between 1 and 2, the codec's levels, got 3"):
         require_levels(codec, 3)
+
+
+@pytest.mark.parametrize("shape", [(16,), (8, 8), (8, 8, 8)])
+def test_what_coarse_grids_make_alone_is_trained_as_it_is_decoded(shape: tuple[int, ...]) -> None:
+    codec = VQVAE(VQVAEConfig(replace(architecture(), shape=shape, grids=3, downsampling=8))).eval()
+    vectors = [latents(2, 3, *grid) for grid in codec.architecture.grid_shapes()]
+    made = codec.decoder.of_first(vectors)
+    for number, values in enumerate(made, start=1):
+        alone = [each if n < number else torch.zeros_like(each) for n, each in enumerate(vectors)]
+        torch.testing.assert_close(values, codec.decoder(alone))
+
+
+def test_a_training_tells_what_the_coarse_grids_make_alone(tmp_path: Path) -> None:
+    worse = []
+    for weight in (0.0, 1.0):
+        settings = replace(tiny(tmp_path / f"{weight}"), steps=120, log_every=40, levels=2)
+        train_vqvae(replace(settings, loss=LossSettings(coarse_weight=weight)))
+        lines = (settings.out / "vqvae-training" / "metrics.jsonl").read_text().splitlines()
+        assert all(("coarse" in json.loads(line)) is (weight > 0) for line in lines)
+        levels = json.loads((settings.out / "vqvae" / "training.json").read_text())["measured"]["levels"]
+        worse.append(levels[0]["to_here"]["psnr"])
+    assert worse[1] > worse[0] + 1  # dB, of the first grid alone
 
 
 def test_a_codec_of_one_level_asks_for_it() -> None:
