@@ -166,6 +166,11 @@ class SelfAttention(nn.Module):
         return x + self.out(mixed).transpose(1, 2).unflatten(-1, x.shape[2:])
 
 
+def has_norm(sizes: Sizes) -> bool:
+    """Return whether a norm follows the blocks at the grid: not at a finer one of several, which has no blocks."""
+    return sizes.code_dim > 0 or sizes.num_blocks > 0
+
+
 class _Side(nn.Module):
     """What an encoder and its decoder have in common.
 
@@ -207,7 +212,7 @@ class Encoder(_Side):
         self.down = _down(stages, sizes)
         self.fine = nn.ModuleList(self.fine_blocks(sizes, channels) for channels in stages[1:-1])
         self.blocks = self.grid_blocks(sizes)
-        self.norm = self.last_norm(sizes.width)
+        self.norm = self.last_norm(sizes.width) if has_norm(sizes) else nn.Identity()
         self.out = conv(rank, sizes.width, sizes.code_dim, 1) if sizes.code_dim else nn.Identity()
 
     def forward(self, images: Tensor) -> Tensor:
@@ -227,7 +232,7 @@ class Decoder(_Side):
         stages = [*reversed(self.widths(sizes)), sizes.channels]
         self.stem = conv(rank, sizes.code_dim, sizes.width, 3) if sizes.code_dim else nn.Identity()
         self.blocks = self.grid_blocks(sizes)
-        self.norm = self.last_norm(sizes.width)
+        self.norm = self.last_norm(sizes.width) if has_norm(sizes) else nn.Identity()
         self.up = _up(stages, sizes)
         self.fine = nn.ModuleList(self.fine_blocks(sizes, channels) for channels in stages[1:-1])
 

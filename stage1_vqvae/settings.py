@@ -86,7 +86,7 @@ class LossSettings(Settings):
     """Weight of the reconstruction term."""
     commitment_weight: Annotated[float, Within(0, 10**6)] = 0.25
     """Weight of the term that keeps latents near their code (beta of van den Oord et al. 2017)."""
-    coarse_weight: Annotated[float, Within(0, 10**6)] = field(default=0.1, metadata={"before": 0.0})
+    coarse_weight: Annotated[float, Within(0, 10**6)] = field(default=0.3, metadata={"before": 0.0})
     """With --levels: weight of the error of what the coarser grids make alone, so that these can be decoded without the
     finer ones."""
     codebook_weight: Annotated[float, Within(0, 10**6)] = 1.0
