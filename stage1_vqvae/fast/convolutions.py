@@ -5,6 +5,8 @@ steps codebooks of the two differ by 6e-3; threads that share a sum make up 2e-3
 computed for 16 rows at a time, whatever the batch, and summed in float32 in the order of a tree: pieces and processes
 of 16 rows, times a power of two, give the bits of one batch. The linear layers of attention are left as autocast has
 them, and so is float32, where this would cost a quarter of the step. Letters: B batch, C channels, n parts of 16 rows.
+
+Plain twin: the layers of `torch.nn` of the same names.
 """
 
 from typing import Any

@@ -2,6 +2,8 @@
 
 A GPU computes a step on small pictures in less time than Python takes to launch its kernels. So encoder and decoder
 are captured once, forward and backward, and replayed; the quantiser between them and all that follows stay as written.
+
+Plain twin: the networks as written, which every other training uses.
 """
 
 import torch

@@ -1,6 +1,8 @@
 """Row counts at which a decoder gives each row the same bits whatever the other rows: measured, not believed.
 
-The plain way is one fixed row count for every call, `FIXED_ROWS`; what is measured here spares small calls its padding.
+What is measured here spares small calls the padding of the plain way.
+
+Plain twin: one fixed row count for every call, `FIXED_ROWS`.
 """
 
 import torch
