@@ -18,6 +18,7 @@ from stage1_vqvae.quantizer_settings import QuantizerSettings, check_quantizer_s
 from vq_prior.core.errors import UsageError
 from vq_prior.core.modality import Facts, Form, KindSettings, Modality
 from vq_prior.core.settings import (
+    DATA_HELP,
     AcceptChanges,
     DryRun,
     Free,
@@ -37,7 +38,7 @@ from vq_prior.core.settings import (
     require_folder_to_write,
 )
 from vq_prior.core.spec import MAX_LEVELS, by
-from vq_prior.core.training.tracking import TrackerName, require_tracker
+from vq_prior.core.training.tracking import ReportTo, require_tracker
 
 FEW_IMAGES = 5000
 MOST_CELLS = 1024  # of the default grid of pictures whose sides differ much
@@ -98,8 +99,7 @@ class LossSettings(Settings):
 class TrainVQVAE(PictureSize, KindSettings, Settings):
     """Train a codec on images: RUN/vqvae turns an image into a grid of codes and back."""
 
-    data: Annotated[str, Place()]
-    """Images: a folder, parquet or arrow files, a Hub id owner/name, or the word digits."""
+    data: Annotated[str, Place(), DATA_HELP]
     out: Annotated[Path, Place("RUN")]
     """RUN folder; the codec is written to RUN/vqvae. Rerunning the command continues the run."""
     from_codec: Annotated[str | None, Place("MODEL"), Unsaid(), tyro.conf.arg(name="from")] = None
@@ -162,12 +162,10 @@ class TrainVQVAE(PictureSize, KindSettings, Settings):
     loss: LossSettings = field(default_factory=LossSettings)
     fail_on_collapse: Annotated[bool, Free(told=True)] = False
     """Stop with exit code 4 when, after the warm-up, fewer than 10% of the codes are used over a log interval."""
-    report_to: Annotated[TrackerName, Free()] = "none"
-    """Tracker that gets the numbers and pictures that RUN keeps, too; its package has to be installed."""
+    report_to: ReportTo = "none"
     overwrite: Overwrite = False
     """Start anew instead of continuing what is in RUN."""
     accept_changes: AcceptChanges = False
-    """Continue with what is given though RUN has other settings; its config and record list what changed, and when."""
     dry_run: DryRun = False
     """Print what would be done and how long it would take; write nothing."""
 
@@ -178,8 +176,7 @@ class ExtractCodes(CodecSize, KindSettings):
 
     codec: str
     """Codec folder, RUN or MODEL; or a folder of transformers (Chameleon, Janus, Emu3) or diffusers (VQModel)."""
-    data: str
-    """Images: a folder, parquet or arrow files, a Hub id owner/name, or the word digits."""
+    data: Annotated[str, DATA_HELP]
     out: Path
     """Code store to write. Rerunning the command continues where it stopped."""
     views: str = "none"
@@ -203,8 +200,7 @@ class ExtractCodes(CodecSize, KindSettings):
 class CheckData(PictureSize, KindSettings):
     """Read and decode every image, say which are bad, and write a list that any command takes as DATA."""
 
-    data: Annotated[str, tyro.conf.Positional]
-    """Images: a folder, parquet or arrow files, a Hub id owner/name, or the word digits."""
+    data: Annotated[str, tyro.conf.Positional, DATA_HELP]
     out: Path = Path("checked.json")
     """The list: a hash of each image; what differs when it is used is refused."""
     policy: Literal["error", "skip"] = "error"
@@ -222,8 +218,7 @@ class Reconstruct(KindSettings):
 
     codec: str
     """Codec folder, RUN or MODEL."""
-    data: str
-    """Images: a folder, parquet or arrow files, a Hub id owner/name, or the word digits."""
+    data: Annotated[str, DATA_HELP]
     out: Path
     """Folder for 000000.png (original left, reconstruction right) ...; a sheet of them all is written beside it,
     OUT.png."""

@@ -27,7 +27,7 @@ from vq_prior.core.settings import (
     check_ranges,
     require_data,
 )
-from vq_prior.core.training.tracking import TrackerName, require_tracker
+from vq_prior.core.training.tracking import ReportTo, require_tracker
 
 T = TypeVar("T")
 
@@ -164,12 +164,10 @@ class TrainPrior(KindSettings, Settings):
     """Stop after this many measurements without improvement; None trains to the end."""
     sample_every: Annotated[int | None, Within(1), Free(told=True)] = None
     """Steps between two sample grids (with --codec); left out: at every fifth measurement."""
-    report_to: Annotated[TrackerName, Free()] = "none"
-    """Tracker that gets the numbers and pictures that RUN keeps, too; its package has to be installed."""
+    report_to: ReportTo = "none"
     overwrite: Overwrite = False
     """Start anew instead of continuing what is in RUN."""
     accept_changes: AcceptChanges = False
-    """Continue with what is given though RUN has other settings; its config and record list what changed, and when."""
     dry_run: DryRun = False
     """Print the resolved settings, the size of the model and the estimated time, and write nothing."""
 

@@ -1,7 +1,7 @@
 """What each command does, from settings to printed result. Heavy imports happen here, when a command runs."""
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vq_prior.settings import (
     App,
@@ -19,6 +19,7 @@ from vq_prior.settings import (
     Quickstart,
     Report,
     Score,
+    Sending,
     Verify,
 )
 
@@ -171,21 +172,23 @@ def report(settings: Report) -> None:
     write(settings)
 
 
+def _sent_as(settings: Sending) -> dict[str, Any]:
+    """Return what both ways of sending take beside what is sent and its repository."""
+    return {
+        "private": settings.private or None,
+        "revision": settings.revision,
+        "create_pr": settings.create_pr,
+        "license_id": settings.license,
+    }
+
+
 def push(settings: Push) -> None:
     """Send a MODEL or a component to the Hub."""
     from vq_prior.model.index import kind_of
     from vq_prior.model.opening import open_artefact
     from vq_prior.model.share import push as send
 
-    where = send(
-        settings.model,
-        settings.repo_id,
-        open_whole=open_artefact,
-        private=settings.private or None,
-        revision=settings.revision,
-        create_pr=settings.create_pr,
-        license_id=settings.license,
-    )
+    where = send(settings.model, settings.repo_id, open_whole=open_artefact, **_sent_as(settings))
     print(f"pushed {settings.model} as one commit: {where}")
     if kind_of(settings.model) == "model":
         print(f"next: vq-prior generate --model {settings.repo_id} --num-images 16 --out samples")
@@ -203,14 +206,7 @@ def push_codes(settings: PushCodes) -> None:
     """Send a code store to the Hub."""
     from vq_prior.model.share import push_codes as send
 
-    where = send(
-        settings.codes,
-        settings.repo_id,
-        private=settings.private or None,
-        revision=settings.revision,
-        create_pr=settings.create_pr,
-        license_id=settings.license,
-    )
+    where = send(settings.codes, settings.repo_id, **_sent_as(settings))
     print(f"pushed {settings.codes} as one commit: {where}")
     print(f"next: vq-prior train-prior --codes {settings.repo_id} --out runs/mine")
 

@@ -111,6 +111,7 @@ class Formerly:
     flag: str
 
 
+DATA_HELP = tyro.conf.arg(help="Images: a folder, parquet or arrow files, a Hub id owner/name, or the word digits.")
 NumWorkers = Annotated[
     int | None,
     Within(1, 1024),
@@ -134,7 +135,14 @@ LabelColumn = Annotated[
 ]
 Sheet = Annotated[Path | None, tyro.conf.arg(help="PNG file for the sheet; left out: OUT.png beside OUT.")]
 Overwrite = Annotated[bool, Once()]
-AcceptChanges = Annotated[bool, Once()]
+AcceptChanges = Annotated[
+    bool,
+    Once(),
+    tyro.conf.arg(
+        help="Continue with what is given though RUN has other settings; its config and record list what changed, and "
+        "when."
+    ),
+]
 DryRun = Annotated[bool, Once()]
 Seed = Annotated[int, Within(0, 2**63 - 1)]
 
