@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from stage1_vqvae.modalities.sheets import to_picture
-from vq_prior.core.errors import EnvironmentFault, UsageError, VQPriorError
+from vq_prior.core.errors import EnvironmentFault, UsageError, VQPriorError, in_one_line
 from vq_prior.judge.doctor import doctor
 from vq_prior.judge.report import middles
 from vq_prior.model.given_images import images_of
@@ -71,7 +71,7 @@ def serve(blocks: gr.Blocks, *, host: str | None = None, port: int | None = None
             prevent_thread_lock=not wait,
         )
     except OSError as error:
-        raise EnvironmentFault(f"cannot listen at {host} port {port}: {str(error).splitlines()[0][:120]}") from error
+        raise EnvironmentFault(f"cannot listen at {host} port {port}: {in_one_line(error)}") from error
     return where
 
 

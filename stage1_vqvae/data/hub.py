@@ -14,11 +14,11 @@ from stage1_vqvae.data.tables import NoValues, array_of, columns_not_read, in_li
 from stage1_vqvae.modalities import MODALITIES, Wanted
 from stage1_vqvae.modalities.pictures import PICTURES
 from vq_prior.core.errors import ArtifactError, EnvironmentFault, UsageError, VQPriorError, in_one_line
-from vq_prior.core.hub.client import HubId, fetch
+from vq_prior.core.hub.answers import gated, missing, refused, status_of, without_revision
+from vq_prior.core.hub.client import NAME, REVISION, HubId, fetch
 from vq_prior.core.modality import Encoded, Modality
 
-DATA_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?::([\w.-][\w. -]*))?(?:@(\w[\w./-]*))?")
-LOG_IN = "ask for access on its page and log in with `hf auth login`"
+DATA_ID = re.compile(rf"({NAME})(?::([\w.-][\w. -]*))?(?:@({REVISION}))?")
 CHOICE = re.compile(r"(?:available configs: |Available: )(\[.*?\])", re.DOTALL)
 MOST_CAUSES = 10
 LISTS_AT_ONCE = 1000
@@ -116,16 +116,16 @@ def _explained(error: Exception, data: str) -> VQPriorError:
         return UsageError(
             f"{data} has the configurations {known}; name one as {data.partition('@')[0].partition(':')[0]}:NAME"
         )
-    statuses = {getattr(getattr(each, "response", None), "status_code", None) for each in chain}
+    refusals = [status for status in map(status_of, chain) if status in (401, 403)]
     kinds = {type(each).__name__ for each in chain}
     if "GatedRepoError" in kinds or "gated" in text:
-        return ArtifactError(f"{data} is gated; {LOG_IN}")
+        return gated(data)
     if "RevisionNotFoundError" in kinds or text.startswith("Revision "):
-        return ArtifactError(f"{data}: the Hub has no such revision")
+        return without_revision(data)
     if "RepositoryNotFoundError" in kinds or isinstance(error, datasets.exceptions.DatasetNotFoundError):
-        return ArtifactError(f"{data} does not exist, neither as a path nor on the Hub, or it is private: {LOG_IN}")
-    if statuses & {401, 403}:
-        return ArtifactError(f"{data}: the Hub refused access; {LOG_IN}")
+        return missing(data)
+    if refusals:
+        return refused(data, refusals[0])
     if kinds & {"EmptyDatasetError", "DataFilesNotFoundError"}:
         return NoValues(f"{data} holds no files that `datasets` reads ({in_one_line(chain[-1])})")
     cause = f"{type(chain[-1]).__name__}: {in_one_line(chain[-1])}"

@@ -7,8 +7,8 @@ from stage2_prior.sampling_settings import told
 from vq_prior.core.config import read_json
 from vq_prior.core.disk.records import TrainingRecord, read_record
 from vq_prior.core.hub.cards import (
-    MARK,
     Row,
+    card_of,
     front_matter,
     measured_table,
     numbers,
@@ -71,10 +71,8 @@ def model_card(
         "## Measured\n\n" + measured_table(codec, prior, codec_measured, prior_measured),
         "## How it was made\n\n" + recipe_text(codec, prior),
         "## Limits\n\n" + _limits(index.spec, codec),
-        f"## Licence\n\n{license_id or 'Not stated by the author.'}",
-        MARK,
     ]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    return card_of(parts, license_id)
 
 
 def codes_card(index: "CodeIndex", *, repo_id: str, license_id: str | None) -> str:
@@ -98,9 +96,9 @@ def codes_card(index: "CodeIndex", *, repo_id: str, license_id: str | None) -> s
         ("code grids, coarse to fine", grids),
         ("of images", f"{by(index.spec.shape)}, {index.spec.channels} channels"),
         ("classes", _classes(index.label_names)),
-        ("codec", f"{plain_text(index.codec.source)}"),
+        ("codec", plain_text(index.codec.source)),
         ("codec id", f"`{index.codec.id}`"),
-        ("data", f"{plain_text(index.data.source)}"),
+        ("data", plain_text(index.data.source)),
         ("data id", f"`{index.data.id}`"),
     ]
     parts = [
@@ -110,10 +108,8 @@ def codes_card(index: "CodeIndex", *, repo_id: str, license_id: str | None) -> s
         "compares the codec ids and refuses.",
         table(rows),
         f"## Train a prior on them\n\n```bash\nvq-prior train-prior --codes {repo_id} --out runs/mine\n```",
-        f"## Licence\n\n{license_id or 'Not stated by the author.'}",
-        MARK,
     ]
-    return "\n\n".join(parts) + "\n"
+    return card_of(parts, license_id)
 
 
 def _evaluation(model: Path, codec_id: str) -> dict[str, Any]:

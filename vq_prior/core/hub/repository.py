@@ -65,19 +65,24 @@ def local(path: str | Path, *, revision: str | None = None, **options: Any) -> I
 
 
 @contextmanager
-def cache_of(folder: Path) -> Iterator[None]:
-    """Remove from the cache what is proved damaged of a fetched folder if the block ends in an `ArtifactError`."""
+def cache_of(folder: Path, *, named: re.Pattern[str] = MODEL_FILE) -> Iterator[None]:
+    """Remove from the cache what is proved damaged of a fetched folder if the block ends in an `ArtifactError`.
+
+    Args:
+        folder: The folder of a commit in the cache.
+        named: Full match of the names that were fetched.
+    """
     try:
         yield
     except ArtifactError:
-        forget_damaged(folder, model_files(folder))
+        forget_damaged(folder, files_of(folder, named=named))
         raise
 
 
-def model_files(folder: Path) -> list[Path]:
-    """Return the files below `folder` that a repository of a MODEL or component may have, sorted."""
+def files_of(folder: Path, *, named: re.Pattern[str] = MODEL_FILE) -> list[Path]:
+    """Return the files below `folder` that a repository of a MODEL or component may have, or others, sorted."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    return [path for path in paths if MODEL_FILE.fullmatch(path.relative_to(folder).as_posix())]
+    return [path for path in paths if named.fullmatch(path.relative_to(folder).as_posix())]
 
 
 def push_component(
