@@ -25,7 +25,7 @@ from vq_prior.core.errors import ArtifactError, UsageError
 from vq_prior.core.hub.client import HubId, fetch, is_hub_id
 from vq_prior.core.hub.repository import local
 from vq_prior.core.modality import Modality
-from vq_prior.core.spec import Codec
+from vq_prior.core.spec import Codec, by
 
 
 def find_codec(path: Path) -> Path:
@@ -111,7 +111,7 @@ def _open_folder(folder: Path, shape: Sequence[int] | None, to_decode: bool) -> 
     if config.get("model_type") == VQVAEConfig.model_type:
         codec = load_codec(folder)
         if shape is not None:
-            own = "x".join(map(str, codec.spec.shape))
+            own = by(codec.spec.shape, "x")
             raise UsageError(f"{folder} is for images of {own}, which is fixed; leave --image-size out")
         return codec
     kind = kind_of_config(config)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from stage1_vqvae.modalities.sheets import to_picture
 from vq_prior.core.errors import EnvironmentFault, UsageError, VQPriorError, in_one_line
+from vq_prior.core.spec import by
 from vq_prior.judge.doctor import doctor
 from vq_prior.judge.report import middles
 from vq_prior.model.given_images import images_of
@@ -111,8 +112,8 @@ def _name(model: Path) -> str:
 
 def _description(pipe: VQPriorPipeline) -> str:
     spec = pipe.codec.spec
-    grids = ", ".join(f"{'x'.join(map(str, level.grid))} of {level.num_codes} codes" for level in spec.levels)
-    size = "x".join(map(str, spec.shape))
+    grids = ", ".join(f"{by(level.grid, 'x')} of {level.num_codes} codes" for level in spec.levels)
+    size = by(spec.shape, "x")
     return f"Images of {size}, as grids of codes ({grids}), drawn token by token by a transformer."
 
 

@@ -27,6 +27,7 @@ from stage1_vqvae.settings import CheckData
 from vq_prior.core.disk.artifacts import write_atomic
 from vq_prior.core.disk.sheet_beside import is_sheet
 from vq_prior.core.errors import ArtifactError, UsageError
+from vq_prior.core.spec import by
 
 MOST_SHOWN, COLUMNS = 64, 8
 
@@ -96,5 +97,5 @@ def _write_sheet(settings: CheckData, path: Path) -> None:
     shown = load_rows(some, modality, transform, num_workers=settings.num_workers).batch(range(count))
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, sheet_bytes(modality.show.sheet(shown, columns=COLUMNS)))
-    size = "x".join(map(str, transform.shape))
+    size = by(transform.shape, "x")
     print(f"wrote {count} {rows_called(data.modality)} as a network will see them, {size}, to {path}")
