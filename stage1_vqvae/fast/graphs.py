@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from stage1_vqvae.blocks import ordered
+from stage1_vqvae.fast.convolutions import sum_in_parts
 from stage1_vqvae.model import VQVAE
 from stage1_vqvae.settings import TrainVQVAE
 from vq_prior.core.processes.runtime import Runtime
@@ -17,6 +18,7 @@ from vq_prior.core.processes.runtime import Runtime
 
 def trained_module(settings: TrainVQVAE, runtime: Runtime, model: VQVAE) -> nn.Module:
     """Return the model as the training passes use it, on its device, in training mode."""
+    sum_in_parts(model)
     wrapped = runtime.wrap(model).train()
     one_pass = runtime.num_processes == 1 and not runtime.reproducible and settings.gradient_accumulation_steps == 1
     if runtime.device.type == "cuda" and one_pass and model.architecture.grids == 1:
