@@ -174,5 +174,5 @@ def reconstruct(settings: Reconstruct) -> Path:
     some_levels = f" from the first {settings.first_levels} of {len(codec.spec.levels)} level(s)"
     of = "" if settings.first_levels is None else some_levels
     print(summary(evaluate_codec(codec, rows, device=device, first_levels=settings.first_levels), modality))
-    print(f"wrote {len(rows)} {what}{of} to {settings.out}{sheet.told}")
+    print(f"wrote {len(rows)} {what}{of} to {settings.out}{sheet.in_words}")
     return settings.out

@@ -37,7 +37,7 @@ from vq_prior.core.processes.collectives import gather_rows
 from vq_prior.core.processes.control import signal_control
 from vq_prior.core.processes.gradients import StepSums
 from vq_prior.core.processes.runtime import Runtime, has_native_bf16, start_runtime
-from vq_prior.core.processes.threads import told_threads, using_threads
+from vq_prior.core.processes.threads import threads_record, using_threads
 from vq_prior.core.training.averaging import WeightAverage
 from vq_prior.core.training.memory import memory_advice
 from vq_prior.core.training.optim import lr_at, set_learning_rate
@@ -391,7 +391,7 @@ def finish(t: Training, record: TrainingRecord, final: Path) -> None:
     model.eval()
     raw = evaluate_codec(model, t.held_out, device=device)
     model.load_state_dict(t.average.tensors)
-    result = evaluate_codec(model, t.held_out, device=device) | told_threads(t.folder)
+    result = evaluate_codec(model, t.held_out, device=device) | threads_record(t.folder)
     with new_folder(final) as staging:
         save_codec(model, staging)
         write_record(staging, replace(record, measured=result))

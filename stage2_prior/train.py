@@ -46,7 +46,7 @@ from vq_prior.core.processes.runtime import (
     unwrap,
 )
 from vq_prior.core.processes.sharding import gathered, is_sharded, whole
-from vq_prior.core.processes.threads import told_threads, using_threads
+from vq_prior.core.processes.threads import threads_record, using_threads
 from vq_prior.core.settings import changed
 from vq_prior.core.spec import Codec
 from vq_prior.core.training.memory import memory_advice
@@ -390,7 +390,7 @@ def finish(t: Training, record: TrainingRecord) -> None:
             "previous_token": b.previous_token,
             "unigram": b.unigram,
             "uniform": b.uniform,
-            **told_threads(t.folder),
+            **threads_record(t.folder),
         }
         if b.levels:
             measured["levels"] = [

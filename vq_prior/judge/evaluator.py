@@ -123,8 +123,8 @@ class FittedNetwork:
             digest.update(name.encode() + tensor.numpy().tobytes())
         task = "classes of the data" if self.labelled else "quarter turns"
         settings = {"steps": STEPS, "batch_size": BATCH, "learning_rate": PEAK_RATE, "widths": list(WIDTHS)}
-        told = {"name": "own", "task": task, "seed": self.seed, "num_fitted": self.num_fitted, **self.scores}
-        return {**told, "num_features": WIDTHS[-1], "settings": settings, "weights_sha256": digest.hexdigest()}
+        description = {"name": "own", "task": task, "seed": self.seed, "num_fitted": self.num_fitted, **self.scores}
+        return {**description, "num_features": WIDTHS[-1], "settings": settings, "weights_sha256": digest.hexdigest()}
 
     @torch.inference_mode()
     def features(self, pixels: Pixels) -> Tensor:

@@ -298,8 +298,8 @@ def middles(codec: "Codec", codes: Tensor) -> Tensor:
     filled = codes.reshape(-1, *(1 for _ in level.grid)).expand(-1, *level.grid)
     values = codec.decode((*coarser, filled))
     for axis, (size, cells) in enumerate(zip(codec.spec.shape, level.grid, strict=True), start=2):
-        kept = min(size, 2 * -(-size // cells))
-        values = values.narrow(axis, (size - kept) // 2, kept)
+        length = min(size, 2 * -(-size // cells))
+        values = values.narrow(axis, (size - length) // 2, length)
     return values
 
 

@@ -45,9 +45,9 @@ def _bound_waits() -> None:
 def _refuse_long_wait(response: Any) -> None:
     if response.status_code != 429:
         return
-    asked = re.fullmatch(r"\s*(\d+)\s*", response.headers.get("retry-after", ""))
+    retry_after = re.fullmatch(r"\s*(\d+)\s*", response.headers.get("retry-after", ""))
     window = re.search(r"\bt\s*=\s*(\d+)", response.headers.get("ratelimit", ""))
-    seconds = max(int(found[1][:9]) if found else 0 for found in (asked, window))
+    seconds = max(int(match[1][:9]) if match else 0 for match in (retry_after, window))
     if seconds > TIMEOUT_SECONDS:
         raise EnvironmentFault(f"the Hub takes no more requests for {seconds} seconds; run it again then")
 
@@ -60,8 +60,8 @@ def is_final(error: BaseException) -> bool:
 def status_of(error: BaseException) -> int | None:
     """Return the HTTP status behind an exception of the Hub client or of hf_xet, None where there was no answer."""
     status = getattr(getattr(error, "response", None), "status_code", None)
-    told = XET_STATUS.search(str(error)) if status is None and isinstance(error, (OSError, RuntimeError)) else None
-    return int(told[1]) if told else status
+    match = XET_STATUS.search(str(error)) if status is None and isinstance(error, (OSError, RuntimeError)) else None
+    return int(match[1]) if match else status
 
 
 def explain(error: Exception, where: str) -> VQPriorError:

@@ -314,8 +314,8 @@ def _who(api: Any) -> str | None:
                 return {}
             raise
 
-    told: Any = attempt(ask, "your token")
-    name, auth = told.get("name"), told.get("auth")
+    account: Any = attempt(ask, "your token")
+    name, auth = account.get("name"), account.get("auth")
     token = auth.get("accessToken") if isinstance(auth, dict) else None
     if isinstance(token, dict) and token.get("role") == "read":
         raise ArtifactError(
@@ -364,12 +364,12 @@ def _has_landed(
         head = _listing(repo, repo_type, api.token)
         if head.commit == parent or any(name in head.sizes for name in gone):
             return False
-        found: Any = attempt(
+        files: Any = attempt(
             lambda: api.get_paths_info(repo.name, names, revision=head.commit, repo_type=repo_type), str(repo)
         )
     except VQPriorError:
         return False
-    digests = {file.path: digest for file in found if hasattr(file, "lfs") and (digest := _digest(file)) is not None}
+    digests = {file.path: digest for file in files if hasattr(file, "lfs") and (digest := _digest(file)) is not None}
     return all(
         name in digests and hub_digest(folder / name, length=len(digests[name])) == digests[name] for name in names
     )

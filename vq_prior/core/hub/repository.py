@@ -22,10 +22,10 @@ MODEL_FILE = re.compile(
 LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]{0,40}")
 
 
-_settled: dict[str, Path] = {}
+_fetched: dict[str, Path] = {}
 
 
-def settle(path: str | Path, **options: Any) -> Path:
+def fetch_once(path: str | Path, **options: Any) -> Path:
     """Return the folder that a path or Hub id names, and hold this process to it.
 
     From then on `local` gives that folder for `path`, so that a command sees one commit however often it looks.
@@ -34,7 +34,7 @@ def settle(path: str | Path, **options: Any) -> Path:
     if not is_hub_id(path):
         return Path(path)
     folder = fetch(HubId.parse(str(path)), wanted=MODEL_FILE, **options)
-    _settled[str(path)] = _settled[str(folder)] = folder
+    _fetched[str(path)] = _fetched[str(folder)] = folder
     return folder
 
 
@@ -49,19 +49,19 @@ def local(path: str | Path, *, revision: str | None = None, **options: Any) -> I
         revision: Branch, tag or commit on the Hub, in place of `@revision`.
         options: Those of `hub.fetch`.
     """
-    settled = _settled.get(str(path)) if revision is None else None
-    if settled is None and not is_hub_id(path):
+    folder = _fetched.get(str(path)) if revision is None else None
+    if folder is None and not is_hub_id(path):
         if revision is not None:
             raise UsageError(f"revision goes with a Hub id, {path} is none")
         yield Path(path)
         return
-    if settled is None:
+    if folder is None:
         repo = HubId.parse(str(path))
         if revision is not None and repo.revision is not None:
             raise UsageError(f"{path} names a revision already; leave out revision={revision!r}")
-        settled = fetch(HubId.parse(f"{repo.name}@{revision}") if revision else repo, wanted=MODEL_FILE, **options)
-    with cache_of(settled):
-        yield settled
+        folder = fetch(HubId.parse(f"{repo.name}@{revision}") if revision else repo, wanted=MODEL_FILE, **options)
+    with cache_of(folder):
+        yield folder
 
 
 @contextmanager

@@ -114,8 +114,8 @@ def _with_version(name: str) -> str:
     try:
         return f"{name} {version(name)}"
     except PackageNotFoundError:
-        told = getattr(sys.modules.get(name), "__version__", None)
-        return f"{name} {told}" if told else f"{name} (which tells no version)"
+        stated = getattr(sys.modules.get(name), "__version__", None)
+        return f"{name} {stated}" if stated else f"{name} (which tells no version)"
 
 
 def _needs(name: str) -> set[str]:
@@ -124,7 +124,7 @@ def _needs(name: str) -> set[str]:
         lines = [line for line in requires(name) or () if "extra ==" not in line]
     except PackageNotFoundError:
         return set()
-    return {_plain(found[0]) for found in (re.match(r"[\w.-]+", line) for line in lines) if found}
+    return {_plain(match[0]) for match in (re.match(r"[\w.-]+", line) for line in lines) if match}
 
 
 def _plain(name: str) -> str:

@@ -67,9 +67,9 @@ class Tracker:
             return
         import numpy as np
 
-        given = [picture] if self.name == "wandb" else np.asarray(picture)[None]
+        image = [picture] if self.name == "wandb" else np.asarray(picture)[None]
         more = {} if self.name == "wandb" else {"dataformats": "NHWC"}
-        self._send(lambda: self._tracker.log_images({name: given}, step=step, **more))
+        self._send(lambda: self._tracker.log_images({name: image}, step=step, **more))
 
     def close(self) -> None:
         """Send what is left and let go."""
