@@ -13,7 +13,7 @@ import tyro
 
 from stage1_vqvae.factors import ALLOWED, Downsampling, as_one, can_be_taken, factors_of, grid_of
 from stage1_vqvae.modalities import MODALITIES, in_form, own_settings, with_own_settings
-from stage1_vqvae.modalities.pictures.settings import CodecSize, PictureSize, asked_size
+from stage1_vqvae.modalities.pictures.settings import CodecSize, PictureSize, chosen_size
 from stage1_vqvae.quantizer_settings import QuantizerSettings, check_quantizer_settings, fixed_code_dim
 from vq_prior.core.errors import UsageError
 from vq_prior.core.modality import Facts, Form, KindSettings, Modality
@@ -234,9 +234,9 @@ class Reconstruct(KindSettings):
     sheet: Sheet = None
 
 
-def _require(flag: str, holds: bool, allowed: str, given: object) -> None:
+def _require(flag: str, holds: bool, allowed: str, value: object) -> None:
     if not holds:
-        raise UsageError(f"{flag} must be {allowed}, got {given}")
+        raise UsageError(f"{flag} must be {allowed}, got {value}")
 
 
 def check(settings: TrainVQVAE | ExtractCodes | Reconstruct) -> None:
@@ -250,7 +250,7 @@ def check(settings: TrainVQVAE | ExtractCodes | Reconstruct) -> None:
     check_ranges(settings)
     if isinstance(settings, Reconstruct):
         return
-    asked_size(settings)
+    chosen_size(settings)
     if isinstance(settings, ExtractCodes):
         return
     require_tracker(settings.report_to)
@@ -358,8 +358,8 @@ def _of_coarsest(settings: TrainVQVAE, downsampling: Downsampling, size: tuple[i
     """
     if settings.levels == 1:
         if settings.model.grid_factor != 2:
-            given = settings.model.grid_factor
-            raise UsageError(f"--model.grid-factor needs --levels above 1, got {given}; leave it out")
+            number = settings.model.grid_factor
+            raise UsageError(f"--model.grid-factor needs --levels above 1, got {number}; leave it out")
         return downsampling
     between, rank = settings.model.grid_factor, len(size)
     fits = can_be_taken(between) and len(factors_of(between, rank)) == rank
@@ -367,13 +367,13 @@ def _of_coarsest(settings: TrainVQVAE, downsampling: Downsampling, size: tuple[i
     parts = [factor ** (settings.levels - 1) for factor in factors_of(between, rank)]
     factors = factors_of(downsampling, rank)
     if settings.model.downsampling is None:
-        found = [part * max(2, -(-factor // part)) for factor, part in zip(factors, parts, strict=True)]
-        if any(factor > max(side, 2) for factor, side in zip(found, size, strict=True)):
+        coarsest = [part * max(2, -(-factor // part)) for factor, part in zip(factors, parts, strict=True)]
+        if any(factor > max(side, 2) for factor, side in zip(coarsest, size, strict=True)):
             raise UsageError(
                 f"--levels {settings.levels} are too many for {by(size, 'x')}: one code of the coarsest grid would be "
-                f"{by(tuple(found), 'x')} of them; take fewer, or give --model.downsampling"
+                f"{by(tuple(coarsest), 'x')} of them; take fewer, or give --model.downsampling"
             )
-        return as_one(tuple(found), rank)
+        return as_one(tuple(coarsest), rank)
     whole = all(factor % part == 0 for factor, part in zip(factors, parts, strict=True))
     finest = max(factor // part for factor, part in zip(factors, parts, strict=True))
     allowed = f"{between} to the power {settings.levels - 1}, times 2 or more, for {settings.levels} grids"

@@ -249,15 +249,15 @@ def run_steps(t: Training) -> None:
                 log.write(t.step, values)
                 watch(uses, t.model.spec.levels, num_images, t.step, s, log)
                 t.counted, window_start, measured_steps = {"num_revived": 0.0}, time.monotonic(), 0
-            asked = control.agreed()
-            if t.step % s.checkpoint_every == 0 or t.done() or asked.save:
+            request = control.agreed()
+            if t.step % s.checkpoint_every == 0 or t.done() or request.save:
                 save(t)
                 if runtime.is_main:
                     log.show(t.step, "reconstructions", _sheet(t))
                 runtime.barrier()
-            if asked.save and not asked.stop:
+            if request.save and not request.stop:
                 log.say(f"state saved after step {t.step}, as SIGUSR2 asks")
-            if asked.stop and not t.done():
+            if request.stop and not t.done():
                 log.close()
                 raise Stopped(f"stopped after step {t.step}, state saved; run the same command to continue")
     log.close()
@@ -315,9 +315,9 @@ def passes(t: Training, images: Tensor) -> tuple[dict[str, Tensor], Tensor, Tens
     total = numbers.pop("loss")
     norm = nn.utils.clip_grad_norm_(t.model.parameters(), s.max_gradient_norm)
     if t.adversary is not None:
-        told, its_loss = t.adversary.passes(seen, s.max_gradient_norm)
-        numbers |= told
-        total, norm = total + its_loss, norm + told[f"{t.adversary.name}_gradient_norm"]
+        measured, its_loss = t.adversary.passes(seen, s.max_gradient_norm)
+        numbers |= measured
+        total, norm = total + its_loss, norm + measured[f"{t.adversary.name}_gradient_norm"]
     return numbers, total, norm
 
 

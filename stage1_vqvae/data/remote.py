@@ -170,10 +170,10 @@ def open_remote(data: str, wanted: Wanted) -> RawData:
         if not is_webdataset(shards[-1]):
             raise ArtifactError(f"{shards[-1].path} is no shard of a WebDataset (NAME.jpg and NAME.cls side by side)")
     raw = shards_as_rows(shards, wanted)
-    size, kept = sum(shard.web.size for shard in shards), len(room.shards)
+    size, on_disk = sum(shard.web.size for shard in shards), len(room.shards)
     room.shards.clear()  # from here on none gives way; and a shard that nobody needs is gone at once
     note = (
-        f"fetched {len(shards)} shard(s) of {-(-size >> 20)} MiB; {kept} of them stay on the disk "
+        f"fetched {len(shards)} shard(s) of {-(-size >> 20)} MiB; {on_disk} of them stay on the disk "
         f"({room.most >> 20} MiB at most, see --shard-cache-mib), rows of the others are read from the server"
     )
     return replace(raw, notes=(note, *raw.notes))

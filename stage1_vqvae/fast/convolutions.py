@@ -66,8 +66,8 @@ def _of_weight(gradient: Tensor, x: Tensor, weight: Tensor, geometry: Any) -> Te
         whole = (tensor[: n * ROWS] for tensor in (gradient, x))
         sides = [_side_by_side(rows if n > 1 else torch.cat([rows, rows]), groups) for rows in whole]
         weights = weight.new_empty((groups * len(weight), *weight.shape[1:]))  # its gradient does not depend on it
-        found = convolution_backward(*sides, weights, None, *geometry[:-1], groups, [False, True, False])[1]
-        parts.append(found.unflatten(0, (groups, -1))[:n].float())
+        gradients = convolution_backward(*sides, weights, None, *geometry[:-1], groups, [False, True, False])[1]
+        parts.append(gradients.unflatten(0, (groups, -1))[:n].float())
     if len(x) > n * ROWS:
         rest = (gradient[n * ROWS :], x[n * ROWS :])
         parts.append(convolution_backward(*rest, weight, None, *geometry, [False, True, False])[1][None].float())

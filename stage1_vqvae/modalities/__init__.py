@@ -198,8 +198,8 @@ def psnr_range(form: Form) -> dict[str, str]:
 
 def told_of_form(modality: Modality, transform: Form, headers: Sequence[Header]) -> Sequence[str]:
     """Return what bringing rows with these headers to a form takes away from them, a sentence each; often nothing."""
-    told = getattr(modality.values, "told", None)  # a kind may say nothing of it
-    return told(transform, headers) if told else ()
+    describe = getattr(modality.values, "told", None)  # a kind may say nothing of it
+    return describe(transform, headers) if describe else ()
 
 
 def preprocessing(modality: Modality, transform: Form) -> dict[str, Any]:

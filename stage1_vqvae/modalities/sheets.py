@@ -36,10 +36,10 @@ def png_bytes(picture: Image.Image) -> bytes:
 
 def sheet_bytes(picture: Image.Image) -> bytes:
     """Return the PNG file of a sheet, which says that it is one of ours."""
-    told = PngInfo()
-    told.add_text("Software", MARK)
+    text = PngInfo()
+    text.add_text("Software", MARK)
     buffer = io.BytesIO()
-    picture.save(buffer, format="PNG", pnginfo=told)
+    picture.save(buffer, format="PNG", pnginfo=text)
     return buffer.getvalue()
 
 

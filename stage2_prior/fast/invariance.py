@@ -38,7 +38,7 @@ def call_rows(decoder: Decoder, num_samples: int, passes: int) -> int:
     return wanted if _measure(decoder, wanted, passes, measured) else FIXED_ROWS
 
 
-def settled_rows(decoder: Decoder, num_samples: int, passes: int) -> int:
+def rows_of_calls(decoder: Decoder, num_samples: int, passes: int) -> int:
     """Return `call_rows`, measured with the number of threads that there are cores for.
 
     Beside another program that computes, two threads take many times as long as one. What is measured with fewer holds

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from stage1_vqvae.modalities.sheets import png_bytes
 from stage1_vqvae.settings import TrainVQVAE
-from stage2_prior.sampling_settings import told
+from stage2_prior.sampling_settings import temperature_text
 from stage2_prior.settings import TrainPrior
 from vq_prior import __version__
 from vq_prior.core.config import read_json
@@ -324,9 +324,8 @@ def _drawn(run: Path) -> list[Section]:
         labels = [names[number] for number in known.classes(pipeline.index) or []] or labels
     drawn = pipeline(count, labels=labels, given=given, output_type="pt").drawn
     sampling = pipeline.index.sampling
-    text = (
-        f"Seed 0, temperature {told(sampling.temperature)}, guidance {sampling.guidance_scale:g}; nothing was picked."
-    )
+    temperature = temperature_text(sampling.temperature)
+    text = f"Seed 0, temperature {temperature}, guidance {sampling.guidance_scale:g}; nothing was picked."
     rows = f"; a row a class: {', '.join(names[:MOST_CLASSES])}" if names and given is None else ""
     picture = _sheet(pipeline.codec, drawn, OF_A_CLASS, f"Samples{rows}")
     sections = [Section("Samples", text=text, pictures=[picture])]

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stage2_prior.sampling_settings import told
+from stage2_prior.sampling_settings import temperature_text
 from vq_prior.core.config import read_json
 from vq_prior.core.disk.records import TrainingRecord, read_record
 from vq_prior.core.hub.cards import (
@@ -122,6 +122,7 @@ def _evaluation(model: Path, codec_id: str) -> dict[str, Any]:
 def _description(
     spec: CodeSpec, label_names: tuple[str, ...], sampling: "SamplingDefaults", codec_id: str, model: Path
 ) -> list[Row]:
+    temperature = temperature_text(sampling.temperature)
     return [
         ("images", f"{by(spec.shape)}, {spec.channels} channel{'s' if spec.channels > 1 else ''}"),
         ("code grids, coarse to fine", "; ".join(f"{by(level.grid)} of {level.num_codes}" for level in spec.levels)),
@@ -129,7 +130,7 @@ def _description(
         ("parameters of the codec", _parameters(model / "vqvae")),
         ("parameters of the prior", _parameters(model / "prior")),
         ("classes", _classes(label_names)),
-        ("temperature, guidance scale", f"{told(sampling.temperature)}, {sampling.guidance_scale:g} (by measurement)"),
+        ("temperature, guidance scale", f"{temperature}, {sampling.guidance_scale:g} (by measurement)"),
         ("codec id", f"`{codec_id}`"),
     ]
 

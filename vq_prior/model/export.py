@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from stage1_vqvae.codecs import open_codec
-from stage1_vqvae.modalities.pictures.settings import asked_size
+from stage1_vqvae.modalities.pictures.settings import chosen_size
 from vq_prior.core.config import pretty_json, to_json
 from vq_prior.core.disk.artifacts import new_folder, require_replaceable, write_atomic
 from vq_prior.core.errors import ArtifactError, EnvironmentFault, NumericError, UsageError, in_one_line
@@ -45,7 +45,7 @@ def export(settings: Export, *, say: Say = print) -> None:
     require_replaceable(settings.out, DESCRIPTION, "export of a codec")
     if settings.format == "onnx":
         require_onnx()
-    codec = open_codec(settings.codec, shape=asked_size(settings), to_decode=False)
+    codec = open_codec(settings.codec, shape=chosen_size(settings), to_decode=False)
     codec.to(torch.device("cpu"))
     encoder, decoder = halves_of(codec)
     spec = codec.spec

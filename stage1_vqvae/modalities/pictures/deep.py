@@ -222,7 +222,7 @@ def told_of_range(headers: Sequence[Header], chosen: Range | None) -> list[str]:
         chosen: The codec's range; None is that of a byte.
     """
     deep = [header for header in headers if isinstance(header, DeepHeader)]
-    plain, told = len(headers) - len(deep), []
+    plain, said = len(headers) - len(deep), []
     if deep:
         least, most = min(header.least for header in deep), max(header.most for header in deep)
         low, high = chosen or (0, 65535)
@@ -232,29 +232,29 @@ def told_of_range(headers: Sequence[Header], chosen: Range | None) -> list[str]:
             line += f", in 8 bits: {some} of more bits lose the rest"
         elif png_offset(chosen):
             line += f"; PNGs that are written hold each number plus {-png_offset(chosen)}"
-        told = [line, *_told_of_numbers(deep, low, high)]
+        said = [line, *_number_notes(deep, low, high)]
     if plain and chosen is not None:
-        told.append(f"{plain} of {len(headers)} images have 8 bits: their 0..255 is taken for {chosen[0]}..{chosen[1]}")
-    return told
+        said.append(f"{plain} of {len(headers)} images have 8 bits: their 0..255 is taken for {chosen[0]}..{chosen[1]}")
+    return said
 
 
-def _told_of_numbers(deep: Sequence[DeepHeader], low: int, high: int) -> list[str]:
+def _number_notes(deep: Sequence[DeepHeader], low: int, high: int) -> list[str]:
     """Return what pictures have beyond a range, and how little of it they use."""
     least, most = min(header.quantiles[0] for header in deep), max(header.quantiles[-1] for header in deep)
-    told = []
+    said = []
     if least < low or most > high:
         shares = [_share_beyond(header, low, high) for header in deep]
-        told.append(
+        said.append(
             f"{percent(sum(shares) / len(shares))} of the numbers, which reach from {least} to {most}, "
             f"are cut to {low}..{high}"
         )
     usual = min(header.quantiles[1] for header in deep), max(header.quantiles[-2] for header in deep)
     if 2 * (usual[1] - usual[0]) < high - low:
-        told.append(
+        said.append(
             f"99.8% of the numbers of every image lie in {usual[0]}..{usual[1]}; "
             f"train-vqvae --range {usual[0]}..{usual[1]} spreads these over the whole range"
         )
-    return told
+    return said
 
 
 def _share_beyond(header: DeepHeader, low: int, high: int) -> float:

@@ -42,8 +42,8 @@ def other_format(encoded: bytes, name: str) -> str | None:
     if is_pointer(encoded):
         return pointer_told(name)
     head = encoded[:64].lstrip().lower() if encoded[:1] in (b" ", b"\n", b"\r") else encoded[:64].lower()
-    found = (what for at, starts, what in BEGINNINGS if head[at:].startswith(tuple(map(bytes.lower, starts))))
-    if (what := next(found, None)) is None:
+    names = (what for at, starts, what in BEGINNINGS if head[at:].startswith(tuple(map(bytes.lower, starts))))
+    if (what := next(names, None)) is None:
         return None
     remedy = "fetch it anew" if "failed" in what else "convert it to PNG or JPEG" if "picture" in what else "remove it"
     return f"{name} is {what}, which is not read; {remedy}"
