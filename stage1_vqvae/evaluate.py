@@ -122,7 +122,7 @@ def summary(result: dict[str, Any], modality: Modality) -> str:
 
 
 def _of_level(level: dict[str, Any], name: str, modality: Modality) -> str:
-    """Return how near one comes with the first levels up to this one, and with all others but it."""
+    """Return in words the quality with the levels up to this one, and with all levels except it."""
     form = modality.quality.measures[name].form
     return f" ({name} {level['to_here'][name]:{form}} up to this level, {level['without'][name]:{form}} without it)"
 

@@ -96,7 +96,7 @@ class GridsDecoder(nn.Module):
 
 
 def _steps(channels_in: int, channels_out: int, coarse: Sizes) -> nn.Sequential:
-    """Return what carries the vectors of a coarse grid to the next finer one."""
+    """Return the layers that carry the vectors of a coarse grid to the next finer one."""
     layers: list[nn.Module] = []
     for strides in reversed(coarse.strides):
         layers += [nn.SiLU()] if layers else []

@@ -255,12 +255,12 @@ class VQVAE(Halved, Shareable, PreTrainedModel):
         return VQVAEOutput(self._values(vectors), tuple(codes), loss)
 
     def _in_fixed_calls(self, function: Any, *inputs: Tensor) -> Any:
-        """Return `function` of the rows, in eval mode, float32, and calls of one fixed row count."""
+        """Return `function` of the rows, in eval mode and float32, computed a fixed number of rows at a time."""
         rows = rows_per_call(self.device, math.prod(self.padded))
         return map_rows_frozen(self, function, rows, *(tensor.to(self.device) for tensor in inputs))
 
     def _fast(self, rows: Tensor) -> Tensor:
-        """Return images of any memory order, padded, in the one that the encoder is fastest in."""
+        """Return images, padded, in the memory order in which the encoder is fastest."""
         return pad_to(packed(rows.float().movedim(1, -1)).movedim(-1, 1), self.padded)
 
     @torch.inference_mode()

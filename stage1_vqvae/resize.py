@@ -293,7 +293,7 @@ def rates(result: dict[str, Any], spec: CodeSpec) -> dict[str, float]:
 
 
 def _columns(modality: Modality) -> dict[str, tuple[str, int, str]]:
-    """Return the heading, the width and the form of each measure of the table; the error is one where it is all."""
+    """Return heading, width and format of each measure in the table; the squared error only where there is no other."""
     measures = modality.quality.measures
     shown = {name: measure for name, measure in measures.items() if name != "mse"} or measures
     titles = {name: f"{name} ({each.unit})" if each.unit else name for name, each in shown.items()}

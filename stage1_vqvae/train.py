@@ -134,7 +134,7 @@ def train_vqvae(settings: TrainVQVAE, make_adversary: MakeAdversary | None = Non
 
 
 def _checkpoint_of(settings: TrainVQVAE, runtime: Runtime, folder: Path, config: RunConfig) -> Checkpoint | None:
-    """Return the latest checkpoint of the run in `folder`, None if it starts; raises `UsageError` if neither."""
+    """Return the latest checkpoint of the run in `folder`, None if it starts; raises `UsageError` if it cannot."""
     if settings.overwrite:
         return None
     if not (folder / "config.json").exists():
@@ -151,7 +151,9 @@ def _checkpoint_of(settings: TrainVQVAE, runtime: Runtime, folder: Path, config:
 
 
 def fitted_to_machine(runtime: Runtime, settings: TrainVQVAE) -> tuple[Runtime, TrainVQVAE]:
-    """Return both with what is left out chosen: above 16 px, on a CPU that computes in it, bf16 and with it Muon."""
+    """Return both with precision and optimiser chosen where left out: bf16 and Muon above 16 px on a CPU that computes
+    in bf16.
+    """
     longest = max(trained_form(settings)[1].shape)
     fast = runtime.device.type == "cpu" and has_native_bf16("cpu") and longest > TINY
     if settings.precision is None and fast:
@@ -363,7 +365,7 @@ def _row_noise(seed: int, step: int, first: int, row: int) -> np.random.Generato
 
 
 def _error_without(t: Training) -> dict[str, float]:
-    """Return by how much the error of some held-out images grows, in parts of it, without each level of several."""
+    """Return, for each of several levels, by which share the error of some held-out images grows without it."""
     if len(t.model.spec.levels) == 1 or not t.model.separable:
         return {}
     values = t.held_out.batch(range(min(NUM_SHOWN, len(t.held_out))), t.runtime.device)

@@ -373,7 +373,9 @@ class _Painter:
         return int(event.index)
 
     def palette(self) -> list[tuple[Image.Image, str]]:
-        """Return what each code of the finest level draws among its own kind, coarser levels at 0."""
+        """Return a picture of each code of the finest level, decoded where every cell around has that code too; coarser
+        levels are 0.
+        """
         numbers = torch.arange(min(self.num_codes, MOST_CODES))
         values = torch.cat([middles(self.pipe.codec, some) for some in numbers.split(MOST_IMAGES)])
         tiles = pictures_of(self.pipe, values)

@@ -1,4 +1,4 @@
-"""`vq-prior check-data`: every bad row of a source, found before a training meets it, and a list that holds.
+"""`vq-prior check-data`: find every bad row of a source before a training meets it, and write a list to train from.
 
 The list is a JSON file that stands for the data: wherever a command takes DATA it may be named instead. What it says is
 bad is left out, and what has changed since is refused.
@@ -51,7 +51,7 @@ class CheckedSplit:
 
 @dataclass(frozen=True)
 class CheckedData:
-    """The list.
+    """The list that `check-data` writes.
 
     Attributes:
         format_version: Of this file.

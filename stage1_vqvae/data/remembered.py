@@ -57,7 +57,7 @@ class Memory:
 
 
 def cache_folder() -> Path | None:
-    """Return where the user's programs keep what they can do without; None where it is switched off."""
+    """Return the folder of this program in the user's cache; None where it is switched off."""
     if os.environ.get(SWITCH, "").lower() in (OFF, "0"):
         return None
     configured = os.environ.get("XDG_CACHE_HOME", "")
@@ -173,13 +173,13 @@ class Remembered:
 
 
 def _alike(known: NDArray[np.int64], states: Sequence[State]) -> NDArray[np.bool_]:
-    """Return of which files the states are still the same."""
+    """Return which files have the same states as before, [n] bool."""
     alike: NDArray[np.bool_] = (known == np.array(states, dtype=np.int64).reshape(-1, 4)).all(axis=1)
     return alike
 
 
 def _whole(path: str) -> str:
-    """Return a path that means the same wherever one is."""
+    """Return an absolute path."""
     whole = path if os.path.isabs(path) else os.path.join(os.getcwd(), path)
     return os.path.abspath(whole) if "/." in whole else whole
 
@@ -214,7 +214,7 @@ def _put(path: Path, content: bytes) -> None:
 
 
 def remembered(called: str | None, files: Any) -> Remembered | None:
-    """Return what is remembered of files; None where nothing is kept of such.
+    """Return what is remembered of files; None if files of this kind are not remembered, or the cache is switched off.
 
     Args:
         called: What they are called together; None for what is no folder.

@@ -41,7 +41,8 @@ class Room:
     span: threading.local = field(default_factory=threading.local)
 
     def fetched(self, web: WebFile) -> IO[bytes]:
-        """Return a file of the disk with what a web server holds; the last of the shards give way to it.
+        """Return a file of the disk with what a web server holds; the shards that came last are removed to make room
+        for it.
 
         Raises:
             ArtifactError: If it is larger than the room.
@@ -115,7 +116,7 @@ class RemoteTar(Tar):
         return seen
 
     def leave(self) -> None:
-        """Give the disk back."""
+        """Remove the shard from the disk."""
         if self._file is not None:
             self._file.close()
         self._file = None

@@ -268,7 +268,7 @@ def wanted_of(
 
 
 def _as_checked(checked: CheckedData, wanted: Wanted) -> Wanted:
-    """Return what a list of `check-data` was made with, and what it leaves open as it is wanted now."""
+    """Return what is wanted of the data: what a list of `check-data` was made with, and else what is asked for now."""
     columns = checked.columns or wanted.columns
     return replace(
         wanted,

@@ -54,7 +54,7 @@ def _split_of_word(word: str) -> str | None:
 
 
 def splits_of(names: Iterable[str]) -> dict[str, str]:
-    """Return the split of each name that stands beside others for one; none without a split to train on.
+    """Return the split that each name stands for beside the others; none at all without a split to train on.
 
     A name that says more than the split counts beside others that say the same: seg_train beside seg_test.
 
@@ -134,7 +134,7 @@ def split_folders(files: Sequence[str], root: str) -> list[Part]:
 
 
 def only_split(parts: Sequence[Part], wanted: str, root: str) -> list[Part]:
-    """Return the parts of which the one that was asked for, by its split or its folder, is for training.
+    """Return the parts with those that were asked for, by their split or their folder, as the ones to train on.
 
     Raises:
         UsageError: If there is none.
@@ -148,7 +148,7 @@ def only_split(parts: Sequence[Part], wanted: str, root: str) -> list[Part]:
 
 
 def untaken(files: Sequence[str]) -> list[str]:
-    """Return folders that are called like splits in some of the folders alone: they are told, not taken."""
+    """Return folders that are named like splits below only some of the folders: they are reported, not used."""
     below: dict[str, set[str]] = {}
     for file in files:
         parts = file.split("/")[:-1]
@@ -204,7 +204,7 @@ def _require_one_each(parts: Sequence[Part], root: str) -> None:
 
 
 def _inmost(part: Part) -> Part:
-    """Return a part whose files no longer lie in one folder that says the split again (seg_train/seg_train/cat)."""
+    """Return a part without an inner folder that holds all of it and repeats its split (seg_train/seg_train/cat)."""
     children, loose = _children(part.files, part.lead)
     own = split_in(part.folder.rpartition("/")[2])
     again = [name for name in children if (found := split_in(name)) is not None and found in (own, (part.split, ()))]

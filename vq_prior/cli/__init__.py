@@ -131,7 +131,7 @@ def _explain(error: Exception, interrupted: str | None, command: str) -> tuple[s
 
 
 def _memory_remedy(command: str) -> str:
-    """Return what helps a command that is no training at its steps, which say it themselves."""
+    """Return what to do where memory ended outside of the steps of a training; those say it themselves."""
     if command in COMMANDS and "train" not in command:
         module, _, attribute = COMMANDS[command].settings.partition(":")
         if "--batch-size" in flags_of(getattr(import_module(module), attribute)):

@@ -40,7 +40,7 @@ def with_flags_of_kinds(settings_class: type) -> type:
 
 
 def spread(settings: Any, parsed_class: type) -> Any:
-    """Return settings that a parse starts from, their options as fields of the class that parses."""
+    """Return the settings that parsing starts from as an instance of `parsed_class`, their options as fields of it."""
     if type(settings) is parsed_class:
         return settings
     values = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}

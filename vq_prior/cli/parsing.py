@@ -132,7 +132,7 @@ def _settings_by_flag(settings_class: type) -> Iterator[tuple[str, str]]:
 
 
 def _renamed(settings_class: type, words: Sequence[str]) -> list[str]:
-    """Return the words with the flags that had another name formerly by the name of today."""
+    """Return the words of a command line, flags that were renamed under their present names."""
     today = {
         f"--{former.flag}": setting.flag
         for setting in settings_in(settings_class)

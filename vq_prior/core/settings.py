@@ -282,7 +282,7 @@ def note_given(settings: S, names: Set[str]) -> S:
 
 
 def changed_names(settings: Any) -> frozenset[str]:
-    """Return the dotted names of what is not as its default."""
+    """Return the dotted names of the settings that differ from their defaults."""
     defaults = absent_means(settings)
     return frozenset(name for name, value in _leaves(settings) if name not in defaults or value != defaults[name])
 
@@ -294,7 +294,9 @@ def changed(settings: S, **changes: Any) -> S:
 
 
 def overlaid(settings: S, other: S, *, leave: Set[str]) -> S:
-    """Return the settings with the values of `other`, but for the dotted names in `leave`; given is what was given."""
+    """Return the settings with the values of `other`, except for the names in `leave`; what counts as typed does not
+    change.
+    """
     copy: S = note_given(_overlaid(settings, other, leave, ""), given_names(settings))
     return copy
 

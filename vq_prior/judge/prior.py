@@ -87,7 +87,7 @@ def examine_prior(
     belongs: bool,
     labels_tell: bool,
 ) -> Examined:
-    """Return what a prior makes of rows it saw and rows it did not, against what needs no network.
+    """Return how likely a prior finds training and held-out rows, compared with baselines that need no network.
 
     Args:
         prior: In place.

@@ -236,7 +236,7 @@ def _picture(png: bytes, caption: str) -> Picture:
 
 
 def _atlas(run: Path) -> list[Section]:
-    """Return what each code draws where all around it is the same code; the most used first."""
+    """Return a picture of each code, decoded where every cell around has that code too; the most used codes first."""
     if not (run / "vqvae" / "config.json").is_file():
         return []
     from stage1_vqvae.codecs import open_codec
@@ -289,7 +289,8 @@ def _sheet(codec: "Codec", values: Tensor, columns: int, caption: str) -> Pictur
 
 
 def middles(codec: "Codec", codes: Tensor) -> Tensor:
-    """Return the middle, two cells a side, of the value that each code of the finest level fills, coarser codes at 0.
+    """Return the middle (two cells a side) of the value whose cells all hold one code of the finest level, for each
+    code; coarser codes are 0.
 
     [n, C, *shape of the middle].
     """

@@ -65,7 +65,7 @@ def export(settings: Export, *, say: Say = print) -> None:
 
 
 def _whole(codec: Codec) -> Any:
-    """Return a codec as what has `halves`, `compared` and `bounds`; raises `UsageError` if it has not."""
+    """Return the codec as one with `halves`, `compared` and `bounds`; raises `UsageError` if it cannot be exported."""
     if not hasattr(codec, "halves"):
         raise UsageError(
             f"a codec of kind {codec.kind} cannot be exported; one of train-vqvae or of another library can"

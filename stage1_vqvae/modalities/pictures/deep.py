@@ -174,7 +174,9 @@ def _of_portable(encoded: bytes, picture: Image.Image) -> Numbers:
 
 
 def _with_alpha(values: NDArray[Any], key: Any, least: int, most: int) -> Numbers:
-    """Return numbers and how much they cover, from a last channel of two or four, or the colour that covers nothing."""
+    """Return numbers and how opaque they are, from the last of two or four channels, or from the one transparent
+    colour.
+    """
     if values.ndim == 3 and values.shape[-1] in (2, 4):
         alpha = values[..., -1].astype(np.float32) / np.float32(most)
         return Numbers(values[..., 0] if values.shape[-1] == 2 else values[..., :3], alpha, least, most)
@@ -185,7 +187,7 @@ def _with_alpha(values: NDArray[Any], key: Any, least: int, most: int) -> Number
 
 
 def deep_header(numbers: Numbers, *, several: bool) -> DeepHeader:
-    """Return what is to be known of a picture before it is brought to a range; what covers nothing does not count."""
+    """Return what is to be known of a picture before it is brought to a range; transparent pixels do not count."""
     values, alpha = numbers.values, numbers.alpha
     seen = values if alpha is None or not alpha.any() else values[alpha > 0]
     flat = seen.reshape(-1)

@@ -57,7 +57,9 @@ class Transform:
         return self.height, self.width
 
     def describe(self) -> dict[str, Any]:
-        """Return the transform as JSON values, the rule's version included; what is as it always was is not named."""
+        """Return the transform as JSON values, the rule's version included; entries with their original default are
+        left out.
+        """
         options: dict[str, Any] = {} if self.fit == "crop" else {"fit": self.fit}
         options |= {} if self.range is None else {"range": list(self.range)}
         return description_of(self.shape, self.channels) | options
@@ -204,7 +206,7 @@ class PictureValues:
         return Transform(height, width, channels, fit, _chosen_range(settings.range, facts))
 
     def settings_of(self, transform: Transform) -> PictureSize:
-        """Return the size as it is typed, and fit and range where they are not what they always were."""
+        """Return the size as it is typed, and fit and range where they differ from the original defaults."""
         size = f"{transform.height}x{transform.width}"
         fit: Any = None if transform.fit == "crop" else transform.fit
         return PictureSize(image_size=size, fit=fit, range=transform.range and "{}..{}".format(*transform.range))

@@ -53,11 +53,11 @@ def is_sheet(path: Path) -> bool:
 
 
 def sheet_place(out: Path, named: Path | None) -> SheetPlace:
-    """Return where the sheet of the folder `out` goes: to `asked`, else beside the folder if there is room for it.
+    """Return where the sheet of the folder `out` goes: to `named`, else beside the folder if there is room for it.
 
     Raises:
-        UsageError: If `asked` is no name of a PNG file, lies in the folder, or is a file that is not ours.
-        ArtifactError: If `asked` cannot be written.
+        UsageError: If `named` is no name of a PNG file, lies in the folder, or is a file that is not ours.
+        ArtifactError: If `named` cannot be written.
     """
     if named is not None:
         return SheetPlace(_place_named(out, named))

@@ -359,7 +359,7 @@ def _require_access(
 def _has_landed(
     api: Any, repo: HubId, repo_type: str, parent: str, folder: Path, names: list[str], gone: list[str]
 ) -> bool:
-    """Return whether the commit whose answer was lost was made: a new head that has these bytes and not those gone."""
+    """Return whether a commit was made though its answer was lost: the newest one has all these files."""
     try:
         head = _listing(repo, repo_type, api.token)
         if head.commit == parent or any(name in head.sizes for name in gone):

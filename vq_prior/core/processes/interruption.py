@@ -60,7 +60,7 @@ def is_hangup(number: int) -> bool:
 
 
 def let_go_of_dead_terminal() -> None:
-    """Send what would go to a terminal that is gone nowhere: writing there is an error, which would end the command."""
+    """Discard what is written to a terminal that is gone: else it would be an error, which would end the command."""
     for descriptor in (1, 2):
         try:
             os.write(descriptor, b"")

@@ -268,7 +268,7 @@ def unwrap(module: nn.Module) -> nn.Module:
 
 
 def averages_gradients(module: nn.Module) -> bool:
-    """Return whether backward passes through a module as it is used leave the mean of the processes' gradients."""
+    """Return whether a backward pass through this module, wrapped or not, averages the gradients over the processes."""
     return unwrap(module) is not module or hasattr(module, "set_requires_gradient_sync")
 
 

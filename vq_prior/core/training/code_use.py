@@ -44,7 +44,8 @@ class CodeCounts:
         return [sum_over_processes(counts).tolist() for counts in self._counts]
 
     def load(self, state: list[list[int]], *, mine: bool) -> None:
-        """Take counts over all processes as this one's (`mine`), or start from none; a sum counts them once.
+        """Start from saved counts of all processes (`mine`), or from zero, so that a sum over processes counts them
+        once.
 
         Raises:
             ValueError: If they are of other levels.

@@ -139,7 +139,7 @@ def continued(settings: S, folder: Path) -> S:
 
 @contextlib.contextmanager
 def beside_run(folder: Path, *, overwrite: bool) -> Iterator[None]:
-    """Say in a `UsageError` that what was not typed is that of the run in `folder`, where one is continued."""
+    """Add to a `UsageError` of the block that what was not typed is that of the continued run in `folder`."""
     try:
         yield
     except UsageError as error:
