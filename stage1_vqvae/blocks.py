@@ -1,6 +1,6 @@
 """Convolutional blocks in 1, 2 or 3 spatial dimensions, and the encoders and decoders made of them.
 
-The only file, beside convolutions.py, that knows how many spatial dimensions there are. Letters: B batch,
+The only file, beside fast/convolutions.py, that knows how many spatial dimensions there are. Letters: B batch,
 C channels, D code dimension, N places of a grid; `*shape` stands for the spatial axes.
 """
 
@@ -15,20 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stage1_vqvae.fast.convolutions import (
-    Conv1d,
-    Conv2d,
-    Conv3d,
-    ConvTranspose1d,
-    ConvTranspose2d,
-    ConvTranspose3d,
-    GroupNorm,
-)
-
 SMALLEST_HEAD = 32
-_CONV = {1: Conv1d, 2: Conv2d, 3: Conv3d}
-_CONV_TRANSPOSE = {1: ConvTranspose1d, 2: ConvTranspose2d, 3: ConvTranspose3d}
-_AnyConv = Conv1d | Conv2d | Conv3d | ConvTranspose1d | ConvTranspose2d | ConvTranspose3d
+_CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+_CONV_TRANSPOSE = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+_AnyConv = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
 
 
 @dataclass(frozen=True)
@@ -100,7 +90,7 @@ def _up(stages: list[int], sizes: Sizes) -> nn.ModuleList:
 
 def norm(channels: int) -> nn.Module:
     """Return a group normalisation (Wu and He 2018) of 8 groups, or of as many as divide the channels."""
-    return GroupNorm(math.gcd(8, channels), channels)
+    return nn.GroupNorm(math.gcd(8, channels), channels)
 
 
 class ResidualBlock(nn.Module):

@@ -25,7 +25,7 @@ from vq_prior.core.errors import ArtifactError, UsageError
 from vq_prior.core.hub.client import HubId, fetch, is_hub_id
 from vq_prior.core.hub.repository import local
 from vq_prior.core.modality import Modality
-from vq_prior.core.spec import Codec
+from vq_prior.core.spec import Codec, by
 
 
 def find_codec(path: Path) -> Path:
@@ -88,9 +88,9 @@ def open_codec(path: str | Path, *, shape: Sequence[int] | None = None, to_decod
         UsageError: If the image size does not fit, or a kind that cannot decode is asked to.
         EnvironmentFault: If the library of its kind is not installed.
     """
-    with local(path, say=print) as found:
-        complete_codec(path, found)
-        return _open_folder(find_codec(found), shape, to_decode)
+    with local(path, say=print) as folder:
+        complete_codec(path, folder)
+        return _open_folder(find_codec(folder), shape, to_decode)
 
 
 def complete_codec(path: str | Path, folder: Path) -> None:
@@ -111,15 +111,15 @@ def _open_folder(folder: Path, shape: Sequence[int] | None, to_decode: bool) -> 
     if config.get("model_type") == VQVAEConfig.model_type:
         codec = load_codec(folder)
         if shape is not None:
-            own = "x".join(map(str, codec.spec.shape))
+            own = by(codec.spec.shape, "x")
             raise UsageError(f"{folder} is for images of {own}, which is fixed; leave --image-size out")
         return codec
     kind = kind_of_config(config)
     if kind is None:
-        given = config.get("model_type", config.get("_class_name"))
+        named = config.get("model_type", config.get("_class_name"))
         known = [VQVAEConfig.model_type, *KINDS, *(kind.whole for kind in KINDS.values() if kind.whole)]
         raise ArtifactError(
-            f"{folder / CONFIG}: model_type (or _class_name) must be one of {', '.join(known)}, got {str(given)[:60]!r}"
+            f"{folder / CONFIG}: model_type (or _class_name) must be one of {', '.join(known)}, got {str(named)[:60]!r}"
         )
     if to_decode:
         require_decoder(kind)

@@ -80,12 +80,12 @@ def level_errors(
     for first in range(0, len(some), ROWS_AT_ONCE):
         values = rows.batch(some[first : first + ROWS_AT_ONCE], device)
         codes = codec.encode(values)
-        for number, found in enumerate(sums):
+        for number, of_level in enumerate(sums):
             left = tuple(None if n == number else level for n, level in enumerate(codes))
-            for what, kept in (("to_here", codes[: number + 1]), ("without", left)):
-                copies = codec.decode(kept)
+            for what, some_levels in (("to_here", codes[: number + 1]), ("without", left)):
+                copies = codec.decode(some_levels)
                 for name, measure in measures.items():
-                    found[what][name] += float(measure.function(values, copies).double().sum()) / len(some)
+                    of_level[what][name] += float(measure.function(values, copies).double().sum()) / len(some)
     return sums
 
 
@@ -108,10 +108,10 @@ def require_levels(codec: Codec, first_levels: int | None) -> None:
 
 def summary(result: dict[str, Any], modality: Modality) -> str:
     """Return one line on what `evaluate_codec` found."""
-    told = next((name for name in ("psnr", *modality.quality.measures) if name in modality.quality.measures), "")
+    of_levels = next((name for name in ("psnr", *modality.quality.measures) if name in modality.quality.measures), "")
     use = ", ".join(
         f"{level['usage']:.0%} of {level['num_codes']} codes used, perplexity {level['perplexity']:.1f}"
-        + (_of_level(level, told, modality) if "to_here" in level else "")
+        + (_of_level(level, of_levels, modality) if "to_here" in level else "")
         for level in result["levels"]
     )
     measured = ", ".join(
@@ -122,7 +122,7 @@ def summary(result: dict[str, Any], modality: Modality) -> str:
 
 
 def _of_level(level: dict[str, Any], name: str, modality: Modality) -> str:
-    """Return how near one comes with the first levels up to this one, and with all others but it."""
+    """Return in words the quality with the levels up to this one, and with all levels except it."""
     form = modality.quality.measures[name].form
     return f" ({name} {level['to_here'][name]:{form}} up to this level, {level['without'][name]:{form}} without it)"
 
@@ -166,13 +166,13 @@ def reconstruct(settings: Reconstruct) -> Path:
             what = what if both is None else "pairs (original left, reconstruction right)"
             file = files.encode(pair[1] if both is None else both)
             write_atomic(staging / f"{number:06d}{files.extension}", file, durable=False)
-        told = {"format_version": 1, "codec_id": codec.codec_id, "data_id": data.data_id, "num_images": len(rows)}
+        record = {"format_version": 1, "codec_id": codec.codec_id, "data_id": data.data_id, "num_images": len(rows)}
         if settings.first_levels is not None:
-            told["first_levels"] = settings.first_levels
-        write_atomic(staging / RECONSTRUCTIONS, pretty_json(told), durable=False)
+            record["first_levels"] = settings.first_levels
+        write_atomic(staging / RECONSTRUCTIONS, pretty_json(record), durable=False)
         sheet.write(sheet_bytes(show.pairs(originals, copies)))
     some_levels = f" from the first {settings.first_levels} of {len(codec.spec.levels)} level(s)"
     of = "" if settings.first_levels is None else some_levels
     print(summary(evaluate_codec(codec, rows, device=device, first_levels=settings.first_levels), modality))
-    print(f"wrote {len(rows)} {what}{of} to {settings.out}{sheet.told}")
+    print(f"wrote {len(rows)} {what}{of} to {settings.out}{sheet.in_words}")
     return settings.out

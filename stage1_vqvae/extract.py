@@ -26,7 +26,7 @@ from stage1_vqvae.data.rows import DataRows
 from stage1_vqvae.data.sources import Data, open_data_of, rows_called
 from stage1_vqvae.fast.joined import joined_layers
 from stage1_vqvae.modalities import preprocessing
-from stage1_vqvae.modalities.pictures.settings import asked_size
+from stage1_vqvae.modalities.pictures.settings import chosen_size
 from stage1_vqvae.settings import ExtractCodes, check
 from vq_prior.core.config import pretty_json, read_json
 from vq_prior.core.disk.artifacts import publish, remove, require_replaceable, staging_path, write_atomic
@@ -71,7 +71,7 @@ def extract_codes(settings: ExtractCodes) -> Path:
     """
     check(settings)
     require_replaceable(settings.out, INDEX, "code store")
-    codec = open_codec(settings.codec, shape=asked_size(settings), to_decode=False)
+    codec = open_codec(settings.codec, shape=chosen_size(settings), to_decode=False)
     _check_views(codec.modality, settings.views)
     runtime = start_runtime("fp32")
     say = runtime.say
@@ -118,8 +118,8 @@ def _check_views(modality: Modality, views: str) -> None:
 def _request(codec: Codec, data: Data, views: str) -> dict[str, Any]:
     """Return what the store is a function of."""
     values = [(split.columns, name) for split in (data.train, data.validation) for name in sorted(split.columns)]
-    told = [sha256(np.ascontiguousarray(columns[name]).tobytes()).hexdigest() for columns, name in values]
-    return ({"conditions": [sorted(data.train.columns), told]} if told else {}) | {
+    digests = [sha256(np.ascontiguousarray(columns[name]).tobytes()).hexdigest() for columns, name in values]
+    return ({"conditions": [sorted(data.train.columns), digests]} if digests else {}) | {
         "format_version": 1,
         "codec_id": codec.codec_id,
         "data_id": data.data_id,
@@ -308,8 +308,8 @@ def _report(settings: ExtractCodes, codec: Codec, index: CodeIndex) -> None:
         )
     held_out = sum(shard.num_rows for shard in index.shards) - len(train)
     print(f"wrote {settings.out}: {len(train)} + {held_out} rows in {len(index.shards)} shards")
-    given = Path(settings.codec)
-    run = given.parent if given.name == "vqvae" else given
+    folder = Path(settings.codec)
+    run = folder.parent if folder.name == "vqvae" else folder
     if codec.loaded_from is None:  # a folder that is not ours to write into
         run = settings.out.with_name(f"{settings.out.name}-prior")
     flag = f" --codec {settings.codec}" if codec.can_decode else ""

@@ -51,7 +51,7 @@ def strides_of(factors: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
 
 
 def can_be_taken(downsampling: Downsampling) -> bool:
-    """Return whether a network can be built for these factors; what is allowed says `ALLOWED`."""
+    """Return whether a network can be built for these factors; `ALLOWED` says in words which."""
     several = not isinstance(downsampling, int)
     factors = factors_of(downsampling, 1)
     if not factors or max(factors) < 2:

@@ -31,7 +31,7 @@ def sizes_of_grids(sizes: Sizes, factors: tuple[int, ...], between: tuple[int, .
         and attention are those of the coarsest alone: width keeps more for its seconds (docs/log/2026-11-29-levels.md).
         `channels` are those of the next finer grid, or of the data.
     """
-    found = []
+    each_grid = []
     for level in range(levels):
         part = 2 ** (level * len(strides_of(between)))
         width = max(min(NARROWEST, sizes.width), sizes.width // part // 8 * 8)
@@ -39,9 +39,9 @@ def sizes_of_grids(sizes: Sizes, factors: tuple[int, ...], between: tuple[int, .
         finest = level == levels - 1
         steps = tuple(f // b**level for f, b in zip(factors, between, strict=True)) if finest else between
         own = replace(sizes, num_blocks=0, attention=False) if level else sizes
-        found.append(replace(own, strides=strides_of(steps), width=width, hidden=hidden))
-    channels = [each.width for each in found[1:]] + [sizes.channels]
-    return [replace(each, channels=number) for each, number in zip(found, channels, strict=True)]
+        each_grid.append(replace(own, strides=strides_of(steps), width=width, hidden=hidden))
+    channels = [each.width for each in each_grid[1:]] + [sizes.channels]
+    return [replace(each, channels=number) for each, number in zip(each_grid, channels, strict=True)]
 
 
 class GridsEncoder(nn.Module):
@@ -112,7 +112,7 @@ class GridsDecoder(nn.Module):
 
 
 def _steps(channels_in: int, channels_out: int, coarse: Sizes) -> nn.Sequential:
-    """Return what carries the vectors of a coarse grid to the next finer one."""
+    """Return the layers that carry the vectors of a coarse grid to the next finer one."""
     layers: list[nn.Module] = []
     for strides in reversed(coarse.strides):
         layers += [nn.SiLU()] if layers else []

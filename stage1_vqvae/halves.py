@@ -58,18 +58,18 @@ class Halved:
             values: What was encoded, [B, C, *shape].
             theirs: The codes of each level.
         """
-        found: list[tuple[Tensor, Tensor]] = []
+        pairs: list[tuple[Tensor, Tensor]] = []
         left = list(theirs)
 
         def visit(_: int, quantizer: Any, latents: Tensor) -> Tensor:
-            given = tuple(left.pop(0) for _ in quantizer.level_sizes)
+            theirs = tuple(left.pop(0) for _ in quantizer.level_sizes)
             ours = quantizer.encode(latents)
-            found.append((~_same(ours, given), _ties(quantizer, latents, ours, given)))
-            vectors: Tensor = quantizer.embed(given)
+            pairs.append((~_same(ours, theirs), _ties(quantizer, latents, ours, theirs)))
+            vectors: Tensor = quantizer.embed(theirs)
             return vectors
 
         self.walk(pad_to(values, self.padded), visit)
-        return found
+        return pairs
 
 
 def _same(first: tuple[Tensor, ...], second: tuple[Tensor, ...]) -> Tensor:

@@ -247,13 +247,13 @@ class VQVAE(Halved, Shareable, PreTrainedModel):
         first = self.first_levels if self.training and torch.is_grad_enabled() else None
 
         def visit(_: int, quantizer: Any, latents: Tensor) -> Tensor:
-            found = quantizer(latents)
-            kept = of_first_levels(quantizer, found.vectors, found.codes, first, len(codes))
-            vectors.append(ordered(kept.movedim(-1, 1)).movedim(1, -1))
-            codes.extend(found.codes)
-            for name, term in found.loss.items():
+            quantized = quantizer(latents)
+            used = of_first_levels(quantizer, quantized.vectors, quantized.codes, first, len(codes))
+            vectors.append(ordered(used.movedim(-1, 1)).movedim(1, -1))
+            codes.extend(quantized.codes)
+            for name, term in quantized.loss.items():
                 loss[name] = loss.get(name, 0.0) + term / self.architecture.grids
-            whole: Tensor = found.vectors
+            whole: Tensor = quantized.vectors
             return whole
 
         self.walk(self.prepared(images), visit)
@@ -263,31 +263,31 @@ class VQVAE(Halved, Shareable, PreTrainedModel):
         *coarse, whole = (crop_to(each, self.architecture.shape) for each in made)
         return VQVAEOutput(whole, tuple(codes), loss, tuple(coarse))
 
-    def _apart(self, function: Any, *inputs: Tensor) -> Any:
-        """Return `function` of the rows, in eval mode, float32, and calls of one fixed row count."""
+    def _in_fixed_calls(self, function: Any, *inputs: Tensor) -> Any:
+        """Return `function` of the rows, in eval mode and float32, computed a fixed number of rows at a time."""
         rows = rows_per_call(self.device, math.prod(self.padded))
         return map_rows_frozen(self, function, rows, *(tensor.to(self.device) for tensor in inputs))
 
     def _fast(self, rows: Tensor) -> Tensor:
-        """Return images of any memory order, padded, in the one that the encoder is fastest in."""
+        """Return images, padded, in the memory order in which the encoder is fastest."""
         return pad_to(packed(rows.float().movedim(1, -1)).movedim(-1, 1), self.padded)
 
     @torch.inference_mode()
     def latents_of(self, grid: int, images: Tensor) -> Tensor:
         """Return the continuous latents of one grid, [B, *grid, D] float32; a row does not depend on the others."""
 
-        def latents_apart(rows: Tensor) -> Tensor:
-            found: list[Tensor] = []
+        def latents_of_rows(rows: Tensor) -> Tensor:
+            of_grids: list[Tensor] = []
 
             def visit(number: int, quantizer: Any, latents: Tensor) -> Tensor:
-                found.append(latents)
+                of_grids.append(latents)
                 vectors: Tensor = latents if number >= grid else packed(quantizer.embed(quantizer.encode(latents)))
                 return vectors
 
             self.walk(self._fast(rows), visit)
-            return found[grid]
+            return of_grids[grid]
 
-        latents: Tensor = self._apart(latents_apart, images)
+        latents: Tensor = self._in_fixed_calls(latents_of_rows, images)
         return latents
 
     @torch.inference_mode()
@@ -317,7 +317,7 @@ class VQVAE(Halved, Shareable, PreTrainedModel):
                 more than 1% beyond the bounds: nothing is converted.
         """
         require_images(self, self.encoder, images)
-        codes: tuple[Tensor, ...] = self._apart(self.codes_of, images)
+        codes: tuple[Tensor, ...] = self._in_fixed_calls(self.codes_of, images)
         return codes
 
     def codes_of(self, images: Tensor) -> tuple[Tensor, ...]:
@@ -325,10 +325,10 @@ class VQVAE(Halved, Shareable, PreTrainedModel):
         codes: list[Tensor] = []
 
         def visit(number: int, quantizer: Any, latents: Tensor) -> Tensor:
-            found = quantizer.encode(latents)
-            codes.extend(found)
+            level_codes = quantizer.encode(latents)
+            codes.extend(level_codes)
             last = number == self.architecture.grids - 1
-            vectors: Tensor = latents if last else packed(quantizer.embed(found))
+            vectors: Tensor = latents if last else packed(quantizer.embed(level_codes))
             return vectors
 
         self.walk(self._fast(images), visit)
@@ -354,7 +354,7 @@ class VQVAE(Halved, Shareable, PreTrainedModel):
         there = [number for number, level in enumerate(codes) if level is not None]
 
         rows = (level.to(torch.int64) for level in codes if level is not None)
-        images: Tensor = self._apart(lambda *some: self.images_of(*some, levels=there), *rows)
+        images: Tensor = self._in_fixed_calls(lambda *some: self.images_of(*some, levels=there), *rows)
         return images
 
     def images_of(self, *codes: Tensor, levels: Sequence[int] | None = None) -> Tensor:
@@ -391,7 +391,7 @@ class VQVAE(Halved, Shareable, PreTrainedModel):
     @torch.inference_mode()
     def decode_latents(self, latents: Tensor) -> Tensor:
         """Return the images [B, C, *shape] of continuous latents [B, *grid, D], as `decode` gives those of codes."""
-        images: Tensor = self._apart(lambda rows: self._within(self._values([packed(rows.float())])), latents)
+        images: Tensor = self._in_fixed_calls(lambda rows: self._within(self._values([packed(rows.float())])), latents)
         return images
 
 
@@ -417,8 +417,8 @@ def load_codec(path: str | Path) -> VQVAE:
         ArtifactError: If it is missing, damaged, of another kind, or its weights do not fit its config.
         EnvironmentFault: If the Hub cannot be reached and the cache holds no copy.
     """
-    with local(path, say=print) as found:
-        return _load_folder(find_component(found, "vqvae"))
+    with local(path, say=print) as folder:
+        return _load_folder(find_component(folder, "vqvae"))
 
 
 def _preprocessing_beside(folder: Path, architecture: Architecture) -> dict[str, Any]:

@@ -12,14 +12,15 @@ from stage1_vqvae.settings import TrainVQVAE
 from vq_prior.core.config import to_json
 from vq_prior.core.processes.peak_memory import peak_memory_bytes
 from vq_prior.core.processes.runtime import Runtime
+from vq_prior.core.spec import by
 from vq_prior.core.training.randomness import keyed_generator
 
 
 def describe(settings: TrainVQVAE, model: VQVAE) -> str:
     """Return one line on what will be trained."""
     spec = model.spec
-    grids = " + ".join(f"{'x'.join(map(str, level.grid))} grid of {level.num_codes} codes" for level in spec.levels)
-    size = "x".join(map(str, spec.shape))
+    grids = " + ".join(f"{by(level.grid, 'x')} grid of {level.num_codes} codes" for level in spec.levels)
+    size = by(spec.shape, "x")
     return (
         f"codec: images {size}x{spec.channels} -> {grids} "
         f"({settings.quantizer.name}, {spec.num_tokens} tokens), {model.num_parameters():,} parameters; "

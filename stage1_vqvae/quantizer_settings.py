@@ -89,13 +89,13 @@ def fsq_levels(num_codes: int) -> tuple[int, ...]:
     >>> fsq_levels(512), fsq_levels(1000), fsq_levels(16384)
     ((8, 8, 8), (8, 5, 5, 5), (8, 8, 8, 8, 4))
     """
-    found = _products(num_codes, MOST_LEVELS)
-    if not found:
+    products = _products(num_codes, MOST_LEVELS)
+    if not products:
         raise UsageError(
             f"--quantizer.num-codes must be a product of numbers from 2 to {MOST_LEVELS} with fsq, "
             f"such as 512 or 1000, got {num_codes}"
         )
-    return min(found, key=lambda levels: (len(levels), -min(levels)))
+    return min(products, key=lambda levels: (len(levels), -min(levels)))
 
 
 def _products(number: int, most: int) -> list[tuple[int, ...]]:

@@ -63,30 +63,30 @@ def resize_codebook(settings: ResizeCodebook) -> list[dict[str, Any]]:
     check_resize(settings)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UsageError("resize-codebook runs in one process; start it without a launcher")
-    given = _resizable(open_own_codec(settings.codec), settings)
-    final = _destination(settings, given)
+    original = _resizable(open_own_codec(settings.codec), settings)
+    final = _destination(settings, original)
     runtime = start_runtime("fp32")
-    for note in (runtime.describe(), *given.notes):
+    for note in (runtime.describe(), *original.notes):
         print(note, flush=True)
-    data = open_data_of(settings, say=print, modality=given.modality, form=given.transform)
-    rows = _rows_to_cluster(settings, given.spec, len(data.train))
-    train = load_rows(data.train, given.modality, given.transform, num_workers=settings.num_workers)
-    validation = load_rows(data.validation, given.modality, given.transform, num_workers=settings.num_workers)
-    given.to(runtime.device)
+    data = open_data_of(settings, say=print, modality=original.modality, form=original.transform)
+    rows = _rows_to_cluster(settings, original.spec, len(data.train))
+    train = load_rows(data.train, original.modality, original.transform, num_workers=settings.num_workers)
+    validation = load_rows(data.validation, original.modality, original.transform, num_workers=settings.num_workers)
+    original.to(runtime.device)
     level = settings.level or 0
-    num_vectors = len(rows) * given.spec.levels[level].num_tokens
-    which = f" of level {level}" if len(given.spec.levels) > 1 else ""
+    num_vectors = len(rows) * original.spec.levels[level].num_tokens
+    which = f" of level {level}" if len(original.spec.levels) > 1 else ""
     print(f"clustering {num_vectors} latent vectors{which} of {len(rows)} training images", flush=True)
-    first = latents_of(given, train, rows, level)  # which do not depend on the codes of the level itself
+    first = latents_of(original, train, rows, level)  # which do not depend on the codes of the level itself
 
     def latents(codec: VQVAE, number: int) -> Tensor:
         return first if number == level else latents_of(codec, train, rows, number)
 
-    print(_heading(given.modality))
-    table, codec = [_measured(given, level, validation, "as given")], given
-    print(_line(table[-1], given), flush=True)
+    print(_heading(original.modality))
+    table, codec = [_measured(original, level, validation, "as given")], original
+    print(_line(table[-1], original), flush=True)
     for size in settings.codebook_size:
-        codec = resized(given, size, latents, keyed_generator(settings.seed, size, "codebook resizing"), level)
+        codec = resized(original, size, latents, keyed_generator(settings.seed, size, "codebook resizing"), level)
         table.append(_measured(codec, level, validation, "resized"))
         print(_line(table[-1], codec), flush=True)
         if settings.steps is not None:
@@ -96,7 +96,7 @@ def resize_codebook(settings: ResizeCodebook) -> list[dict[str, Any]]:
     if final is None:
         print("nothing was written; one --codebook-size and --out RUN write that codec to RUN/vqvae")
     else:
-        _write(settings, given, codec, data, table[-1]["measured"], final)
+        _write(settings, original, codec, data, table[-1]["measured"], final)
     return table
 
 
@@ -136,19 +136,19 @@ def with_size(codec: VQVAE, level: int, size: int) -> Architecture:
     return replace(a, quantizer=quantizer)
 
 
-def _destination(settings: ResizeCodebook, given: VQVAE) -> Path | None:
+def _destination(settings: ResizeCodebook, original: VQVAE) -> Path | None:
     """Return where the codec goes, None if only the table is asked for; raises `UsageError` if that is taken."""
     if settings.out is None or len(settings.codebook_size) > 1:
         return None
     final = settings.out / "vqvae"
-    if given.loaded_from is not None and given.loaded_from.resolve() == final.resolve():
+    if original.loaded_from is not None and original.loaded_from.resolve() == final.resolve():
         raise UsageError(f"{final} is the codec to be resized, which is kept; choose another --out")
     if (settings.out / "vqvae-training").exists():
         raise UsageError(f"{settings.out} holds a run of train-vqvae; choose another --out")
     require_replaceable(final, WEIGHTS, "codec")
     if (final / WEIGHTS).exists() and not settings.overwrite:
         raise UsageError(f"{final} exists; choose another --out or pass --overwrite")
-    require_free_space(settings.out, 2 * sum(tensor.nbytes for tensor in given.state_dict().values()))
+    require_free_space(settings.out, 2 * sum(tensor.nbytes for tensor in original.state_dict().values()))
     return final
 
 
@@ -288,16 +288,16 @@ def rates(result: dict[str, Any], spec: CodeSpec) -> dict[str, float]:
     """
     pairs = list(zip(spec.levels, result["levels"], strict=True))
     bits = sum(level.num_tokens * math.log2(level.num_codes) for level, _ in pairs)
-    entropy = sum(level.num_tokens * math.log2(max(1.0, found["perplexity"])) for level, found in pairs)
+    entropy = sum(level.num_tokens * math.log2(max(1.0, use["perplexity"])) for level, use in pairs)
     return {"bits": bits, "entropy_coded_bits": entropy, "bits_per_pixel": bits / math.prod(spec.shape)}
 
 
 def _columns(modality: Modality) -> dict[str, tuple[str, int, str]]:
-    """Return the heading, the width and the form of each measure of the table; the error is one where it is all."""
+    """Return heading, width and format of each measure in the table; the squared error only where there is no other."""
     measures = modality.quality.measures
-    told = {name: measure for name, measure in measures.items() if name != "mse"} or measures
-    titles = {name: f"{name} ({each.unit})" if each.unit else name for name, each in told.items()}
-    return {name: (title, max(6, len(title)), told[name].form) for name, title in titles.items()}
+    shown = {name: measure for name, measure in measures.items() if name != "mse"} or measures
+    titles = {name: f"{name} ({each.unit})" if each.unit else name for name, each in shown.items()}
+    return {name: (title, max(6, len(title)), shown[name].form) for name, title in titles.items()}
 
 
 def _heading(modality: Modality) -> str:
@@ -317,10 +317,10 @@ def _line(row: dict[str, Any], codec: VQVAE) -> str:
 
 
 def _write(
-    settings: ResizeCodebook, given: VQVAE, codec: VQVAE, data: Data, measured: dict[str, Any], final: Path
+    settings: ResizeCodebook, original: VQVAE, codec: VQVAE, data: Data, measured: dict[str, Any], final: Path
 ) -> None:
     """Write the codec with its record and say what follows from its new identity."""
-    old = None if given.loaded_from is None else read_record(given.loaded_from)
+    old = None if original.loaded_from is None else read_record(original.loaded_from)
     command = command_line("resize-codebook", settings)
     record = TrainingRecord(
         format_version=1,
@@ -334,7 +334,7 @@ def _write(
     with new_folder(final) as staging:
         save_codec(codec, staging)
         write_record(staging, record)
-    print(f"wrote {final} (codec {codec.codec_id[:12]}, made from {given.codec_id[:12]})")
+    print(f"wrote {final} (codec {codec.codec_id[:12]}, made from {original.codec_id[:12]})")
     print(
         "its codes are new: codes must be extracted anew and a prior trained anew; those of the given codec do not fit"
     )

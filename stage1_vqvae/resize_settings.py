@@ -7,6 +7,7 @@ from typing import Annotated
 from vq_prior.core.errors import UsageError
 from vq_prior.core.modality import KindSettings
 from vq_prior.core.settings import (
+    DATA_HELP,
     ImageColumn,
     LabelColumn,
     NumWorkers,
@@ -30,8 +31,7 @@ class ResizeCodebook(KindSettings):
     """Codec folder, RUN or MODEL, or a Hub id."""
     codebook_size: Annotated[tuple[int, ...], Within(MIN_CODES, MAX_CODES)]
     """Number of codes, or several of them: each gives its rows of the table."""
-    data: Annotated[str, Place()]
-    """Images: a folder, parquet or arrow files, a Hub id owner/name, or the word digits."""
+    data: Annotated[str, Place(), DATA_HELP]
     out: Annotated[Path | None, Place("RUN")] = None
     """RUN folder; the codec of exactly one size is written to RUN/vqvae. With several sizes, or left out, only the
     table is printed."""

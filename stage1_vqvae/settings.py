@@ -13,11 +13,12 @@ import tyro
 
 from stage1_vqvae.factors import ALLOWED, Downsampling, as_one, can_be_taken, factors_of, grid_of
 from stage1_vqvae.modalities import MODALITIES, in_form, own_settings, with_own_settings
-from stage1_vqvae.modalities.pictures.settings import CodecSize, PictureSize, asked_size
+from stage1_vqvae.modalities.pictures.settings import CodecSize, PictureSize, chosen_size
 from stage1_vqvae.quantizer_settings import QuantizerSettings, check_quantizer_settings, fixed_code_dim
 from vq_prior.core.errors import UsageError
 from vq_prior.core.modality import Facts, Form, KindSettings, Modality
 from vq_prior.core.settings import (
+    DATA_HELP,
     AcceptChanges,
     DryRun,
     Free,
@@ -37,7 +38,7 @@ from vq_prior.core.settings import (
     require_folder_to_write,
 )
 from vq_prior.core.spec import MAX_LEVELS, by
-from vq_prior.core.training.tracking import TrackerName, require_tracker
+from vq_prior.core.training.tracking import ReportTo, require_tracker
 
 FEW_IMAGES = 5000
 MOST_CELLS = 1024  # of the default grid of pictures whose sides differ much
@@ -101,8 +102,7 @@ class LossSettings(Settings):
 class TrainVQVAE(PictureSize, KindSettings, Settings):
     """Train a codec on images: RUN/vqvae turns an image into a grid of codes and back."""
 
-    data: Annotated[str, Place()]
-    """Images: a folder, parquet or arrow files, a Hub id owner/name, or the word digits."""
+    data: Annotated[str, Place(), DATA_HELP]
     out: Annotated[Path, Place("RUN")]
     """RUN folder; the codec is written to RUN/vqvae. Rerunning the command continues the run."""
     from_codec: Annotated[str | None, Place("MODEL"), Unsaid(), tyro.conf.arg(name="from")] = None
@@ -165,12 +165,10 @@ class TrainVQVAE(PictureSize, KindSettings, Settings):
     loss: LossSettings = field(default_factory=LossSettings)
     fail_on_collapse: Annotated[bool, Free(told=True)] = False
     """Stop with exit code 4 when, after the warm-up, fewer than 10% of the codes are used over a log interval."""
-    report_to: Annotated[TrackerName, Free()] = "none"
-    """Tracker that gets the numbers and pictures that RUN keeps, too; its package has to be installed."""
+    report_to: ReportTo = "none"
     overwrite: Overwrite = False
     """Start anew instead of continuing what is in RUN."""
     accept_changes: AcceptChanges = False
-    """Continue with what is given though RUN has other settings; its config and record list what changed, and when."""
     dry_run: DryRun = False
     """Print what would be done and how long it would take; write nothing."""
 
@@ -181,8 +179,7 @@ class ExtractCodes(CodecSize, KindSettings):
 
     codec: str
     """Codec folder, RUN or MODEL; or a folder of transformers (Chameleon, Janus, Emu3) or diffusers (VQModel)."""
-    data: str
-    """Images: a folder, parquet or arrow files, a Hub id owner/name, or the word digits."""
+    data: Annotated[str, DATA_HELP]
     out: Path
     """Code store to write. Rerunning the command continues where it stopped."""
     views: str = "none"
@@ -206,8 +203,7 @@ class ExtractCodes(CodecSize, KindSettings):
 class CheckData(PictureSize, KindSettings):
     """Read and decode every image, say which are bad, and write a list that any command takes as DATA."""
 
-    data: Annotated[str, tyro.conf.Positional]
-    """Images: a folder, parquet or arrow files, a Hub id owner/name, or the word digits."""
+    data: Annotated[str, tyro.conf.Positional, DATA_HELP]
     out: Path = Path("checked.json")
     """The list: a hash of each image; what differs when it is used is refused."""
     policy: Literal["error", "skip"] = "error"
@@ -225,8 +221,7 @@ class Reconstruct(KindSettings):
 
     codec: str
     """Codec folder, RUN or MODEL."""
-    data: str
-    """Images: a folder, parquet or arrow files, a Hub id owner/name, or the word digits."""
+    data: Annotated[str, DATA_HELP]
     out: Path
     """Folder for 000000.png (original left, reconstruction right) ...; a sheet of them all is written beside it,
     OUT.png."""
@@ -242,9 +237,9 @@ class Reconstruct(KindSettings):
     sheet: Sheet = None
 
 
-def _require(flag: str, holds: bool, allowed: str, given: object) -> None:
+def _require(flag: str, holds: bool, allowed: str, value: object) -> None:
     if not holds:
-        raise UsageError(f"{flag} must be {allowed}, got {given}")
+        raise UsageError(f"{flag} must be {allowed}, got {value}")
 
 
 def check(settings: TrainVQVAE | ExtractCodes | Reconstruct) -> None:
@@ -258,7 +253,7 @@ def check(settings: TrainVQVAE | ExtractCodes | Reconstruct) -> None:
     check_ranges(settings)
     if isinstance(settings, Reconstruct):
         return
-    asked_size(settings)
+    chosen_size(settings)
     if isinstance(settings, ExtractCodes):
         return
     require_tracker(settings.report_to)
@@ -367,8 +362,8 @@ def _of_coarsest(settings: TrainVQVAE, downsampling: Downsampling, size: tuple[i
     """
     if settings.levels == 1:
         if settings.model.grid_factor != 2:
-            given = settings.model.grid_factor
-            raise UsageError(f"--model.grid-factor needs --levels above 1, got {given}; leave it out")
+            number = settings.model.grid_factor
+            raise UsageError(f"--model.grid-factor needs --levels above 1, got {number}; leave it out")
         return downsampling
     between, rank = settings.model.grid_factor, len(size)
     fits = can_be_taken(between) and len(factors_of(between, rank)) == rank
@@ -376,13 +371,13 @@ def _of_coarsest(settings: TrainVQVAE, downsampling: Downsampling, size: tuple[i
     parts = [factor ** (settings.levels - 1) for factor in factors_of(between, rank)]
     factors = factors_of(downsampling, rank)
     if settings.model.downsampling is None:
-        found = [part * max(2, -(-factor // part)) for factor, part in zip(factors, parts, strict=True)]
-        if any(factor > max(side, 2) for factor, side in zip(found, size, strict=True)):
+        coarsest = [part * max(2, -(-factor // part)) for factor, part in zip(factors, parts, strict=True)]
+        if any(factor > max(side, 2) for factor, side in zip(coarsest, size, strict=True)):
             raise UsageError(
                 f"--levels {settings.levels} are too many for {by(size, 'x')}: one code of the coarsest grid would be "
-                f"{by(tuple(found), 'x')} of them; take fewer, or give --model.downsampling"
+                f"{by(tuple(coarsest), 'x')} of them; take fewer, or give --model.downsampling"
             )
-        return as_one(tuple(found), rank)
+        return as_one(tuple(coarsest), rank)
     whole = all(factor % part == 0 for factor, part in zip(factors, parts, strict=True))
     finest = max(factor // part for factor, part in zip(factors, parts, strict=True))
     allowed = f"{between} to the power {settings.levels - 1}, times 2 or more, for {settings.levels} grids"

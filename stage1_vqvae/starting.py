@@ -59,8 +59,8 @@ def with_base(settings: TrainVQVAE, base: VQVAE | None) -> TrainVQVAE:
         raise UsageError(f"--modality must be {modality.name}, which the codec of --from is for")
     ours, own = own_settings(modality, settings), modality.values.settings_of(form)
     if ours is not None and own is not None:
-        asked = replace(own, **{name: value for name, value in vars(ours).items() if value is not None})
-        wanted = modality.values.transform(asked, None, channels=theirs.channels, device_type="cpu")
+        combined = replace(own, **{name: value for name, value in vars(ours).items() if value is not None})
+        wanted = modality.values.transform(combined, None, channels=theirs.channels, device_type="cpu")
         if wanted.describe() != form.describe():
             raise UsageError(
                 f"--from is a codec of {to_json(form.describe())}, and the flags ask for {to_json(wanted.describe())}; "

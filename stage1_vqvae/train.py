@@ -37,7 +37,7 @@ from vq_prior.core.processes.collectives import gather_rows
 from vq_prior.core.processes.control import signal_control
 from vq_prior.core.processes.gradients import StepSums
 from vq_prior.core.processes.runtime import Runtime, has_native_bf16, start_runtime
-from vq_prior.core.processes.threads import told_threads, using_threads
+from vq_prior.core.processes.threads import threads_record, using_threads
 from vq_prior.core.training.averaging import WeightAverage
 from vq_prior.core.training.memory import memory_advice
 from vq_prior.core.training.optim import lr_at, set_learning_rate
@@ -134,7 +134,7 @@ def train_vqvae(settings: TrainVQVAE, make_adversary: MakeAdversary | None = Non
 
 
 def _checkpoint_of(settings: TrainVQVAE, runtime: Runtime, folder: Path, config: RunConfig) -> Checkpoint | None:
-    """Return the latest checkpoint of the run in `folder`, None if it starts; raises `UsageError` if neither."""
+    """Return the latest checkpoint of the run in `folder`, None if it starts; raises `UsageError` if it cannot."""
     if settings.overwrite:
         return None
     if not (folder / "config.json").exists():
@@ -151,7 +151,9 @@ def _checkpoint_of(settings: TrainVQVAE, runtime: Runtime, folder: Path, config:
 
 
 def fitted_to_machine(runtime: Runtime, settings: TrainVQVAE) -> tuple[Runtime, TrainVQVAE]:
-    """Return both with what is left out chosen: above 16 px, on a CPU that computes in it, bf16 and with it Muon."""
+    """Return both with precision and optimiser chosen where left out: bf16 and Muon above 16 px on a CPU that computes
+    in bf16.
+    """
     longest = max(trained_form(settings)[1].shape)
     fast = runtime.device.type == "cpu" and has_native_bf16("cpu") and longest > TINY
     if settings.precision is None and fast:
@@ -249,15 +251,15 @@ def run_steps(t: Training) -> None:
                 log.write(t.step, values)
                 watch(uses, t.model.spec.levels, num_images, t.step, s, log)
                 t.counted, window_start, measured_steps = {"num_revived": 0.0}, time.monotonic(), 0
-            asked = control.agreed()
-            if t.step % s.checkpoint_every == 0 or t.done() or asked.save:
+            request = control.agreed()
+            if t.step % s.checkpoint_every == 0 or t.done() or request.save:
                 save(t)
                 if runtime.is_main:
                     log.show(t.step, "reconstructions", _sheet(t))
                 runtime.barrier()
-            if asked.save and not asked.stop:
+            if request.save and not request.stop:
                 log.say(f"state saved after step {t.step}, as SIGUSR2 asks")
-            if asked.stop and not t.done():
+            if request.stop and not t.done():
                 log.close()
                 raise Stopped(f"stopped after step {t.step}, state saved; run the same command to continue")
     log.close()
@@ -315,9 +317,9 @@ def passes(t: Training, images: Tensor) -> tuple[dict[str, Tensor], Tensor, Tens
     total = numbers.pop("loss")
     norm = nn.utils.clip_grad_norm_(t.model.parameters(), s.max_gradient_norm)
     if t.adversary is not None:
-        told, its_loss = t.adversary.passes(seen, s.max_gradient_norm)
-        numbers |= told
-        total, norm = total + its_loss, norm + told[f"{t.adversary.name}_gradient_norm"]
+        measured, its_loss = t.adversary.passes(seen, s.max_gradient_norm)
+        numbers |= measured
+        total, norm = total + its_loss, norm + measured[f"{t.adversary.name}_gradient_norm"]
     return numbers, total, norm
 
 
@@ -365,7 +367,7 @@ def _row_noise(seed: int, step: int, first: int, row: int) -> np.random.Generato
 
 
 def _error_without(t: Training) -> dict[str, float]:
-    """Return by how much the error of some held-out images grows, in parts of it, without each level of several."""
+    """Return, for each of several levels, by which share the error of some held-out images grows without it."""
     if len(t.model.spec.levels) == 1 or not t.model.separable:
         return {}
     values = t.held_out.batch(range(min(NUM_SHOWN, len(t.held_out))), t.runtime.device)
@@ -393,7 +395,7 @@ def finish(t: Training, record: TrainingRecord, final: Path) -> None:
     model.eval()
     raw = evaluate_codec(model, t.held_out, device=device)
     model.load_state_dict(t.average.tensors)
-    result = evaluate_codec(model, t.held_out, device=device) | told_threads(t.folder)
+    result = evaluate_codec(model, t.held_out, device=device) | threads_record(t.folder)
     with new_folder(final) as staging:
         save_codec(model, staging)
         write_record(staging, replace(record, measured=result))

@@ -8,7 +8,7 @@ from torch import nn
 
 from stage2_prior.conditions import attach, conditions_of
 from stage2_prior.layout import SequenceLayout
-from stage2_prior.settings import PriorModel, given
+from stage2_prior.settings import PriorModel, filled
 from vq_prior.core.processes.packages import leave_out_if_broken
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def model_config(architecture: PriorModel, layout: SequenceLayout, num_vectors: 
         num_hidden_layers=a.num_layers,
         num_attention_heads=a.num_heads,
         num_key_value_heads=a.num_key_value_heads,
-        head_dim=given(a.hidden_size) // given(a.num_heads),
+        head_dim=filled(a.hidden_size) // filled(a.num_heads),
         max_position_embeddings=layout.num_tokens + 1 + num_vectors,
         rope_parameters={"rope_type": "default", "rope_theta": a.rope_theta},
         tie_word_embeddings=False,

@@ -106,9 +106,9 @@ def pair_nats(
     kinds = np.bincount(pairs // size, minlength=size)
     totals = np.bincount(pairs // size, weights=counts, minlength=size)
     before, wanted = held_out
-    asked = before * size + wanted
-    place = np.minimum(np.searchsorted(pairs, asked), len(pairs) - 1)
-    seen = np.where(pairs[place] == asked, counts[place], 0)
+    queries = before * size + wanted
+    place = np.minimum(np.searchsorted(pairs, queries), len(pairs) - 1)
+    seen = np.where(pairs[place] == queries, counts[place], 0)
     kinds, totals = np.maximum(kinds, totals == 0), np.asarray(totals)  # an unseen predecessor: all unigram
     result: NDArray[np.float64] = -np.log((seen + kinds[before] * unigram[wanted]) / (totals[before] + kinds[before]))
     return result
@@ -126,17 +126,17 @@ def measure_baselines(train: Sequences, held_out: Sequences) -> Baselines:
     layout = train.layout
     count = min(len(train), max(1, MAX_COUNTED_TOKENS // layout.num_tokens))
     seen = _with_prompt(train, np.arange(count, dtype=np.int64) * len(train) // count)
-    asked = _with_prompt(held_out, slice(None))
+    measured = _with_prompt(held_out, slice(None))
     unigram = unigram_probabilities(layout, seen[:, 1:])
     drawn = layout.drawn_positions
     numbers = [n for n in range(len(layout.levels)) if n not in layout.given_levels]
     total = sum(layout.levels[n].num_tokens * log(layout.level_sizes[n]) for n in numbers)
-    previous = previous_token_nats(unigram, seen, asked)
+    previous = previous_token_nats(unigram, seen, measured)
     return Baselines(
         uniform=total / layout.num_drawn,
-        unigram=float(-np.log(unigram[asked[:, 1:][:, drawn]]).mean()),
+        unigram=float(-np.log(unigram[measured[:, 1:][:, drawn]]).mean()),
         previous_token=float(previous[:, drawn].mean()),
-        levels=_of_levels(layout, unigram, seen[:, 1:], asked[:, 1:], previous) if len(layout.levels) > 1 else (),
+        levels=_of_levels(layout, unigram, seen[:, 1:], measured[:, 1:], previous) if len(layout.levels) > 1 else (),
     )
 
 
@@ -144,21 +144,21 @@ def _of_levels(
     layout: SequenceLayout,
     unigram: NDArray[np.float64],
     seen: NDArray[np.int64],
-    asked: NDArray[np.int64],
+    measured: NDArray[np.int64],
     previous: NDArray[np.float64],
 ) -> tuple[LevelBaselines, ...]:
     """Return the baselines of each level from the tokens of training and held-out rows, [n, T] without prompts."""
-    found = []
+    levels = []
     cells = [np.arange(layout.num_tokens)[_index(level.positions)] for level in layout.levels_at()]
     for number, own in enumerate(cells):
         above = None
         if number:
             parent = cells[number - 1][_above(layout.levels[number - 1].grid, layout.levels[number].grid)]
-            pairs = ((rows[:, parent], rows[:, own]) for rows in (seen, asked))
+            pairs = ((rows[:, parent], rows[:, own]) for rows in (seen, measured))
             above = float(pair_nats(unigram, *pairs).mean())
-        own_unigram = float(-np.log(unigram[asked[:, own]]).mean())
-        found.append(LevelBaselines(own_unigram, float(previous[:, own].mean()), above))
-    return tuple(found)
+        own_unigram = float(-np.log(unigram[measured[:, own]]).mean())
+        levels.append(LevelBaselines(own_unigram, float(previous[:, own].mean()), above))
+    return tuple(levels)
 
 
 def _index(positions: Any) -> Any:

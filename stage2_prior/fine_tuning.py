@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from stage2_prior.architecture import twin_of
 from stage2_prior.prior import CausalPrior, load_prior
-from stage2_prior.settings import PriorModel, TrainPrior, given
+from stage2_prior.settings import PriorModel, TrainPrior, filled
 from vq_prior.core.config import to_json
 from vq_prior.core.disk.components import find_component
 from vq_prior.core.errors import EnvironmentFault, UsageError
@@ -52,7 +52,7 @@ def open_base(settings: TrainPrior) -> CausalPrior:
     """
     if settings.lora:
         require_peft()
-    folder = find_component(Path(given(settings.from_model)), "prior")
+    folder = find_component(Path(filled(settings.from_model)), "prior")
     written = [settings.out / "prior", settings.out / "model" / "prior"]
     if folder.resolve() in [path.resolve() for path in written]:
         raise UsageError(f"--out {settings.out} would replace the prior that --from names; choose another --out")

@@ -130,9 +130,9 @@ def write_folder(folder: Path, model: nn.Module, ours: PriorConfig) -> None:
     config: Any = model.config
     config.dtype = next(model.parameters()).dtype
     config.save_pretrained(folder)
-    _say_rotary_base(folder / "config.json")
+    _write_rotary_base(folder / "config.json")
     if ours.kind == "depth":
-        _say_depth(folder / "config.json")
+        _write_own_type(folder / "config.json")
     else:
         _write_for_stock(folder, ours)
     state = full_state(model)
@@ -165,7 +165,7 @@ def _write_for_stock(folder: Path, ours: PriorConfig) -> None:
     generation.save_pretrained(folder)
 
 
-def _say_depth(path: Path) -> None:
+def _write_own_type(path: Path) -> None:
     """Write a type of model that only we know, and that of its blocks beside it, and no class of transformers."""
     values = read_json(path)
     values |= {"blocks_type": values["model_type"], "model_type": DEPTH_TYPE}
@@ -173,27 +173,27 @@ def _say_depth(path: Path) -> None:
     write_atomic(path, (json.dumps(values, indent=2, sort_keys=True) + "\n").encode())
 
 
-def _said_depth(values: dict[str, Any], ours: PriorConfig, path: Path) -> dict[str, Any]:
+def _with_stock_type(values: dict[str, Any], ours: PriorConfig, path: Path) -> dict[str, Any]:
     """Return a config.json with the type of the blocks as its own; raises `ArtifactError` unless it fits the kind."""
-    asked = {name: values.get(name, 0) for name in ("depth_blocks", "cell_tokens")}
+    depth = {name: values.get(name, 0) for name in ("depth_blocks", "cell_tokens")}
     if ours.kind == "causal":
-        if any(asked.values()):
+        if any(depth.values()):
             raise ArtifactError(f"{path}: depth_blocks and cell_tokens are of kind depth, this prior is causal")
         return values
     blocks = values.get("blocks_type")
     if blocks not in STOCK_TYPES:
         raise ArtifactError(f"{path}: blocks_type must be one of {', '.join(STOCK_TYPES)}, got {blocks!r}")
     layers, cell = values.get("num_hidden_layers"), ours.layout.cell_tokens
-    fit = type(asked["depth_blocks"]) is int and isinstance(layers, int) and 0 < asked["depth_blocks"] < layers
-    if not fit or cell == 1 or asked["cell_tokens"] != cell:
+    fit = type(depth["depth_blocks"]) is int and isinstance(layers, int) and 0 < depth["depth_blocks"] < layers
+    if not fit or cell == 1 or depth["cell_tokens"] != cell:
         raise ArtifactError(
             f"{path}: a head over depth must have depth_blocks below num_hidden_layers and the cell_tokens of "
-            f"interleaved levels, {cell}, got {asked} of {layers}"
+            f"interleaved levels, {cell}, got {depth} of {layers}"
         )
     return {**values, "model_type": blocks}
 
 
-def _say_rotary_base(path: Path) -> None:
+def _write_rotary_base(path: Path) -> None:
     """Write the rotary base of a config where version 4 of transformers, and what follows it, reads it as well.
 
     Without the second place they take a base of their own and draw from another model.
@@ -240,7 +240,7 @@ def read_folder(folder: Path) -> FolderContents:
     ours = read_prior_config(folder)
     types = STOCK_TYPES if ours.kind == "causal" else (DEPTH_TYPE,)
     values = check_transformers_config(folder / "config.json", model_types=types)
-    values = _said_depth(values, ours, folder / "config.json")
+    values = _with_stock_type(values, ours, folder / "config.json")
     _check_architecture(values, ours.layout, folder / "config.json")
     config_class: Any = {"qwen3": Qwen3Config, "llama": LlamaConfig}[values["model_type"]]
     _check_weights(folder, values)

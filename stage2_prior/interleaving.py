@@ -28,7 +28,7 @@ def interleaved(grids: Sequence[tuple[int, ...]]) -> Tensor:
     """
     starts = accumulate(map(prod, grids), initial=0)
     # Each cell has a path: where it lies in the coarsest grid, where within that cell, and so on; then its place.
-    paths, found = torch.zeros((1, 0), dtype=torch.int64), []
+    paths, cells = torch.zeros((1, 0), dtype=torch.int64), []
     for number, (grid, start) in enumerate(zip(grids, starts, strict=False)):
         before = grids[number - 1] if number else (1,) * len(grid)
         axes = torch.cartesian_prod(*map(torch.arange, grid)).view(prod(grid), -1)
@@ -36,8 +36,8 @@ def interleaved(grids: Sequence[tuple[int, ...]]) -> Tensor:
         parent, within = _raster(axes // times, before), _raster(axes % times, tuple(times.tolist()))
         paths = torch.cat([paths[parent], within[:, None]], dim=1)
         ends = torch.full((len(paths), len(grids) - number - 1), -1)  # before what lies in the cell
-        found.append(torch.cat([paths, ends, torch.arange(start, start + len(paths))[:, None]], dim=1))
-    return torch.tensor([row[-1] for row in sorted(torch.cat(found).tolist())])
+        cells.append(torch.cat([paths, ends, torch.arange(start, start + len(paths))[:, None]], dim=1))
+    return torch.tensor([row[-1] for row in sorted(torch.cat(cells).tolist())])
 
 
 def _raster(axes: Tensor, grid: tuple[int, ...]) -> Tensor:

@@ -153,7 +153,7 @@ class SequenceLayout:
         return from_json(cls, value, where)
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values of the layout; what is as it always was before it could be chosen has no key."""
+        """Return plain JSON values of the layout; an entry that came later and has its original meaning is left out."""
         values: dict[str, Any] = to_json(self)
         usual = {"order": "raster", "given_levels": [], "num_special": 0}
         return {name: value for name, value in values.items() if name not in usual or value != usual[name]}

@@ -37,7 +37,8 @@ def read_order(text: str, num_tokens: int) -> str:
 
 
 def level_order_of(settings: TrainPrior, spec: CodeSpec) -> Literal["flat", "interleaved"]:
-    """Return the order of the levels: as it is asked for; left out, interleaved where that can be and is no other's.
+    """Return the order of the levels: the one asked for; else interleaved, where the grids allow it and no other
+    setting orders them.
 
     On handwritten digits, two levels of 4x4 cells, interleaved codes took 2.90 nats a token and flat ones 2.95.
     """

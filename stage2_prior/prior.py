@@ -34,7 +34,7 @@ from stage2_prior.folder import (
 )
 from stage2_prior.forward import Packed, depth_of, logits, pack
 from stage2_prior.layout import Order, SequenceLayout
-from stage2_prior.settings import PriorModel, given
+from stage2_prior.settings import PriorModel, filled
 from vq_prior.core.disk.code_store import Column
 from vq_prior.core.disk.components import find_component
 from vq_prior.core.hub.repository import local
@@ -243,7 +243,7 @@ def build_prior(
     """
     classes = len(label_names) if num_classes is None else num_classes
     layout = SequenceLayout(spec.levels, classes, kept, order, given_levels, num_special)
-    width = given(architecture.hidden_size)
+    width = filled(architecture.hidden_size)
     attached = [build_condition(kind_of(column), column, width, seed=seed) for column in conditions]
     model = model_of(model_config(architecture, layout, sum(each.num_places for each in attached)))
     initialise(model, seed)
@@ -282,8 +282,8 @@ def load_prior(path: str | Path) -> CausalPrior:
         ArtifactError: If it is missing, damaged, of an unknown kind, or its files contradict each other.
         EnvironmentFault: If the Hub cannot be reached and the cache holds no copy.
     """
-    with local(path, say=print) as found:
-        folder = find_component(found, "prior")
+    with local(path, say=print) as fetched:
+        folder = find_component(fetched, "prior")
         read = read_folder(folder)
     ours = read.config
     return CausalPrior(

@@ -17,7 +17,7 @@ from stage2_prior.forward import SequenceModel
 from stage2_prior.orders import layout_of
 from stage2_prior.prior import CausalPrior, build_prior
 from stage2_prior.sequences import Sequences, used_codes
-from stage2_prior.settings import TrainPrior, given
+from stage2_prior.settings import TrainPrior, filled
 from vq_prior.core.config import from_json
 from vq_prior.core.disk.checkpoints import Checkpoint, latest_checkpoint, save_checkpoint
 from vq_prior.core.disk.code_store import CodeStore
@@ -92,7 +92,7 @@ class Training:
 
     def rows(self, step: int) -> NDArray[np.int64]:
         """Return the training rows of a step."""
-        size, seed = given(self.settings.batch_size), self.settings.seed
+        size, seed = filled(self.settings.batch_size), self.settings.seed
         if self.balanced is None:
             return batch_rows(len(self.train), size, seed, step)
         return self.balanced[batch_rows(len(self.balanced), size, seed, step)]
@@ -110,7 +110,7 @@ class Training:
     def done(self) -> bool:
         """Return whether no optimiser step is left."""
         assert self.settings.steps is not None
-        return self.step >= given(self.settings.steps) or self.stopped_early()
+        return self.step >= filled(self.settings.steps) or self.stopped_early()
 
 
 def prepare(
@@ -140,7 +140,7 @@ def prepare(
         prior=prior,
         model=model,
         optimizers=_optimizers(settings, prior.model),
-        average=WeightAverage(prior.model, decay=given(settings.average_decay)),
+        average=WeightAverage(prior.model, decay=filled(settings.average_decay)),
         train=train,
         held_out=held_out,
         baselines=measure_baselines(train, held_out),
@@ -151,7 +151,7 @@ def prepare(
 
 
 def _optimizers(settings: TrainPrior, model: nn.Module) -> dict[str, torch.optim.Optimizer]:
-    rate, decay = given(settings.learning_rate), settings.weight_decay
+    rate, decay = filled(settings.learning_rate), settings.weight_decay
     matrices = []
     if settings.optimizer == "muon":
         matrices = [p for name, p in model.named_parameters() if ".layers." in name and p.ndim == 2 and p.requires_grad]
@@ -178,10 +178,10 @@ def _starting_prior(
     else:
         prior = with_classes(base, names)
         if settings.lora:
-            add_adapters(prior, rank=given(settings.lora_rank), seed=settings.seed)
+            add_adapters(prior, rank=filled(settings.lora_rank), seed=settings.seed)
         for condition in conditions_of(prior.model):
             condition.requires_grad_(True)
-    prior.unconditional = given(settings.label_dropout) > 0 or not (names or prior.num_vectors)
+    prior.unconditional = filled(settings.label_dropout) > 0 or not (names or prior.num_vectors)
     return prior
 
 

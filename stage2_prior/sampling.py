@@ -14,12 +14,12 @@ from torch import Tensor
 
 from stage2_prior.conditions import Conditioned
 from stage2_prior.decoder import Decoder
-from stage2_prior.fast.invariance import attended_rows, settled_rows, thread_choice
+from stage2_prior.fast.invariance import attended_rows, rows_of_calls, thread_choice
 from stage2_prior.filters import filtered_probabilities, guidance_at, inverse_cdf
 from stage2_prior.layout import SequenceLayout
 from stage2_prior.prior import Prior
-from stage2_prior.sampling_settings import Sampling, told
-from stage2_prior.settings import given as known
+from stage2_prior.sampling_settings import Sampling, temperature_text
+from stage2_prior.settings import filled
 from vq_prior.core.errors import NumericError, UsageError
 from vq_prior.core.processes.threads import using_threads
 from vq_prior.core.training.randomness import MAX_SEED, sample_uniforms
@@ -39,7 +39,7 @@ def check_sampling(layout: SequenceLayout, *, conditioned: bool = False, **setti
         UsageError: Naming the setting, what was given and what is allowed.
     """
     s = Sampling(**settings).filled()
-    guidance_scale, num_levels = known(s.guidance_scale), len(layout.levels)
+    guidance_scale, num_levels = filled(s.guidance_scale), len(layout.levels)
     numbers = s.temperature if isinstance(s.temperature, (tuple, list)) else (s.temperature,)
     if not numbers or not all(isinstance(each, (int, float)) and not isinstance(each, bool) for each in numbers):
         raise UsageError(f"temperature must be a number, or a tuple of one for each level, got {s.temperature!r}")
@@ -47,7 +47,8 @@ def check_sampling(layout: SequenceLayout, *, conditioned: bool = False, **setti
     temperatures = s.temperatures(num_levels)
     if len(temperatures) != num_levels:
         count = "1" if num_levels == 1 else f"1 or {num_levels}"
-        raise UsageError(f"temperature must be {count} number(s), one a level of codes, got {told(temperatures)}")
+        got = temperature_text(temperatures)
+        raise UsageError(f"temperature must be {count} number(s), one a level of codes, got {got}")
     if not all(math.isfinite(each) and each > 0 for each in temperatures):
         raise UsageError(f"temperature must be positive and finite, got {s.temperature}; 1 samples what was learnt")
     if s.top_k is not None and not 1 <= s.top_k <= largest:
@@ -106,11 +107,11 @@ def sample_tokens(
     conditioned, device = Conditioned.of(labels), Conditioned.of(labels).labels.device
     check_sampling(layout, conditioned=prior.num_vectors > 0, **sampling.words())
     _check_rows(layout, conditioned.labels, seed, indices)
-    _check_guidance(prior, known(sampling.guidance_scale))
+    _check_guidance(prior, filled(sampling.guidance_scale))
     taken = checked_given(layout, given, len(indices))
     decoder = prior.decoder(sampling.precision)
     B, passes = len(indices), 1 if sampling.guidance_scale == 1 else 2
-    rows = settled_rows(decoder, B, passes)
+    rows = rows_of_calls(decoder, B, passes)
     pieces = [torch.empty((0, layout.num_tokens), dtype=torch.int64)]
     uniforms = torch.from_numpy(sample_uniforms(seed, np.asarray(indices, dtype=np.int64), layout.num_tokens))
     for first in range(0, B, rows):

@@ -29,14 +29,14 @@ TemperatureWord = PrimitiveConstructorSpec(
     metavar="FLOAT[,FLOAT...]",
     instance_from_str=_temperature_of,
     is_instance=lambda value: value is None or isinstance(value, (int, float, tuple)),
-    str_from_instance=lambda value: ["None" if value is None else told(value).replace(" ", "")],
+    str_from_instance=lambda value: ["None" if value is None else temperature_text(value).replace(" ", "")],
 )
 
 
-def told(temperature: Temperature) -> str:
+def temperature_text(temperature: Temperature) -> str:
     """Return a temperature as people read it.
 
-    >>> told(0.9), told((1.0, 0.85))
+    >>> temperature_text(0.9), temperature_text((1.0, 0.85))
     ('0.9', '1, 0.85')
     """
     return ", ".join(f"{each:g}" for each in (temperature if isinstance(temperature, Sequence) else (temperature,)))
@@ -87,8 +87,8 @@ class Sampling:
 
     def temperatures(self, num_levels: int) -> tuple[float, ...]:
         """Return the temperature of each level; 1 where it was left out."""
-        given = TEMPERATURE if self.temperature is None else self.temperature
-        return tuple(given) if isinstance(given, Sequence) else (given,) * num_levels
+        temperature = TEMPERATURE if self.temperature is None else self.temperature
+        return tuple(temperature) if isinstance(temperature, Sequence) else (temperature,) * num_levels
 
     @property
     def guidance(self) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from vq_prior.core.settings import (
     check_ranges,
     require_data,
 )
-from vq_prior.core.training.tracking import TrackerName, require_tracker
+from vq_prior.core.training.tracking import ReportTo, require_tracker
 
 T = TypeVar("T")
 
@@ -42,7 +42,7 @@ SIZES = {  # layers, width, heads, key-value heads
 ON_GPU = (12, 512, 8, 8)
 
 
-def given(value: T | None) -> T:
+def filled(value: T | None) -> T:
     """Return a setting that `resolve` has filled in."""
     assert value is not None
     return value
@@ -164,12 +164,10 @@ class TrainPrior(KindSettings, Settings):
     """Stop after this many measurements without improvement; None trains to the end."""
     sample_every: Annotated[int | None, Within(1), Free(told=True)] = None
     """Steps between two sample grids (with --codec); left out: at every fifth measurement."""
-    report_to: Annotated[TrackerName, Free()] = "none"
-    """Tracker that gets the numbers and pictures that RUN keeps, too; its package has to be installed."""
+    report_to: ReportTo = "none"
     overwrite: Overwrite = False
     """Start anew instead of continuing what is in RUN."""
     accept_changes: AcceptChanges = False
-    """Continue with what is given though RUN has other settings; its config and record list what changed, and when."""
     dry_run: DryRun = False
     """Print the resolved settings, the size of the model and the estimated time, and write nothing."""
 
@@ -240,20 +238,21 @@ def check(settings: TrainPrior) -> None:
     s = settings
     if s.fsdp:
         together = {"lora": s.lora, "optimizer muon": s.optimizer == "muon", "reproducible": s.reproducible}
-        for other in [flag for flag, asked in together.items() if asked]:
+        for other in [flag for flag, is_set in together.items() if is_set]:
             raise UsageError(f"--fsdp does not go with --{other}; leave out one of them")
     check_ranges(settings)
 
 
 def _check_heads(model: PriorModel) -> None:
     """Check what the sizes of a resolved architecture demand of each other; raises `UsageError`."""
-    hidden, heads, key_value_heads = given(model.hidden_size), given(model.num_heads), given(model.num_key_value_heads)
+    hidden, heads = filled(model.hidden_size), filled(model.num_heads)
+    key_value_heads = filled(model.num_key_value_heads)
     if hidden % heads or (hidden // heads) % 2:
         raise UsageError(
             f"--model.num-heads must divide --model.hidden-size {hidden} into an even number of channels, "
             f"got {heads}; change it or leave it out"
         )
-    if model.depth_blocks >= given(model.num_layers):
+    if model.depth_blocks >= filled(model.num_layers):
         raise UsageError(
             f"--model.depth-blocks must be below the number of blocks, {model.num_layers}, got {model.depth_blocks}"
         )
@@ -304,7 +303,7 @@ def _resolve_fine_tuning(settings: TrainPrior, facts: CodeFacts, device_type: st
     small, tiny = device_type == "cpu", facts.num_rows < TINY_ROWS
     batch_size = settings.batch_size or (32 if small or tiny else 256)
     eval_every = settings.eval_every or (20 if tiny else 100)
-    width = given(facts.base.hidden_size)
+    width = filled(facts.base.hidden_size)
     peak = 1.75e-3 if settings.lora else 3.5e-4
     return dataclasses.replace(
         settings,
@@ -352,7 +351,7 @@ def resolve(settings: TrainPrior, facts: CodeFacts, device_type: str) -> TrainPr
         steps=settings.steps or default_steps,
         batch_size=batch_size,
         optimizer=optimizer,
-        learning_rate=settings.learning_rate or peak * math.sqrt(128 / given(model.hidden_size)),
+        learning_rate=settings.learning_rate or peak * math.sqrt(128 / filled(model.hidden_size)),
         model=model,
         label_dropout=0.1 if settings.label_dropout is None else settings.label_dropout,
         warmup_steps=100 if settings.warmup_steps is None else settings.warmup_steps,

@@ -24,9 +24,9 @@ from stage2_prior.plan import plan_lines, size_lines
 from stage2_prior.prior import CausalPrior, save_prior, shifted, token_nats
 from stage2_prior.run import Progress, Training, prepare, resume, save, written_steps
 from stage2_prior.sampling import sample_tokens
-from stage2_prior.sampling_settings import told
+from stage2_prior.sampling_settings import temperature_text
 from stage2_prior.sequences import Sequences, drop_tokens
-from stage2_prior.settings import TINY_ROWS, CodeFacts, TrainPrior, check, given, resolve
+from stage2_prior.settings import TINY_ROWS, CodeFacts, TrainPrior, check, filled, resolve
 from vq_prior.core.disk.artifacts import new_folder, remove
 from vq_prior.core.disk.code_store import CodeStore
 from vq_prior.core.disk.locks import releasing
@@ -46,7 +46,7 @@ from vq_prior.core.processes.runtime import (
     unwrap,
 )
 from vq_prior.core.processes.sharding import gathered, is_sharded, whole
-from vq_prior.core.processes.threads import told_threads, using_threads
+from vq_prior.core.processes.threads import threads_record, using_threads
 from vq_prior.core.settings import changed
 from vq_prior.core.spec import Codec
 from vq_prior.core.training.memory import memory_advice
@@ -111,7 +111,7 @@ def train_prior(settings: TrainPrior, codec: Codec | None = None, base: CausalPr
     runtime = at_default_precision(runtime, settings, len(store))
     runtime.say(runtime.describe())
     settings = chosen(settings)
-    runtime.require_rows(given(settings.batch_size), settings.gradient_accumulation_steps)
+    runtime.require_rows(filled(settings.batch_size), settings.gradient_accumulation_steps)
     training = prepare(settings, runtime, store, validation, codec, base)
     if settings.dry_run:
         seconds = min(_timed(update, training) for _ in range(3))
@@ -200,12 +200,12 @@ def passes(t: Training, step: int) -> StepSums:
     `train_nats` is the mean nats per token of the global batch. The softmax is over the ids legal at each position;
     class and null tokens take no probability.
     """
-    s, layout, batch_size = t.settings, t.prior.layout, given(t.settings.batch_size)
+    s, layout, batch_size = t.settings, t.prior.layout, filled(t.settings.batch_size)
     tokens, conditioned = t.train.conditioned(t.rows(step))
     if layout.num_classes or conditioned.columns:
-        conditioned = conditioned.dropped(layout, rate=given(s.label_dropout), seed=s.seed, step=step)
+        conditioned = conditioned.dropped(layout, rate=filled(s.label_dropout), seed=s.seed, step=step)
     inputs = drop_tokens(
-        shifted(layout, tokens, conditioned.labels), layout, rate=given(s.token_dropout), seed=s.seed, step=step
+        shifted(layout, tokens, conditioned.labels), layout, rate=filled(s.token_dropout), seed=s.seed, step=step
     )
     sums, pieces = StepSums(t.runtime, t.model), t.runtime.pieces(batch_size, s.gradient_accumulation_steps)
     t.prior.model.zero_grad(set_to_none=True)
@@ -227,9 +227,9 @@ def update(t: Training) -> dict[str, Tensor]:
     s = t.settings
     rate = lr_at(
         t.step,
-        steps=given(s.steps),
-        peak=given(s.learning_rate),
-        warmup_steps=given(s.warmup_steps),
+        steps=filled(s.steps),
+        peak=filled(s.learning_rate),
+        warmup_steps=filled(s.warmup_steps),
         decay_fraction=s.decay_fraction,
     )
     for optimizer in t.optimizers.values():
@@ -246,8 +246,8 @@ def update(t: Training) -> dict[str, Tensor]:
 
 def run_steps(t: Training) -> None:
     """Train from the present step to the last, measuring and saving on the way; raises `Stopped` on a signal."""
-    s, steps = t.settings, given(t.settings.steps)
-    eval_every, log_every, sample_every = given(s.eval_every), given(s.log_every), given(s.sample_every)
+    s, steps = t.settings, filled(t.settings.steps)
+    eval_every, log_every, sample_every = filled(s.eval_every), filled(s.log_every), filled(s.sample_every)
     log = RunLog(t.folder, step=t.step, steps=steps, is_main=t.runtime.is_main, report_to=s.report_to)
     codec, threads = t.codec, t.runtime.step_threads(t.folder, s.threads)
     if codec is not None and is_sharded(next(t.prior.model.parameters())):
@@ -272,12 +272,12 @@ def run_steps(t: Training) -> None:
                     log.write(t.step, values)
                 if codec is not None and t.runtime.is_main and (t.step % sample_every == 0 or t.done()):
                     save_samples(t, codec, log)
-                asked = control.agreed()
-                if t.step % s.checkpoint_every == 0 or t.done() or asked.save:
+                request = control.agreed()
+                if t.step % s.checkpoint_every == 0 or t.done() or request.save:
                     save(t)
-                if asked.save and not asked.stop:
+                if request.save and not request.stop:
                     log.say(f"state saved after step {t.step}, as SIGUSR2 asks")
-                if asked.stop and not t.done():
+                if request.stop and not t.done():
                     raise Stopped(f"stopped after step {t.step}, state saved; run the same command to continue")
         finally:
             log.close()
@@ -390,7 +390,7 @@ def finish(t: Training, record: TrainingRecord) -> None:
             "previous_token": b.previous_token,
             "unigram": b.unigram,
             "uniform": b.uniform,
-            **told_threads(t.folder),
+            **threads_record(t.folder),
         }
         if b.levels:
             measured["levels"] = [
@@ -411,7 +411,7 @@ def finish(t: Training, record: TrainingRecord) -> None:
             print(f"level {number}: {nats:.4f} against {known}{given_}")
         print(
             f"best at step {t.progress.best_step}, {t.ending()}; measured sampling settings: "
-            f"temperature {told(final.sampling.temperature)}, guidance {final.sampling.guidance_scale:g}"
+            f"temperature {temperature_text(final.sampling.temperature)}, guidance {final.sampling.guidance_scale:g}"
         )
         print(f"wrote {t.final}", flush=True)
         if t.settings.codec is None:

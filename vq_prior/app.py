@@ -17,11 +17,12 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from stage1_vqvae.modalities.sheets import to_picture
-from vq_prior.core.errors import EnvironmentFault, UsageError, VQPriorError
+from vq_prior.core.errors import EnvironmentFault, UsageError, VQPriorError, in_one_line
+from vq_prior.core.spec import by
 from vq_prior.judge.doctor import doctor
 from vq_prior.judge.report import middles
 from vq_prior.model.given_images import images_of
-from vq_prior.model.inputs import settle
+from vq_prior.model.inputs import fetch_once
 from vq_prior.model.pipeline import VQPriorPipeline
 from vq_prior.settings import App, Doctor
 
@@ -71,7 +72,7 @@ def serve(blocks: gr.Blocks, *, host: str | None = None, port: int | None = None
             prevent_thread_lock=not wait,
         )
     except OSError as error:
-        raise EnvironmentFault(f"cannot listen at {host} port {port}: {str(error).splitlines()[0][:120]}") from error
+        raise EnvironmentFault(f"cannot listen at {host} port {port}: {in_one_line(error)}") from error
     return where
 
 
@@ -83,8 +84,8 @@ def page(pipe: VQPriorPipeline, model: Path) -> gr.Blocks:
         model: The MODEL it was loaded from, which the doctor examines.
     """
     name = _name(model)
-    kept = (KEPT_SECONDS, KEPT_SECONDS)
-    with gr.Blocks(title=name, analytics_enabled=False, delete_cache=kept, fill_width=True) as blocks:
+    seconds_kept = (KEPT_SECONDS, KEPT_SECONDS)
+    with gr.Blocks(title=name, analytics_enabled=False, delete_cache=seconds_kept, fill_width=True) as blocks:
         gr.Markdown(f"# {name}\n\n{_description(pipe)}")
         with gr.Tab("Generate"):
             _generate_tab(pipe)
@@ -111,16 +112,16 @@ def _name(model: Path) -> str:
 
 def _description(pipe: VQPriorPipeline) -> str:
     spec = pipe.codec.spec
-    grids = ", ".join(f"{'x'.join(map(str, level.grid))} of {level.num_codes} codes" for level in spec.levels)
-    size = "x".join(map(str, spec.shape))
+    grids = ", ".join(f"{by(level.grid, 'x')} of {level.num_codes} codes" for level in spec.levels)
+    size = by(spec.shape, "x")
     return f"Images of {size}, as grids of codes ({grids}), drawn token by token by a transformer."
 
 
-def _told(error: Exception) -> gr.Error:
+def _shown_error(error: Exception) -> gr.Error:
     return gr.Error(str(error), duration=None, print_exception=False)
 
 
-class _Asked:
+class _DrawForm:
     """The widgets of a draw, and what they ask for."""
 
     def __init__(self, pipe: VQPriorPipeline) -> None:
@@ -168,25 +169,25 @@ class _Asked:
 def _generate_tab(pipe: VQPriorPipeline) -> None:
     with gr.Row():
         with gr.Column(scale=1, min_width=220):
-            asked = _Asked(pipe)
+            form = _DrawForm(pipe)
             button = gr.Button("Draw", variant="primary", elem_id="draw")
         with gr.Column(scale=3):
             gallery = gr.Gallery(show_label=False, columns=6, format="png", buttons=BUTTONS, elem_id="drawn")
-            told = gr.Markdown(elem_id="progress")
+            progress = gr.Markdown(elem_id="progress")
 
     def draw(*values: Any) -> Iterator[tuple[list[tuple[Image.Image, str]], str]]:
         """Show the images so far, batch by batch."""
         shown: list[tuple[Image.Image, str]] = []
         try:
-            request = asked.request(*values)
+            request = form.request(*values)
             for batch in pipe.stream(**request):
-                labels = [asked.names[label] for label in batch.labels] if batch.labels else [""] * len(batch.drawn)
+                labels = [form.names[label] for label in batch.labels] if batch.labels else [""] * len(batch.drawn)
                 shown += zip(map(enlarged, pictures_of(pipe, batch.drawn)), labels, strict=True)
                 yield shown, f"{len(shown)} of {request['num_images']} images"
         except VQPriorError as error:
-            raise _told(error) from None
+            raise _shown_error(error) from None
 
-    gr.on([button.click], draw, asked.widgets(), [gallery, told], api_name="draw")
+    gr.on([button.click], draw, form.widgets(), [gallery, progress], api_name="draw")
 
 
 def _shown_image(caption: str, name: str) -> gr.Image:
@@ -209,7 +210,7 @@ def _reconstruct_tab(pipe: VQPriorPipeline) -> None:
             upload = gr.File(label="A picture", file_count="single", elem_id="upload")
             some = pipe.codec.separable and num_levels > 1
             first = gr.Slider(1, max(2, num_levels), value=num_levels, step=1, label="Levels", visible=some)
-            told = gr.Markdown(elem_id="reconstruction")
+            quality = gr.Markdown(elem_id="reconstruction")
         seen = _shown_image("As the codec sees it", "seen")
         copy = _shown_image("From its codes", "copy")
         overlay = _shown_image("Its codes", "codes")
@@ -220,7 +221,7 @@ def _reconstruct_tab(pipe: VQPriorPipeline) -> None:
         try:
             images = images_of(file, pipe.codec)
         except VQPriorError as error:
-            raise _told(_of_upload(error, file)) from None
+            raise _shown_error(_of_upload(error, file)) from None
         codes = pipe.codec.encode(images.to(pipe.device))[: int(first_levels)]
         decoded = pipe.codec.decode(codes).cpu()
         text = f"{_nearness(pipe, images, decoded)}, {sum(level[0].numel() for level in codes)} codes"
@@ -229,7 +230,7 @@ def _reconstruct_tab(pipe: VQPriorPipeline) -> None:
         finest = finest.reshape(-1, finest.shape[-1])  # the page is flat
         return enlarged(pictures[0], 256), enlarged(pictures[1], 256), over(pictures[1], finest), text
 
-    shown = [seen, copy, overlay, told]
+    shown = [seen, copy, overlay, quality]
     upload.change(reconstruct, [upload, first] if some else upload, shown, api_name="reconstruct")
     first.release(reconstruct, [upload, first], shown, api_visibility="private")
 
@@ -276,21 +277,21 @@ def _complete_tab(pipe: VQPriorPipeline) -> None:
         with gr.Column(scale=1, min_width=220):
             upload = gr.File(label="A picture", file_count="single", elem_id="begun")
             keep = gr.Slider(0, 1, value=0.5, step=0.05, label="Kept from the top")
-            asked = _Asked(pipe)
+            form = _DrawForm(pipe)
             button = gr.Button("Complete", variant="primary", elem_id="complete")
         with gr.Column(scale=3):
             gallery = gr.Gallery(show_label=False, columns=6, format="png", buttons=BUTTONS, elem_id="completed")
 
     def complete(file: str | None, share: float, *values: Any) -> list[Image.Image]:
         if not file:
-            raise _told(UsageError("upload a picture first"))
+            raise _shown_error(UsageError("upload a picture first"))
         try:
-            drawn = pipe.complete(file, share, **asked.request(*values)).drawn
+            drawn = pipe.complete(file, share, **form.request(*values)).drawn
             return [enlarged(picture) for picture in pictures_of(pipe, drawn)]
         except VQPriorError as error:
-            raise _told(_of_upload(error, file)) from None
+            raise _shown_error(_of_upload(error, file)) from None
 
-    button.click(complete, [upload, keep, *asked.widgets()], gallery, api_name="complete")
+    button.click(complete, [upload, keep, *form.widgets()], gallery, api_name="complete")
 
 
 def _paint_tab(pipe: VQPriorPipeline) -> None:
@@ -339,7 +340,7 @@ class _Painter:
         try:
             drawn = self.pipe(1, seed=int(seed), output_type="pt")
         except VQPriorError as error:
-            raise _told(error) from None
+            raise _shown_error(error) from None
         return self._opened(drawn.codes)
 
     def take(self, file: str | None) -> tuple[Any, ...]:
@@ -349,7 +350,7 @@ class _Painter:
         try:
             images = images_of(file, self.pipe.codec)
         except VQPriorError as error:
-            raise _told(_of_upload(error, file)) from None
+            raise _shown_error(_of_upload(error, file)) from None
         return self._opened(self.pipe.codec.encode(images.to(self.pipe.device)))
 
     def choose(self, grids: Codes, event: gr.SelectData) -> tuple[Any, ...]:
@@ -360,9 +361,9 @@ class _Painter:
     def put(self, grids: Codes, at: list[int], code: float | None) -> tuple[Any, ...]:
         """Return the codes with another code in a cell, and what they draw."""
         if not grids:
-            raise _told(UsageError("draw or upload an image first"))
+            raise _shown_error(UsageError("draw or upload an image first"))
         if code is None or not 0 <= code < self.num_codes:
-            raise _told(UsageError(f"code must be between 0 and {self.num_codes - 1}, got {code}"))
+            raise _shown_error(UsageError(f"code must be between 0 and {self.num_codes - 1}, got {code}"))
         grids = [level.copy() for level in grids]
         grids[-1][at[0], at[1]] = int(code)
         return grids, *self._shown(grids, at)
@@ -372,7 +373,9 @@ class _Painter:
         return int(event.index)
 
     def palette(self) -> list[tuple[Image.Image, str]]:
-        """Return what each code of the finest level draws among its own kind, coarser levels at 0."""
+        """Return a picture of each code of the finest level, decoded where every cell around has that code too; coarser
+        levels are 0.
+        """
         numbers = torch.arange(min(self.num_codes, MOST_CODES))
         values = torch.cat([middles(self.pipe.codec, some) for some in numbers.split(MOST_IMAGES)])
         tiles = pictures_of(self.pipe, values)
@@ -398,7 +401,7 @@ def _doctor_tab(model: Path) -> None:
     def examine() -> str:
         lines: list[str] = []
         try:
-            doctor(Doctor(model=settle(model)), say=lines.append)
+            doctor(Doctor(model=fetch_once(model)), say=lines.append)
         except VQPriorError as error:
             lines.append(f"error: {error}")
         return "\n".join(lines)

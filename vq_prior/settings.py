@@ -11,6 +11,9 @@ from stage2_prior.sampling_settings import Sampling
 from vq_prior.core.modality import KindSettings
 from vq_prior.core.settings import ImageColumn, LabelColumn, NumWorkers, Sheet
 
+MODEL_HELP = tyro.conf.arg(help="MODEL folder, or Hub id owner/name[@revision].")
+CODEC_HELP = tyro.conf.arg(help="Codec folder, RUN, or Hub id owner/name[@revision].")
+
 
 @dataclass
 class Quickstart:
@@ -52,8 +55,7 @@ class SampleSettings(Sampling):
 class Drawing(SampleSettings):
     """What every command that draws images into a folder takes."""
 
-    model: Path
-    """MODEL folder, or Hub id owner/name[@revision]."""
+    model: Annotated[Path, MODEL_HELP]
     out: Path
     """Folder for 000000.png ... and samples.json; a sheet of them all is written beside it, OUT.png."""
     sheet: Sheet = None
@@ -99,8 +101,7 @@ class Complete(Drawing):
 class Score(KindSettings):
     """Tell how likely a MODEL finds the codes of each image: nats per token, bits per dimension, and where."""
 
-    model: Path
-    """MODEL folder, or Hub id owner/name[@revision]."""
+    model: Annotated[Path, MODEL_HELP]
     data: str
     """Images: folder, parquet file, Hub id, or the word digits. Labels match the model's classes."""
     out: Path
@@ -125,10 +126,8 @@ class Evaluate(KindSettings, SampleSettings):
     """Images: folder, parquet file, Hub id, or the word digits."""
     out: Path
     """JSON file to write."""
-    codec: Path | None = None
-    """Codec folder, RUN, or Hub id owner/name[@revision]."""
-    model: Path | None = None
-    """MODEL folder, or Hub id owner/name[@revision]."""
+    codec: Annotated[Path | None, CODEC_HELP] = None
+    model: Annotated[Path | None, MODEL_HELP] = None
     num_images: Annotated[int, tyro.conf.arg(aliases=["--num-samples"])] = 10_000
     """Training images that reconstructions and samples are compared with, and samples drawn; all, if there are
     fewer."""
@@ -146,14 +145,12 @@ class Evaluate(KindSettings, SampleSettings):
 class Doctor(KindSettings):
     """Examine a codec, codes, a prior or a MODEL, and say in words what is wrong with it and what to do."""
 
-    codec: Path | None = None
-    """Codec folder, RUN, or Hub id owner/name[@revision]."""
+    codec: Annotated[Path | None, CODEC_HELP] = None
     codes: Path | None = None
     """Code store."""
     prior: Path | None = None
     """Prior folder, RUN, or Hub id owner/name[@revision]."""
-    model: Path | None = None
-    """MODEL folder, or Hub id owner/name[@revision]."""
+    model: Annotated[Path | None, MODEL_HELP] = None
     data: str | None = None
     """Images: folder, parquet file, Hub id, or the word digits. Left out, like the codes: what the examined part was
     made from, if it is still there."""
@@ -180,8 +177,7 @@ class Export(CodecSize):
 class App:
     """Serve a page that draws, reconstructs, completes and paints with a MODEL, on this machine alone by default."""
 
-    model: Path
-    """MODEL folder, or Hub id owner/name[@revision]."""
+    model: Annotated[Path, MODEL_HELP]
     host: str = "127.0.0.1"
     """Address to listen at; 0.0.0.0 lets other machines in."""
     port: int = 7860
@@ -198,12 +194,10 @@ class Report:
     """File to write; left out: RUN/report.html."""
 
 
-@dataclass
-class Push:
-    """Send a MODEL (or a codec or prior alone) to the Hugging Face Hub, as one commit with its card and samples."""
+@dataclass(kw_only=True)
+class Sending:
+    """What every command that sends something to the Hub takes."""
 
-    model: Path
-    """MODEL folder, or the folder of a codec or a prior."""
     repo_id: str
     """Repository owner/name; made if it does not exist."""
     private: bool = False
@@ -214,6 +208,14 @@ class Push:
     """Open a pull request instead of committing."""
     license: str | None = None
     """Licence for the card, as the Hub writes it (apache-2.0, cc-by-4.0, ...)."""
+
+
+@dataclass
+class Push(Sending):
+    """Send a MODEL (or a codec or prior alone) to the Hugging Face Hub, as one commit with its card and samples."""
+
+    model: Path
+    """MODEL folder, or the folder of a codec or a prior."""
 
 
 @dataclass
@@ -229,21 +231,11 @@ class Pull:
 
 
 @dataclass
-class PushCodes:
+class PushCodes(Sending):
     """Send a code store to the Hugging Face Hub as a data set of parquet files, as one commit with its card."""
 
     codes: Annotated[Path, tyro.conf.Positional]
     """Code store."""
-    repo_id: str
-    """Repository owner/name; made if it does not exist."""
-    private: bool = False
-    """Make a new repository private."""
-    revision: str | None = None
-    """Branch to commit to; left out: main."""
-    create_pr: bool = False
-    """Open a pull request instead of committing."""
-    license: str | None = None
-    """Licence for the card, as the Hub writes it (apache-2.0, cc-by-4.0, ...)."""
 
 
 @dataclass

@@ -255,15 +255,15 @@ def shards_as_rows(archives: Sequence[Tar], wanted: Wanted) -> RawData:
     """Return the rows of the shards of a WebDataset."""
     groups: dict[str, list[Tar]] = {}
     for archive in archives:
-        found = split_in(PurePosixPath(str(archive.path)).stem) if len(archives) > 1 else None
-        groups.setdefault(found[0] if found else "train", []).append(archive)
+        split_named = split_in(PurePosixPath(str(archive.path)).stem) if len(archives) > 1 else None
+        groups.setdefault(split_named[0] if split_named else "train", []).append(archive)
     notes: list[str] = []
     if wanted.split is not None:
-        asked = SPLIT_OF.get(wanted.split, wanted.split)
-        if asked not in groups:
+        split_wanted = SPLIT_OF.get(wanted.split, wanted.split)
+        if split_wanted not in groups:
             raise UsageError(f"--split {wanted.split} is not among the shards, which are {', '.join(groups)}")
-        notes.append(f"left {len(archives) - len(groups[asked])} shard(s) of other splits untouched")
-        groups = {"train": groups[asked]}
+        notes.append(f"left {len(archives) - len(groups[split_wanted])} shard(s) of other splits untouched")
+        groups = {"train": groups[split_wanted]}
     if untouched := groups.pop("test", []):
         notes.append(f"left {len(untouched)} test shard(s) untouched")
     if "train" not in groups:
@@ -296,8 +296,8 @@ def shards_as_rows(archives: Sequence[Tar], wanted: Wanted) -> RawData:
             notes.append(f"skipped {bare} sample(s) of the {split} shards without a {' or '.join(endings)} file")
         read = None
         if label is not None and any(each is not None for each in labels):
-            read, told = read_labels(labels, label, str(some[0][0].path), asked=wanted.label_column is not None)
-            notes += told
+            read, said = read_labels(labels, label, str(some[0][0].path), is_named=wanted.label_column is not None)
+            notes += said
         splits[split] = Split(ArchiveRows(files), read)
     unused = sorted({ending for parts in everything for ending in parts} - used - ({"json"} if label else set()))
     if unused:
@@ -313,17 +313,17 @@ def _values(samples: Sequence[dict[str, Member]], wanted: Wanted, where: str) ->
             flag = column_flag(MODALITIES[kind])
             raise UsageError(f"{flag} {column} is not in {where}, whose samples have {', '.join(endings)}")
         return MODALITIES[kind], f"by {column_flag(MODALITIES[kind])}", [column.lower()]
-    found: dict[str, list[str]] = {}
+    endings_of: dict[str, list[str]] = {}
     for ending in endings:
         for kind in _kinds(ending):
-            found.setdefault(kind, []).append(ending)
+            endings_of.setdefault(kind, []).append(ending)
     if wanted.modality is not None:
         modality, why = named(wanted.modality, where), "by --modality"
     else:
-        modality, why = chosen({kind: f".{', .'.join(some)} files" for kind, some in found.items()}, where)
-    if modality.name not in found:
+        modality, why = chosen({kind: f".{', .'.join(some)} files" for kind, some in endings_of.items()}, where)
+    if modality.name not in endings_of:
         raise ArtifactError(f"{where} holds no files of {modality.name} (its samples have {', '.join(endings)})")
-    return modality, why, found[modality.name]
+    return modality, why, endings_of[modality.name]
 
 
 def _label_of(samples: Sequence[dict[str, Member]], wanted: Wanted) -> str | None:

@@ -71,7 +71,7 @@ def arrays_of(path: Path) -> dict[str, Array]:
     require_no_pointer(path)
     if path.suffix.lower() in HDF5_SUFFIXES:
         return _of_hdf5(path)
-    with _told(path, "numpy"):
+    with _one_error(path, "numpy"):
         content = np.load(path, mmap_mode="r", allow_pickle=False)
         if isinstance(content, np.ndarray):
             return {"values": _of_numpy(content.shape, content.dtype, lambda: content)}
@@ -81,7 +81,7 @@ def arrays_of(path: Path) -> dict[str, Array]:
 
 
 @contextmanager
-def _told(path: Path, called: str) -> Iterator[None]:
+def _one_error(path: Path, called: str) -> Iterator[None]:
     try:
         yield
     except ArtifactError:
@@ -99,7 +99,7 @@ def _of_npz(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Arra
     """Return an array of a `.npz`, of which its header alone is read."""
 
     def whole() -> NDArray[Any]:
-        with _told(path, "numpy"), np.load(path, allow_pickle=False) as opened:
+        with _one_error(path, "numpy"), np.load(path, allow_pickle=False) as opened:
             array: NDArray[Any] = opened[info.filename.removesuffix(".npy")]
             return array
 
@@ -130,7 +130,7 @@ def _of_hdf5(path: Path) -> dict[str, Array]:
     def look(name: str, link: Any) -> None:
         elsewhere.extend([name] if isinstance(link, h5py.ExternalLink) else [])
 
-    with _told(path, "HDF5"):
+    with _one_error(path, "HDF5"):
         file = h5py.File(path, "r", locking="best-effort", rdcc_nbytes=HELD_BYTES)
         file.visititems_links(look)
         file.visititems(take)
@@ -146,7 +146,7 @@ def _of_dataset(path: Path, dataset: Any) -> Array:
     kind = "U" if text else dataset.dtype.kind if dataset.dtype.kind in "biuf" else ""
 
     def whole() -> NDArray[Any]:
-        with _told(path, "HDF5"):
+        with _one_error(path, "HDF5"):
             return np.asarray(dataset[()])
 
     return Array(dataset.shape or (), dataset.dtype, kind, whole, lambda name: HDF5Rows(dataset, name))

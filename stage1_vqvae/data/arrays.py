@@ -16,7 +16,15 @@ from numpy.typing import NDArray
 from stage1_vqvae.data.array_files import Array, arrays_of
 from stage1_vqvae.data.classes import Label, no_label_column, read_labels
 from stage1_vqvae.data.rows import RawData, Split
-from stage1_vqvae.data.splits import MOST_NAMED, PLAIN_WORDS, SPLIT_OF, SPLIT_WORDS, split_in, told, without_split
+from stage1_vqvae.data.splits import (
+    MOST_NAMED,
+    PLAIN_WORDS,
+    SPLIT_OF,
+    SPLIT_WORDS,
+    pairs_in_words,
+    split_in,
+    without_split,
+)
 from stage1_vqvae.modalities import MODALITIES, Wanted, chosen, column_flag, kinds_of_array, named
 from vq_prior.core.errors import ArtifactError, UsageError
 from vq_prior.core.modality import Modality
@@ -103,25 +111,25 @@ def _splits(arrays: Arrays, wanted: Wanted, path: Path, notes: list[str]) -> tup
     if unnamed or not groups:
         groups, others = {"train": {**unnamed, **others}, **groups}, {}
     if known:
-        notes.append(f"arrays: {told({name: split for split, some in groups.items() for name in some})}")
-    asked = "train"
+        notes.append(f"arrays: {pairs_in_words({name: split for split, some in groups.items() for name in some})}")
+    training = "train"
     if wanted.split is not None:
-        asked = SPLIT_OF.get(wanted.split, wanted.split)
-        if asked not in groups or not known:
+        training = SPLIT_OF.get(wanted.split, wanted.split)
+        if training not in groups or not known:
             has = ", ".join(groups) if known else "no arrays of splits by their names"
             raise UsageError(f"--split {wanted.split} is not in {path}, which has {has}")
     elif len(groups) == 1:
-        asked = next(iter(groups))
-    if asked not in groups:
+        training = next(iter(groups))
+    if training not in groups:
         raise ArtifactError(f"{path} holds no arrays to train on, only {', '.join(groups)}; choose one by --split")
-    taken: dict[str, Arrays] = {"train": groups.pop(asked)}
+    taken: dict[str, Arrays] = {"train": groups.pop(training)}
     if wanted.split is None and "validation" in groups:
         taken["validation"] = groups.pop("validation")
     notes += [f"left the {split} arrays untouched ({_some(members)})" for split, members in groups.items()]
     return taken, others
 
 
-def _found(name: str, flag: str, members: Arrays, others: Arrays, path: Path) -> str | None:
+def _array_named(name: str, flag: str, members: Arrays, others: Arrays, path: Path) -> str | None:
     """Return the array of a split that a flag names: by its name, or by what the name says beside the split."""
     if name in members:
         return name
@@ -140,10 +148,10 @@ def _values(members: Arrays, others: Arrays, wanted: Wanted, path: Path) -> str:
     """
     for kind, column in wanted.columns.items():
         flag = column_flag(MODALITIES[kind])
-        found = _found(column, flag, members, others, path)
-        if found is None:
+        match = _array_named(column, flag, members, others, path)
+        if match is None:
             raise UsageError(f"{flag} {column} is not in {path}, which has {_some([*members, *others])}")
-        return found
+        return match
     some = {name: array for name, array in members.items() if _may_be_values(name, array)} or members
     readable = {name: array for name, array in some.items() if _kinds(array)}
     some = some if len(some) == 1 else readable or some
@@ -165,11 +173,11 @@ def _label(
         UsageError: If the named one is not there, or several may be meant.
     """
     if wanted.label_column is not None:
-        found = _found(wanted.label_column, "--label-column", members, others, path)
-        if found is None and split == "train":
+        array = _array_named(wanted.label_column, "--label-column", members, others, path)
+        if array is None and split == "train":
             has = _some([*members, *others])
             raise UsageError(f"--label-column {wanted.label_column} is not in {path}, which has {has}")
-        return found
+        return array
     signed = [name for name in members if name != values and _is_signed(name)]
     signed = [name for name in signed if members[name].shape[:1] == (rows,)] or signed[:1]
     if "label" in signed:
@@ -209,7 +217,7 @@ def _labels(array: Array, name: str, rows: int, path: Path, wanted: Wanted) -> t
             f"{path}: {name} is {list(labels.shape)}, a column for each class (one-hot); store the number of the class "
             "of each row, its argmax(axis=1), or name another array by --label-column"
         )
-    return read_labels(labels.tolist(), name, str(path), asked=wanted.label_column is not None)
+    return read_labels(labels.tolist(), name, str(path), is_named=wanted.label_column is not None)
 
 
 def _is_one_hot(labels: NDArray[Any]) -> bool:

@@ -11,8 +11,8 @@ from stage1_vqvae.data.checking import SUFFIX, CheckedData, CheckedSplit, check_
 from stage1_vqvae.data.loading import load_rows
 from stage1_vqvae.data.rows import RawData
 from stage1_vqvae.data.sources import (
+    classes_in_words,
     classes_of,
-    classes_told,
     columns_of,
     labelled_alike,
     open_data_of,
@@ -27,6 +27,7 @@ from stage1_vqvae.settings import CheckData
 from vq_prior.core.disk.artifacts import write_atomic
 from vq_prior.core.disk.sheet_beside import is_sheet
 from vq_prior.core.errors import ArtifactError, UsageError
+from vq_prior.core.spec import by
 
 MOST_SHOWN, COLUMNS = 64, 8
 
@@ -51,34 +52,34 @@ def check_data(settings: CheckData) -> Path:
     raw = open_raw(settings.data, wanted)
     for note in raw.notes:
         print(note)
-    found = check_splits(raw, settings.num_workers, wanted.frames)
-    bad = [row for split in found.values() for row in split.bad]
-    total, called = sum(len(split.sha256) for split in found.values()), rows_called(raw.modality)
+    checked = check_splits(raw, settings.num_workers, wanted.frames)
+    bad = [row for split in checked.values() for row in split.bad]
+    total, called = sum(len(split.sha256) for split in checked.values()), rows_called(raw.modality)
     for row in bad:
         print(f"bad: {row.reason}")
-    for line in _classes(settings.data, raw, found):
+    for line in _classes(settings.data, raw, checked):
         print(line)
     if bad and settings.policy == "error":
         raise ArtifactError(
             f"{len(bad)} of {total} {called} are bad ({bad[0].name} first); "
             "mend them, or leave them out by --policy skip"
         )
-    CheckedData.of(settings.data, wanted, raw.modality, found).write(settings.out)
+    CheckedData.of(settings.data, wanted, raw.modality, checked).write(settings.out)
     print(f"{total - len(bad)} of {total} {called} are good; wrote {settings.out}; next: --data {settings.out}")
     if settings.sheet is not None:
         _write_sheet(settings, settings.sheet)
     return settings.out
 
 
-def _classes(source: str, raw: RawData, found: dict[str, CheckedSplit]) -> list[str]:
+def _classes(source: str, raw: RawData, checked: dict[str, CheckedSplit]) -> list[str]:
     """Return what is to be said of the classes of the good rows."""
     notes: list[str] = []
     splits = {"train": raw.train} | ({"validation": raw.validation} if raw.validation else {})
     splits = labelled_alike(splits, rows_called(raw.modality), notes)
-    good = {name: found[name].good_rows() for name in splits}
+    good = {name: checked[name].good_rows() for name in splits}
     names, classes = classes_of(splits, good, raw.label_names, source)
     if (train := classes["train"]) is not None:
-        notes.insert(0, classes_told(names, train[good["train"]]))
+        notes.insert(0, classes_in_words(names, train[good["train"]]))
     return notes
 
 
@@ -96,5 +97,5 @@ def _write_sheet(settings: CheckData, path: Path) -> None:
     shown = load_rows(some, modality, transform, num_workers=settings.num_workers).batch(range(count))
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, sheet_bytes(modality.show.sheet(shown, columns=COLUMNS)))
-    size = "x".join(map(str, transform.shape))
+    size = by(transform.shape, "x")
     print(f"wrote {count} {rows_called(data.modality)} as a network will see them, {size}, to {path}")

@@ -1,4 +1,4 @@
-"""`vq-prior check-data`: every bad row of a source, found before a training meets it, and a list that holds.
+"""`vq-prior check-data`: find every bad row of a source before a training meets it, and write a list to train from.
 
 The list is a JSON file that stands for the data: wherever a command takes DATA it may be named instead. What it says is
 bad is left out, and what has changed since is refused.
@@ -51,7 +51,7 @@ class CheckedSplit:
 
 @dataclass(frozen=True)
 class CheckedData:
-    """The list.
+    """The list that `check-data` writes.
 
     Attributes:
         format_version: Of this file.
@@ -118,8 +118,8 @@ class CheckedData:
         from vq_prior.core.disk.places import make_folder, true_place
 
         make_folder(true_place(path).parent)
-        told = {name: value for name, value in to_json(self).items() if value is not None or name in ALWAYS}
-        write_atomic(path, pretty_json(told))
+        entries = {name: value for name, value in to_json(self).items() if value is not None or name in ALWAYS}
+        write_atomic(path, pretty_json(entries))
 
 
 def read_checked(path: Path) -> CheckedData:
@@ -141,11 +141,11 @@ def check_splits(raw: RawData, num_workers: int | None, frames: str | None = Non
     """Look at every row of a source, whatever is wrong with others: its file, and its label where others have one."""
     splits = {"train": raw.train} | ({"validation": raw.validation} if raw.validation else {})
     labelled = {name: any(label is not None for label in split.labels or ()) for name, split in splits.items()}
-    found = {}
+    results = {}
     for name, split in splits.items():
         checked = check_rows(split.rows, raw.modality, num_workers, raw.missing, frames)
-        found[name] = _without_label(checked, split) if labelled[name] and labelled["train"] else checked
-    return found
+        results[name] = _without_label(checked, split) if labelled[name] and labelled["train"] else checked
+    return results
 
 
 def _without_label(checked: CheckedSplit, split: Split) -> CheckedSplit:
@@ -181,8 +181,8 @@ def check_rows(
             return "", BadRow(row, name(), str(error))
         return content_digest(encoded).hex(), None
 
-    found = list(in_threads(look, range(len(rows)), num_workers))
-    return CheckedSplit(tuple(digest for digest, _ in found), tuple(bad for _, bad in found if bad is not None))
+    results = list(in_threads(look, range(len(rows)), num_workers))
+    return CheckedSplit(tuple(digest for digest, _ in results), tuple(bad for _, bad in results if bad is not None))
 
 
 def require_unchanged(

@@ -13,7 +13,7 @@ Label = str | int | None
 
 
 def read_labels(
-    values: Iterable[Any], column: str, where: str, *, asked: bool, has_names: bool = False
+    values: Iterable[Any], column: str, where: str, *, is_named: bool, has_names: bool = False
 ) -> tuple[list[Label] | None, list[str]]:
     """Return the label of each row, None where it has none, and what to say of them; None if they are no labels.
 
@@ -21,7 +21,7 @@ def read_labels(
         values: Of the column, as Python values.
         column: Its name.
         where: What the table is called.
-        asked: Whether the person named the column: then what cannot be used is an error.
+        is_named: Whether the person named the column: then what cannot be used is an error.
         has_names: Whether the table names its classes 0, 1, ...: then -1 stands for none.
 
     Raises:
@@ -34,7 +34,7 @@ def read_labels(
     for row, value in enumerate(values):
         if (wrong := _wrong(value)) is not None:
             what = f"column {column} of {where} holds {wrong} (row {row}: {str(value)[:40]})"
-            if asked:
+            if is_named:
                 raise UsageError(f"--label-column: {what}; name a column of one name or integer a row")
             return None, [f"no labels: {what}; --label-column names another column"]
     labels = [_label(value) for value in values]

@@ -50,17 +50,17 @@ def condition_columns(data: Data) -> list[Column]:
 
 def _numbers(rows: DataRows, name: str, source: str) -> NDArray[np.float32]:
     """Return the values of a column for each row of a split, found by what the row is called."""
-    found = []
+    arrays = []
     for row in range(len(rows)):
         called = rows.file_name(row)
         file, _, place = called.rpartition(" row ")
         table = file if Path(file).suffix.lower() in TABLE_SUFFIXES else None
         value = _table(table, name)[int(place)] if table else _listed(source, name).get(str(Path(called).resolve()))
-        found.append(_number(value, name, called))
-    sizes = {each.shape for each in found}
+        arrays.append(_number(value, name, called))
+    sizes = {each.shape for each in arrays}
     if len(sizes) > 1:
         raise ArtifactError(f"column {name} must hold as many numbers in every row, got {sorted(sizes)[:4]}")
-    return np.stack(found)
+    return np.stack(arrays)
 
 
 def _number(value: Any, name: str, called: str) -> NDArray[np.float32]:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from stage1_vqvae.data.classes import Label
 from stage1_vqvae.data.listing import Listing, list_files
-from stage1_vqvae.data.metadata import Metadata, labels_file_told, read_metadata
+from stage1_vqvae.data.metadata import Metadata, labels_file_notes, read_metadata
 from stage1_vqvae.data.rows import FileRows, RawData, Split
-from stage1_vqvae.data.splits import MOST_NAMED, Part, only_split, split_folders, told, untaken
+from stage1_vqvae.data.splits import MOST_NAMED, Part, only_split, pairs_in_words, split_folders, untaken
 from stage1_vqvae.data.tables import open_table_files
 from stage1_vqvae.modalities import MODALITIES, Wanted, chosen, column_flag, kinds_of_suffix, named
 from stage1_vqvae.modalities.pictures.others import CONVERT, UNREAD
@@ -28,13 +28,13 @@ def _take_kind(listing: Listing, wanted: Wanted) -> tuple[Modality | None, str]:
     if name is not None:
         modality = named(name, str(listing.root))
     else:
-        found: dict[str, list[str]] = {}
+        counts: dict[str, list[str]] = {}
         for suffix, files in sorted(listing.by_suffix.items()):
             for kind in kinds_of_suffix(suffix):
-                found.setdefault(kind, []).append(f"{len(files)} {suffix[1:]}")
-        if any(kind in MODALITIES for kind in found) or (found and not listing.tables):
-            told = {kind: f"{', '.join(sorted(files))} files" for kind, files in found.items()}
-            modality, why = chosen(told, str(listing.root))
+                counts.setdefault(kind, []).append(f"{len(files)} {suffix[1:]}")
+        if any(kind in MODALITIES for kind in counts) or (counts and not listing.tables):
+            reasons = {kind: f"{', '.join(sorted(files))} files" for kind, files in counts.items()}
+            modality, why = chosen(reasons, str(listing.root))
     for suffix, files in listing.by_suffix.items():
         if modality is not None and suffix in modality.signs.suffixes:
             listing.values += files
@@ -115,7 +115,7 @@ def _rows_of(
         rows = FileRows(paths, f"{split} of {os.path.abspath(root)}")
         splits[split] = Split(rows, labels)
     if in_folders and metadata is None and not any(split.labels for split in splits.values()):
-        notes += labels_file_told(listing)
+        notes += labels_file_notes(listing)
     causes = {str(root / name): _why_missing(root / name) for name in metadata.missing} if metadata is not None else {}
     folders = [name for name in listing.folders if not any(own.startswith(f"{name}/") for own in listing.ours)]
     empty = _empty(folders, *groups["train"]) if in_folders and splits["train"].labels else ()
@@ -146,15 +146,15 @@ def _unread(listing: Listing) -> list[str]:
 
 
 def _split_groups(
-    names: list[str], root: str, called: str, notes: list[str], asked: str | None
+    names: list[str], root: str, called: str, notes: list[str], wanted: str | None
 ) -> dict[str, tuple[list[str], list[int]]]:
     """Return the files of each split, and how many leading parts of each name say nothing of its class.
 
     Without a folder to train on, everything is training data.
     """
     parts = split_folders(names, root)
-    if asked is not None:
-        parts = only_split(parts, asked, root)
+    if wanted is not None:
+        parts = only_split(parts, wanted, root)
     if not parts:
         if folders := untaken(names):
             where = folders[0].rpartition("/")[0]
@@ -163,7 +163,7 @@ def _split_groups(
                 f"if they are, name {root}/{where} as the data"
             )
         return {"train": (names, [0] * len(names))}
-    notes.append(f"folders: {told({part.folder: part.split for part in parts})}")
+    notes.append(f"folders: {pairs_in_words({part.folder: part.split for part in parts})}")
     groups: dict[str, tuple[list[str], list[int]]] = {}
     for split in ("train", "validation"):
         placed = sorted((name, part.lead) for part in parts if part.split == split for name in part.files)

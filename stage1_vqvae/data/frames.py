@@ -72,8 +72,8 @@ def rows_of(
     """Return what holds the rows of some files of a source, which of its rows these are, and which file each is of."""
     if frames is None:
         return source, files, files
-    found = FrameRows(source, files, modality, num_workers)
-    return found, np.arange(len(found)), found.files
+    rows = FrameRows(source, files, modality, num_workers)
+    return rows, np.arange(len(rows)), rows.files
 
 
 def files_of(rows: DataRows) -> NDArray[np.int64]:

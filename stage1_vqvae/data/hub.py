@@ -9,16 +9,16 @@ from typing import Any
 from stage1_vqvae.data.classes import Label, no_label_column, read_labels
 from stage1_vqvae.data.lists import split_of_lists
 from stage1_vqvae.data.rows import RawData, Split
-from stage1_vqvae.data.splits import column_told, splits_of, told
+from stage1_vqvae.data.splits import pairs_in_words, split_column_notes, splits_of
 from stage1_vqvae.data.tables import NoValues, array_of, columns_not_read, in_lists, values_column
 from stage1_vqvae.modalities import MODALITIES, Wanted
 from stage1_vqvae.modalities.pictures import PICTURES
 from vq_prior.core.errors import ArtifactError, EnvironmentFault, UsageError, VQPriorError, in_one_line
-from vq_prior.core.hub.client import HubId, fetch
+from vq_prior.core.hub.answers import gated, missing, refused, status_of, without_revision
+from vq_prior.core.hub.client import NAME, REVISION, HubId, fetch
 from vq_prior.core.modality import Encoded, Modality
 
-DATA_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?::([\w.-][\w. -]*))?(?:@(\w[\w./-]*))?")
-LOG_IN = "ask for access on its page and log in with `hf auth login`"
+DATA_ID = re.compile(rf"({NAME})(?::([\w.-][\w. -]*))?(?:@({REVISION}))?")
 CHOICE = re.compile(r"(?:available configs: |Available: )(\[.*?\])", re.DOTALL)
 MOST_CAUSES = 10
 LISTS_AT_ONCE = 1000
@@ -90,9 +90,9 @@ def open_hub(data: str, wanted: Wanted, open_folder: Callable[[Path, Wanted], Ra
             raise
         raw = open_folder(folder, wanted)
         captions = len(list(folder.rglob("*.txt")))
-        told = f"{data}: read as a folder of files, for `datasets` finds no pictures in it"
-        kept = [f"{data}: {captions} texts beside the pictures were fetched, and are not used"] if captions else []
-        return replace(raw, notes=(told, *kept, *raw.notes))
+        reading = f"{data}: read as a folder of files, for `datasets` finds no pictures in it"
+        unused = [f"{data}: {captions} texts beside the pictures were fetched, and are not used"] if captions else []
+        return replace(raw, notes=(reading, *unused, *raw.notes))
 
 
 def _loaded(data: str, name: str, config: str | None, revision: str | None) -> Any:
@@ -116,16 +116,16 @@ def _explained(error: Exception, data: str) -> VQPriorError:
         return UsageError(
             f"{data} has the configurations {known}; name one as {data.partition('@')[0].partition(':')[0]}:NAME"
         )
-    statuses = {getattr(getattr(each, "response", None), "status_code", None) for each in chain}
+    refusals = [status for status in map(status_of, chain) if status in (401, 403)]
     kinds = {type(each).__name__ for each in chain}
     if "GatedRepoError" in kinds or "gated" in text:
-        return ArtifactError(f"{data} is gated; {LOG_IN}")
+        return gated(data)
     if "RevisionNotFoundError" in kinds or text.startswith("Revision "):
-        return ArtifactError(f"{data}: the Hub has no such revision")
+        return without_revision(data)
     if "RepositoryNotFoundError" in kinds or isinstance(error, datasets.exceptions.DatasetNotFoundError):
-        return ArtifactError(f"{data} does not exist, neither as a path nor on the Hub, or it is private: {LOG_IN}")
-    if statuses & {401, 403}:
-        return ArtifactError(f"{data}: the Hub refused access; {LOG_IN}")
+        return missing(data)
+    if refusals:
+        return refused(data, refusals[0])
     if kinds & {"EmptyDatasetError", "DataFilesNotFoundError"}:
         return NoValues(f"{data} holds no files that `datasets` reads ({in_one_line(chain[-1])})")
     cause = f"{type(chain[-1]).__name__}: {in_one_line(chain[-1])}"
@@ -149,7 +149,7 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 def _raw(loaded: Any, data: str, wanted: Wanted) -> RawData:
     """Return the rows of the splits that are for training and held out, or of the one that was asked for."""
     notes: list[str] = []
-    found: dict[str, Part] = {}
+    parts: dict[str, Part] = {}
     kinds = splits_of(map(str, loaded))
     if wanted.split is not None:
         if wanted.split not in loaded:
@@ -157,17 +157,18 @@ def _raw(loaded: Any, data: str, wanted: Wanted) -> RawData:
         kinds = {wanted.split: "train"}
     for split, table in loaded.items():
         kind = kinds.get(str(split))
-        if kind in ("train", "validation") and kind not in found:
-            found[kind] = _part(table, data, wanted)
-            notes += [note for note in found[kind].notes if note not in notes]
+        if kind in ("train", "validation") and kind not in parts:
+            parts[kind] = _part(table, data, wanted)
+            notes += [note for note in parts[kind].notes if note not in notes]
         else:
             notes.append(f"left the {len(table)} rows of split {split} untouched")
-    if "train" not in found:
+    if "train" not in parts:
         known = ", ".join(map(str, loaded))
         raise ArtifactError(f"{data} has no train split, only {known}; choose one to train on by --split")
-    train, validation = found["train"], found.get("validation")
+    train, validation = parts["train"], parts.get("validation")
     if len(loaded) > 1:
-        notes.insert(0, f"splits: {told({str(split): kinds.get(str(split), 'left out') for split in loaded})}")
+        taken = {str(split): kinds.get(str(split), "left out") for split in loaded}
+        notes.insert(0, f"splits: {pairs_in_words(taken)}")
     held_out = None if validation is None else validation.split
     return RawData(train.split, held_out, train.modality, train.why, train.names, tuple(notes))
 
@@ -202,11 +203,11 @@ def _part(table: Any, data: str, wanted: Wanted) -> Part:
     names = tuple(classes.names) if isinstance(classes, datasets.ClassLabel) else None
     notes = columns_not_read(table.features.arrow_schema, modality, values, wanted)
     notes += no_label_column([name for name in columns if name != values])
-    of_splits = column_told(columns, lambda name: list(table[name]))
+    of_splits = split_column_notes(columns, lambda name: list(table[name]))
     labels: list[Label] | None = None
     if label is not None:
-        asked = wanted.label_column is not None
-        labels, notes = read_labels(table[label], label, data, asked=asked, has_names=names is not None)
+        is_named = wanted.label_column is not None
+        labels, notes = read_labels(table[label], label, data, is_named=is_named, has_names=names is not None)
     rows = HubRows(undecoded[values], data)
     split = Split(rows, labels)
     if listed:

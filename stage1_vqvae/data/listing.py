@@ -114,7 +114,7 @@ def _is_ours(folder: Path, markers: Markers) -> bool:
 
 
 def _is_numbered_set(folder: Path) -> bool:
-    """Return whether a folder holds a sheet and numbered images alone, as reconstructions had no file that tells."""
+    """Return whether a folder holds only numbered images and their sheet, as folders of reconstructions once did."""
     if not (folder / SHEETS[0]).is_file():
         return False
     stems = {name.partition(".")[0] for name in os.listdir(folder)} - {SHEETS[0].partition(".")[0]}

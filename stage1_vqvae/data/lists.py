@@ -71,12 +71,12 @@ def split_of_lists(
 
     lengths = [pc.fill_null(pc.list_value_length(array), 0).to_numpy(zero_copy_only=False) for array in arrays]
     counts = np.concatenate([np.empty(0, np.int64), *lengths]).astype(np.int64)
-    found = ListRows(rows, counts)
+    single = ListRows(rows, counts)
     of = "" if split == "train" else f" of the {split} split"
-    told = f"{found.num_lists} lists{of} hold {len(found)} images, each a row; those of a list are held out together"
-    if empty := len(counts) - found.num_lists:
-        told += f"; {empty} row(s) without images are none"
-    return Split(found, None if labels is None else [labels[row] for row in found.row_of]), [told]
+    said = f"{single.num_lists} lists{of} hold {len(single)} images, each a row; those of a list are held out together"
+    if empty := len(counts) - single.num_lists:
+        said += f"; {empty} row(s) without images are none"
+    return Split(single, None if labels is None else [labels[row] for row in single.row_of]), [said]
 
 
 def list_of(kind: Any, is_element: Callable[[Any], bool]) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 
 from stage1_vqvae.data.classes import Label, read_labels, without_nan
 from stage1_vqvae.data.listing import Listing
-from stage1_vqvae.data.splits import MOST_NAMED, column_told
+from stage1_vqvae.data.splits import MOST_NAMED, split_column_notes
 from stage1_vqvae.data.tables import table_rows
 from stage1_vqvae.modalities import Wanted
 from vq_prior.core.disk.pointers import require_no_pointer
@@ -56,27 +56,27 @@ def read_metadata(listing: Listing, wanted: Wanted) -> Metadata | None:
     paths = [listing.root / name for name in listing.metadata]
     if wanted.labels_file is not None:
         paths = [_labels_file(wanted.labels_file, listing.root)]
-    found: dict[str, None] = {}
+    every_column: dict[str, None] = {}
     labels: dict[str, Label] = {}
     notes: list[str] = []
     names = _Names(listing.values, anywhere=wanted.labels_file is not None)
     chosen = wanted.label_column or "label"
     for path in paths:
         rows = read_rows(path)
-        found |= {name: None for row in rows for name in row}
+        every_column |= {name: None for row in rows for name in row}
         columns = {name: None for row in rows for name in row}
         files = _file_column(path, list(columns), wanted)
         chosen = _label_column(path, list(columns), files, wanted)
-        values, said = read_labels(_column(rows, chosen), chosen, str(path), asked=wanted.label_column is not None)
-        notes += said + column_told(columns, partial(_column, rows))
+        values, said = read_labels(_column(rows, chosen), chosen, str(path), is_named=wanted.label_column is not None)
+        notes += said + split_column_notes(columns, partial(_column, rows))
         folder = path.parent.relative_to(listing.root) if path.is_relative_to(listing.root) else Path()
         for number, row in enumerate(rows):
-            key = names.found(row.get(files), folder, f"{path} row {number}", files)
+            key = names.file_of(row.get(files), folder, f"{path} row {number}", files)
             if key in labels:
                 raise ArtifactError(f"{path} row {number}: {row[files]} is listed twice")
             labels[key] = None if values is None else values[number]
     present = set(listing.values)
-    return Metadata(labels, sorted(name for name in labels if name not in present), chosen, tuple(found), notes)
+    return Metadata(labels, sorted(name for name in labels if name not in present), chosen, tuple(every_column), notes)
 
 
 def _column(rows: list[dict[str, Any]], name: str) -> list[Any]:
@@ -128,7 +128,7 @@ class _Names:
                 if known != file:
                     self._others[one_form(called)] = None
 
-    def found(self, name: Any, folder: Path, where: str, column: str) -> str:
+    def file_of(self, name: Any, folder: Path, where: str, column: str) -> str:
         """Return the path of the file that a row names; of one that is not there, the path as it is written.
 
         Raises:
@@ -161,10 +161,10 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     raise ArtifactError(f"{path} must be a .csv, .tsv, .jsonl or .parquet file")
 
 
-def labels_file_told(listing: Listing) -> list[str]:
+def labels_file_notes(listing: Listing) -> list[str]:
     """Return what to say of tables beside the files that may hold their labels, and are not read."""
     names = sorted(name for suffix in (".csv", ".tsv") for name in listing.by_suffix.get(suffix, ()) if "/" not in name)
-    told = []
+    notes = []
     for name in names[:MOST_NAMED]:
         try:
             with (listing.root / name).open(encoding="utf-8-sig", newline="") as file:
@@ -172,11 +172,11 @@ def labels_file_told(listing: Listing) -> list[str]:
         except (UnicodeError, csv.Error, OSError):
             continue
         if 2 <= len(columns) <= 64:
-            told.append(
+            notes.append(
                 f"{name} is not read; if it holds labels: --labels-file {name} --file-column {columns[0]} "
                 f"(its columns are {', '.join(columns[:MOST_NAMED])})"
             )
-    return told
+    return notes
 
 
 def _read_csv(path: Path, delimiter: str) -> list[dict[str, Any]]:

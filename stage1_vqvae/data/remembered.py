@@ -57,12 +57,12 @@ class Memory:
 
 
 def cache_folder() -> Path | None:
-    """Return where the user's programs keep what they can do without; None where it is switched off."""
+    """Return the folder of this program in the user's cache; None where it is switched off."""
     if os.environ.get(SWITCH, "").lower() in (OFF, "0"):
         return None
-    given = os.environ.get("XDG_CACHE_HOME", "")
+    configured = os.environ.get("XDG_CACHE_HOME", "")
     try:
-        base = Path(given) if os.path.isabs(given) else Path.home() / ".cache"
+        base = Path(configured) if os.path.isabs(configured) else Path.home() / ".cache"
     except RuntimeError:  # a user without a home
         return None
     return base / "vq-prior" / "files"
@@ -89,12 +89,12 @@ class Remembered:
         names = [_whole(paths[row]) for row in some]
         states = [_state(name) for name in names]
         memory = self._read()
-        found: list[Seen | None] = [None] * len(names)
+        inspected: list[Seen | None] = [None] * len(names)
         if memory is not None:
             at = memory.places(names)
             for number in np.flatnonzero((at >= 0) & _alike(memory.states[at], states)).tolist():
-                found[number] = memory.seen(at[number])
-        unknown = [number for number, seen in enumerate(found) if seen is None]
+                inspected[number] = memory.seen(at[number])
+        unknown = [number for number, seen in enumerate(inspected) if seen is None]
 
         def look(number: int) -> Seen:
             seen, before = inspect(some[number]), states[number]
@@ -104,12 +104,12 @@ class Remembered:
 
         try:
             for number, seen in zip(unknown, in_threads(look, unknown, num_workers), strict=True):
-                found[number] = seen
+                inspected[number] = seen
         finally:
-            if any(found[number] is not None and states[number] is not GONE for number in unknown):
+            if any(inspected[number] is not None and states[number] is not GONE for number in unknown):
                 others = set() if len(names) == len(paths) else set(map(_whole, paths))
-                self._write(names, states, found, memory, others.difference(names))
-        return [seen for seen in found if seen is not None]
+                self._write(names, states, inspected, memory, others.difference(names))
+        return [seen for seen in inspected if seen is not None]
 
     def _read(self) -> Memory | None:
         """Return what is remembered; None where there is nothing, or where it is damaged."""
@@ -136,14 +136,14 @@ class Remembered:
         self,
         names: Sequence[str],
         states: Sequence[State],
-        found: Sequence[Seen | None],
+        inspected: Sequence[Seen | None],
         memory: Memory | None,
         others: set[str],
     ) -> None:
         """Write what was found, and what is remembered of other files that are still there; not being able is fine."""
         learnt = {
             name: (state, seen)
-            for name, state, seen in zip(names, states, found, strict=True)
+            for name, state, seen in zip(names, states, inspected, strict=True)
             if seen is not None and state is not GONE
         }
         for number, name in enumerate(memory.names if memory is not None and others else ()):
@@ -155,13 +155,13 @@ class Remembered:
         kinds = {kind: number for number, kind in enumerate(self._kinds)}
         if any(type(header) not in kinds for header in place):
             return
-        told = canonical_json([[kinds[type(header)], to_json(header)] for header in place])
+        headers = canonical_json([[kinds[type(header)], to_json(header)] for header in place])
         tensors: dict[str, NDArray[Any]] = {
             "names": np.frombuffer(os.fsencode("\0".join(learnt)), dtype=np.uint8),
             "states": np.array([state for state, _ in learnt.values()], dtype=np.int64),
             "sha256": np.frombuffer(b"".join(digest for _, (digest, _) in learnt.values()), np.uint8).reshape(-1, 32),
             "header": np.array(numbers, dtype=np.int32),
-            "headers": np.frombuffer(told, dtype=np.uint8),
+            "headers": np.frombuffer(headers, dtype=np.uint8),
         }
         content = save(tensors)
         if len(content) + 32 > MAX_FILE_BYTES:
@@ -173,13 +173,13 @@ class Remembered:
 
 
 def _alike(known: NDArray[np.int64], states: Sequence[State]) -> NDArray[np.bool_]:
-    """Return of which files the states are still the same."""
+    """Return which files have the same states as before, [n] bool."""
     alike: NDArray[np.bool_] = (known == np.array(states, dtype=np.int64).reshape(-1, 4)).all(axis=1)
     return alike
 
 
 def _whole(path: str) -> str:
-    """Return a path that means the same wherever one is."""
+    """Return an absolute path."""
     whole = path if os.path.isabs(path) else os.path.join(os.getcwd(), path)
     return os.path.abspath(whole) if "/." in whole else whole
 
@@ -214,7 +214,7 @@ def _put(path: Path, content: bytes) -> None:
 
 
 def remembered(called: str | None, files: Any) -> Remembered | None:
-    """Return what is remembered of files; None where nothing is kept of such.
+    """Return what is remembered of files; None if files of this kind are not remembered, or the cache is switched off.
 
     Args:
         called: What they are called together; None for what is no folder.

@@ -41,7 +41,8 @@ class Room:
     span: threading.local = field(default_factory=threading.local)
 
     def fetched(self, web: WebFile) -> IO[bytes]:
-        """Return a file of the disk with what a web server holds; the last of the shards give way to it.
+        """Return a file of the disk with what a web server holds; the shards that came last are removed to make room
+        for it.
 
         Raises:
             ArtifactError: If it is larger than the room.
@@ -115,7 +116,7 @@ class RemoteTar(Tar):
         return seen
 
     def leave(self) -> None:
-        """Give the disk back."""
+        """Remove the shard from the disk."""
         if self._file is not None:
             self._file.close()
         self._file = None
@@ -170,10 +171,10 @@ def open_remote(data: str, wanted: Wanted) -> RawData:
         if not is_webdataset(shards[-1]):
             raise ArtifactError(f"{shards[-1].path} is no shard of a WebDataset (NAME.jpg and NAME.cls side by side)")
     raw = shards_as_rows(shards, wanted)
-    size, kept = sum(shard.web.size for shard in shards), len(room.shards)
+    size, on_disk = sum(shard.web.size for shard in shards), len(room.shards)
     room.shards.clear()  # from here on none gives way; and a shard that nobody needs is gone at once
     note = (
-        f"fetched {len(shards)} shard(s) of {-(-size >> 20)} MiB; {kept} of them stay on the disk "
+        f"fetched {len(shards)} shard(s) of {-(-size >> 20)} MiB; {on_disk} of them stay on the disk "
         f"({room.most >> 20} MiB at most, see --shard-cache-mib), rows of the others are read from the server"
     )
     return replace(raw, notes=(note, *raw.notes))

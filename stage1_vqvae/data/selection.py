@@ -13,16 +13,16 @@ from vq_prior.core.training.randomness import keyed_generator
 Numbers = NDArray[np.int64]
 
 
-def chosen_classes(asked: str, names: tuple[str, ...], source: str) -> Numbers:
+def chosen_classes(wanted: str, names: tuple[str, ...], source: str) -> Numbers:
     """Return the classes that --classes names, ascending.
 
     Raises:
         UsageError: If the data has none of that name, or no classes.
     """
     if not names:
-        raise UsageError(f"--classes {asked} needs classes, and {source} has no labels; leave it out")
+        raise UsageError(f"--classes {wanted} needs classes, and {source} has no labels; leave it out")
     try:
-        return np.unique([label_index(label, names, len(names)) for label in split_labels(asked, names)])
+        return np.unique([label_index(label, names, len(names)) for label in split_labels(wanted, names)])
     except UsageError as error:
         raise UsageError(f"--classes: {str(error).replace('for this model', f'for {source}')}") from error
 
@@ -61,6 +61,6 @@ def without_rows(names: Sequence[str], train: Numbers, held_out: Numbers, empty:
     lost = {name: "held out" if seen[n] else "none at all" for n, name in enumerate(names) if not trained[n]}
     lost |= dict.fromkeys(empty, "an empty folder, no class")
     first: Mapping[str, str] = dict(list(lost.items())[:MOST_NAMED])
-    told = ", ".join(f"{name} ({why})" for name, why in first.items())
+    listed = ", ".join(f"{name} ({why})" for name, why in first.items())
     more = f", ... ({len(lost)} in all)" if len(lost) > MOST_NAMED else ""
-    return [f"classes without images to train on: {told}{more}"] if lost else []
+    return [f"classes without images to train on: {listed}{more}"] if lost else []

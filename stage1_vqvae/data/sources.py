@@ -145,7 +145,7 @@ def _opened(data: str, wanted: Wanted, num_workers: int | None) -> Data:
         num_bad = sum(len(split.bad) for split in checked.splits.values())
         notes.append(f"left out {num_bad} {called[:-1]}(s) that {data} calls bad")
     elif raw.missing:
-        raise ArtifactError(missing_told(raw.missing))
+        raise ArtifactError(missing_in_words(raw.missing))
     splits = labelled_alike(splits, called, notes)
     label_names, numbers = classes_of(splits, good, raw.label_names, data)
     label_names, numbers, good = _selected(wanted, label_names, numbers, good, splits, data, notes)
@@ -181,20 +181,20 @@ def _opened(data: str, wanted: Wanted, num_workers: int | None) -> Data:
     counts = f"{len(train)} {called} to train on, {len(validation)} to validate ({kind}), {classes}"
     notes.insert(1, f"data {data}: {counts}")
     if (labels := whole["train"].labels) is not None:
-        notes.insert(2, classes_told(label_names, labels))
+        notes.insert(2, classes_in_words(label_names, labels))
         if train.labels is not None and validation.labels is not None:
             notes += without_rows(label_names, train.labels, validation.labels, raw.empty)
     return Data(data, data_id, raw.modality, train, validation, label_names, tuple(notes))
 
 
-def classes_told(names: tuple[str, ...], labels: NDArray[np.int64]) -> str:
+def classes_in_words(names: tuple[str, ...], labels: NDArray[np.int64]) -> str:
     """Return the classes and how many rows each has, the first ten."""
     counts = np.bincount(labels, minlength=len(names))
     first = ", ".join(f"{name} ({count})" for name, count in zip(names[:MOST_NAMED], counts, strict=False))
     return f"{len(names)} class{'es' if len(names) > 1 else ''}: {first}{', ...' if len(names) > MOST_NAMED else ''}"
 
 
-def missing_told(missing: Mapping[str, str]) -> str:
+def missing_in_words(missing: Mapping[str, str]) -> str:
     """Return what is said of rows that are no rows: the cause of the first, and the names of others."""
     names = list(missing)
     others = f", as are {len(names) - 1} more ({', '.join(names[1:MOST_NAMED])})" if len(names) > 1 else ""
@@ -268,7 +268,7 @@ def wanted_of(
 
 
 def _as_checked(checked: CheckedData, wanted: Wanted) -> Wanted:
-    """Return what a list of `check-data` was made with, and what it leaves open as it is wanted now."""
+    """Return what is wanted of the data: what a list of `check-data` was made with, and else what is asked for now."""
     columns = checked.columns or wanted.columns
     return replace(
         wanted,

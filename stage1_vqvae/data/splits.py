@@ -54,7 +54,7 @@ def _split_of_word(word: str) -> str | None:
 
 
 def splits_of(names: Iterable[str]) -> dict[str, str]:
-    """Return the split of each name that stands beside others for one; none without a split to train on.
+    """Return the split that each name stands for beside the others; none at all without a split to train on.
 
     A name that says more than the split counts beside others that say the same: seg_train beside seg_test.
 
@@ -72,22 +72,22 @@ def splits_of(names: Iterable[str]) -> dict[str, str]:
     return chosen
 
 
-def column_told(columns: Iterable[str], values_of: Callable[[str], Iterable[object]]) -> list[str]:
+def split_column_notes(columns: Iterable[str], values_of: Callable[[str], Iterable[object]]) -> list[str]:
     """Return what to say of a column that names splits, which is not used: rows to test on would be trained on."""
     notes = []
     for column in columns:
         if column.lower() in COLUMNS:
             names = sorted({str(value) for value in values_of(column) if value is not None})
-            kinds = {found[0] if (found := split_in(name)) is not None else "" for name in names}
+            kinds = {split[0] if (split := split_in(name)) is not None else "" for name in names}
             if len(kinds) > 1 and "" not in kinds:
-                told = ", ".join(names[:MOST_NAMED])
+                listed = ", ".join(names[:MOST_NAMED])
                 notes.append(
-                    f"column {column} names splits ({told}) and is not used: every row is taken, whatever its split"
+                    f"column {column} names splits ({listed}) and is not used: every row is taken, whatever its split"
                 )
     return notes
 
 
-def told(taken: Mapping[str, str]) -> str:
+def pairs_in_words(taken: Mapping[str, str]) -> str:
     """Return what each folder or table was taken for, in the order of the splits, the first ten."""
     order = {split: number for number, split in enumerate(SPLIT_WORDS)}
     pairs = [f"{name} -> {split}" for name, split in sorted(taken.items(), key=lambda each: order.get(each[1], 9))]
@@ -133,30 +133,30 @@ def split_folders(files: Sequence[str], root: str) -> list[Part]:
     return [_inmost(part) for part in parts]
 
 
-def only_split(parts: Sequence[Part], asked: str, root: str) -> list[Part]:
-    """Return the parts of which the one that was asked for, by its split or its folder, is for training.
+def only_split(parts: Sequence[Part], wanted: str, root: str) -> list[Part]:
+    """Return the parts with those that were asked for, by their split or their folder, as the ones to train on.
 
     Raises:
         UsageError: If there is none.
     """
-    chosen = [part for part in parts if asked in (part.split, part.folder, part.folder.rpartition("/")[2])]
+    chosen = [part for part in parts if wanted in (part.split, part.folder, part.folder.rpartition("/")[2])]
     if not chosen:
         known = ", ".join(dict.fromkeys(part.split for part in parts)) or "no folders of splits"
-        raise UsageError(f"--split {asked} is not in {root}, which has {known}")
+        raise UsageError(f"--split {wanted} is not in {root}, which has {known}")
     others = [replace(part, split="left out") for part in parts if part not in chosen]
     return [*(replace(part, split="train") for part in chosen), *others]
 
 
 def untaken(files: Sequence[str]) -> list[str]:
-    """Return folders that are called like splits in some of the folders alone: they are told, not taken."""
+    """Return folders that are named like splits below only some of the folders: they are reported, not used."""
     below: dict[str, set[str]] = {}
     for file in files:
         parts = file.split("/")[:-1]
         for depth in range(1, len(parts)):
             below.setdefault("/".join(parts[:depth]), set()).add(parts[depth])
-    found = {folder: splits_of(names) for folder, names in below.items()}
+    inside = {folder: splits_of(names) for folder, names in below.items()}
     return sorted(
-        f"{folder}/{name}" for folder, splits in found.items() if len(set(splits.values())) > 1 for name in splits
+        f"{folder}/{name}" for folder, splits in inside.items() if len(set(splits.values())) > 1 for name in splits
     )
 
 
@@ -204,7 +204,7 @@ def _require_one_each(parts: Sequence[Part], root: str) -> None:
 
 
 def _inmost(part: Part) -> Part:
-    """Return a part whose files no longer lie in one folder that says the split again (seg_train/seg_train/cat)."""
+    """Return a part without an inner folder that holds all of it and repeats its split (seg_train/seg_train/cat)."""
     children, loose = _children(part.files, part.lead)
     own = split_in(part.folder.rpartition("/")[2])
     again = [name for name in children if (found := split_in(name)) is not None and found in (own, (part.split, ()))]

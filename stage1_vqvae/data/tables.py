@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from stage1_vqvae.data.classes import Label, no_label_column, read_labels
 from stage1_vqvae.data.lists import list_of, split_of_lists
 from stage1_vqvae.data.rows import RawData, Split
-from stage1_vqvae.data.splits import column_told, splits_of_tables, told
+from stage1_vqvae.data.splits import pairs_in_words, split_column_notes, splits_of_tables
 from stage1_vqvae.modalities import MODALITIES, Wanted, chosen, column_flag, kind_of_feature, kinds_of_array, named
 from vq_prior.core.disk.pointers import require_no_pointer
 from vq_prior.core.errors import ArtifactError, UsageError
@@ -220,7 +220,7 @@ def open_table_files(paths: Sequence[Path], wanted: Wanted, root: Path | None = 
         groups = {"train": groups[wanted.split]}
     if set(groups) != {"train"} and len(paths) > 1:
         below = os.path.commonpath([path.parent for path in paths])
-        notes.append(f"tables: {told({os.path.relpath(name, below): split for name, split in taken.items()})}")
+        notes.append(f"tables: {pairs_in_words({os.path.relpath(name, below): part for name, part in taken.items()})}")
     if len(paths) > 1 and "train" not in groups:
         raise ArtifactError(f"{paths[0].parent} holds no training tables, only {', '.join(groups)}")
     if len(paths) == 1 and wanted.split is None:
@@ -243,9 +243,9 @@ def open_table_files(paths: Sequence[Path], wanted: Wanted, root: Path | None = 
         blocks = [block for file in members for block in file.blocks(values)]
         labels: list[Label] | None = None
         if label is not None:
-            found = [value for file in members for value in file.values(label)]
-            asked, where = wanted.label_column is not None, str(members[0].path)
-            labels, said = read_labels(found, label, where, asked=asked, has_names=names is not None)
+            raw_labels = [value for file in members for value in file.values(label)]
+            is_named, where = wanted.label_column is not None, str(members[0].path)
+            labels, said = read_labels(raw_labels, label, where, is_named=is_named, has_names=names is not None)
             notes += said
         splits[split] = Split(TableRows(blocks), labels)
         if in_lists(first.schema, values):
@@ -253,7 +253,7 @@ def open_table_files(paths: Sequence[Path], wanted: Wanted, root: Path | None = 
             splits[split], said = split_of_lists(TableRows(blocks), columns, labels, split)
             notes += said
     notes += columns_not_read(first.schema, modality, values, wanted)
-    notes += column_told(first.schema.names, first.values)
+    notes += split_column_notes(first.schema.names, first.values)
     if label is None:
         notes += no_label_column([name for name in first.schema.names if name != values])
     return RawData(splits["train"], splits.get("validation"), modality, why, names, tuple(notes))
@@ -288,10 +288,10 @@ def values_column(schema: "pa.Schema", wanted: Wanted, where: str) -> tuple[Moda
     columns = _columns_by_kind(schema)
     if kind is not None:
         modality = named(kind, where)
-        found = columns.get(kind) or (_binary(schema) if modality.signs.holds == "files" else _lists(schema))
-        if not found:
+        suitable = columns.get(kind) or (_binary(schema) if modality.signs.holds == "files" else _lists(schema))
+        if not suitable:
             raise NoValues(f"{where} has no column of {kind} (its columns are {', '.join(names)})")
-        return modality, "by --modality", _preferred(modality, found)
+        return modality, "by --modality", _preferred(modality, suitable)
     if not columns:
         raise NoValues(f"{where} has no column of image files (its columns are {', '.join(names)})")
     modality, why = chosen({each: f"column {some[0]}" for each, some in columns.items()}, where)
@@ -323,11 +323,11 @@ def _columns_by_kind(schema: "pa.Schema") -> dict[str, list[str]]:
     if binary := _binary(schema):
         best = _preferred(MODALITIES["pictures"], binary)
         return {"pictures": [best, *(name for name in binary if name != best)]}
-    found: dict[str, list[str]] = {}
+    by_kind: dict[str, list[str]] = {}
     for name in _lists(schema):
         for kind in kinds_of_array(*_array_type(schema.field(name).type)):
-            found.setdefault(kind, []).append(name)
-    return found
+            by_kind.setdefault(kind, []).append(name)
+    return by_kind
 
 
 def _holds_bytes(kind: Any) -> bool:

@@ -42,15 +42,15 @@ def urls_of(data: str) -> list[str]:
 
 
 def _spread(url: str) -> Iterator[str]:
-    found = SPAN.search(url)
-    if found is None:
+    match = SPAN.search(url)
+    if match is None:
         yield url
         return
-    low, high = found[1], found[2]
+    low, high = match[1], match[2]
     if not 0 <= int(high) - int(low) < MOST_URLS:
-        raise UsageError(f"{found[0]} must be a range of at most {MOST_URLS} numbers, the smaller one first")
+        raise UsageError(f"{match[0]} must be a range of at most {MOST_URLS} numbers, the smaller one first")
     for number in range(int(low), int(high) + 1):
-        yield from _spread(f"{url[: found.start()]}{number:0{len(low)}d}{url[found.end() :]}")
+        yield from _spread(f"{url[: match.start()]}{number:0{len(low)}d}{url[match.end() :]}")
 
 
 class WebFile:
@@ -118,16 +118,16 @@ class WebFile:
         return answer
 
     def _check(self, answer: Any, start: int) -> None:
-        found = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", answer.headers.get("Content-Range", ""))
-        if answer.status != 206 or found is None or int(found[1]) != start:
+        span = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", answer.headers.get("Content-Range", ""))
+        if answer.status != 206 or span is None or int(span[1]) != start:
             raise ArtifactError(
                 f"{self.name}: its server does not send parts of files (HTTP ranges); download the shards, or use "
                 "another server"
             )
         tag = answer.headers.get("ETag") or answer.headers.get("Last-Modified") or ""
         if self._tag is None:
-            self.size, self._tag = int(found[2]), tag
-        if (self.size, self._tag) != (int(found[2]), tag):
+            self.size, self._tag = int(span[2]), tag
+        if (self.size, self._tag) != (int(span[2]), tag):
             raise self._changed()
 
     def _changed(self) -> ArtifactError:

@@ -1,10 +1,12 @@
-"""Layers whose weights' gradients, in bfloat16, do not depend on how a batch is cut into pieces, nor on threads.
+"""Gradients of weights that, in bfloat16, do not depend on how a batch is cut into pieces, nor on threads.
 
 Autocast gives a weight's gradient in bfloat16: a batch of 64 is rounded once, two of 32 are rounded twice, and after 20
 steps codebooks of the two differ by 6e-3; threads that share a sum make up 2e-3 of it. Here, on a CPU, gradients are
 computed for 16 rows at a time, whatever the batch, and summed in float32 in the order of a tree: pieces and processes
 of 16 rows, times a power of two, give the bits of one batch. The linear layers of attention are left as autocast has
 them, and so is float32, where this would cost a quarter of the step. Letters: B batch, C channels, n parts of 16 rows.
+
+Plain twin: the layers of `torch.nn`, of which a model is made; a training turns them into these (`sum_in_parts`).
 """
 
 from typing import Any
@@ -64,8 +66,8 @@ def _of_weight(gradient: Tensor, x: Tensor, weight: Tensor, geometry: Any) -> Te
         whole = (tensor[: n * ROWS] for tensor in (gradient, x))
         sides = [_side_by_side(rows if n > 1 else torch.cat([rows, rows]), groups) for rows in whole]
         weights = weight.new_empty((groups * len(weight), *weight.shape[1:]))  # its gradient does not depend on it
-        found = convolution_backward(*sides, weights, None, *geometry[:-1], groups, [False, True, False])[1]
-        parts.append(found.unflatten(0, (groups, -1))[:n].float())
+        gradients = convolution_backward(*sides, weights, None, *geometry[:-1], groups, [False, True, False])[1]
+        parts.append(gradients.unflatten(0, (groups, -1))[:n].float())
     if len(x) > n * ROWS:
         rest = (gradient[n * ROWS :], x[n * ROWS :])
         parts.append(convolution_backward(*rest, weight, None, *geometry, [False, True, False])[1][None].float())
@@ -109,7 +111,7 @@ class _NormInParts(torch.autograd.Function):
 
 
 class _Convolution(nn.Module):
-    """What `Conv` and `ConvTranspose` of any rank have in common: bias, zero padding, one group."""
+    """What convolutions and transposed ones of any rank do in training; they have a bias and are padded by zeros."""
 
     def forward(self, input: Any, *rest: Any) -> Any:
         """Return the convolution of `input` [B, C, *shape]."""
@@ -124,32 +126,8 @@ class _Convolution(nn.Module):
         return _ConvolutionInParts.apply(input, layer.weight, layer.bias, geometry)
 
 
-class Conv1d(_Convolution, nn.Conv1d):
-    """`nn.Conv1d`, see above."""
-
-
-class Conv2d(_Convolution, nn.Conv2d):
-    """`nn.Conv2d`, see above."""
-
-
-class Conv3d(_Convolution, nn.Conv3d):
-    """`nn.Conv3d`, see above."""
-
-
-class ConvTranspose1d(_Convolution, nn.ConvTranspose1d):
-    """`nn.ConvTranspose1d`, see above."""
-
-
-class ConvTranspose2d(_Convolution, nn.ConvTranspose2d):
-    """`nn.ConvTranspose2d`, see above."""
-
-
-class ConvTranspose3d(_Convolution, nn.ConvTranspose3d):
-    """`nn.ConvTranspose3d`, see above."""
-
-
-class GroupNorm(nn.GroupNorm):
-    """`nn.GroupNorm`, see above."""
+class _GroupNorm(nn.GroupNorm):
+    """What a group normalisation does in training."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the normalised `input` [B, C, *shape]."""
@@ -157,3 +135,19 @@ class GroupNorm(nn.GroupNorm):
         if kind != "cpu" or not in_bfloat16(kind) or not torch.is_grad_enabled():
             return super().forward(input)
         return _NormInParts.apply(input, self.weight, self.bias, self.num_groups, self.eps)
+
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+IN_TRAINING: dict[type[nn.Module], type[nn.Module]] = {
+    nn.GroupNorm: _GroupNorm,
+    **{plain: type(plain.__name__, (_Convolution, plain), {}) for plain in CONVOLUTIONS},
+}
+
+
+def sum_in_parts(model: nn.Module) -> None:
+    """Let the layers of a model compute the gradients of their weights as said above, from now on.
+
+    Nothing else changes: neither what they compute, nor their weights, nor what is saved.
+    """
+    for layer in model.modules():
+        layer.__class__ = IN_TRAINING.get(type(layer), type(layer))

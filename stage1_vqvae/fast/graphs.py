@@ -2,12 +2,15 @@
 
 A GPU computes a step on small pictures in less time than Python takes to launch its kernels. So encoder and decoder
 are captured once, forward and backward, and replayed; the quantiser between them and all that follows stay as written.
+
+Plain twin: the networks as written, which every other training uses.
 """
 
 import torch
 from torch import nn
 
 from stage1_vqvae.blocks import ordered
+from stage1_vqvae.fast.convolutions import sum_in_parts
 from stage1_vqvae.model import VQVAE
 from stage1_vqvae.settings import TrainVQVAE
 from vq_prior.core.processes.runtime import Runtime
@@ -16,6 +19,7 @@ from vq_prior.core.processes.runtime import Runtime
 def trained_module(settings: TrainVQVAE, runtime: Runtime, model: VQVAE) -> nn.Module:
     """Return the model as the training passes use it, on its device, in training mode."""
     model.tells_coarse = settings.loss.coarse_weight > 0
+    sum_in_parts(model)
     wrapped = runtime.wrap(model).train()
     one_pass = runtime.num_processes == 1 and not runtime.reproducible and settings.gradient_accumulation_steps == 1
     if runtime.device.type == "cuda" and one_pass and model.architecture.grids == 1:

@@ -3,6 +3,8 @@
 oneDNN adds the bias, another tensor and a ReLU while a result is still in the cache, and takes weights that were laid
 out ahead. PyTorch has no public name for that: it is what its own compiler calls. So it is tried once against the
 plain layers, in calls as they will be, and used where every bit agrees; elsewhere nothing changes.
+
+Plain twin: `SonnetEncoder.forward` of blocks.py, layer by layer.
 """
 
 import math

@@ -3,6 +3,8 @@
 Products are three of TF32 parts each, which leave an error near that of float32 (Ootomo and Yokota 2022, "Recovering
 single precision accuracy from Tensor Cores while surpassing the FP32 theoretical peak performance").
 Letters: D code dimension, K number of codes, N vectors.
+
+Plain twin: `nearest_codes` of quantizers/lookup.py, by tables of similarities.
 """
 
 import torch

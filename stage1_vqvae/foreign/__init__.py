@@ -256,10 +256,10 @@ def load_foreign(folder: Path, config: dict[str, Any], *, shape: tuple[int, int]
     assert kind is not None
     notes = check_sealed(folder)
     where = str(folder / CONFIG)
-    given = _own_entries(kind, config, where)
+    own = _own_entries(kind, config, where)
     try:
         with torch.device("meta"):
-            module = kind.build(given)
+            module = kind.build(own)
     except EnvironmentFault:
         raise
     except Exception as error:  # libraries and their validators raise many kinds
@@ -338,20 +338,20 @@ def read_normalization(folder: Path, channels: int) -> Normalization:
     Raises:
         ArtifactError: If an entry is no number, or there are neither 1 nor `channels` of them.
     """
-    path, found = folder / PREPROCESSOR, None
+    path, entries = folder / PREPROCESSOR, None
     if path.exists():
-        found = read_json(path)
+        entries = read_json(path)
     elif (folder / PROCESSOR).exists():  # newer transformers keep it there for models of several kinds of input
         path = folder / PROCESSOR
         document = read_json(path)
-        found = document.get("image_processor") if isinstance(document, dict) else document
-    if found is None:
-        found = {}
-    if not isinstance(found, dict):
+        entries = document.get("image_processor") if isinstance(document, dict) else document
+    if entries is None:
+        entries = {}
+    if not isinstance(entries, dict):
         raise ArtifactError(f"{path} must hold an object")
 
     def numbers(key: str, default: float) -> tuple[float, ...]:
-        value = found.get(key, default)
+        value = entries.get(key, default)
         items = value if isinstance(value, list) else [value]
         if len(items) not in (1, channels) or any(
             isinstance(n, bool) or not isinstance(n, (int, float)) for n in items
@@ -359,13 +359,13 @@ def read_normalization(folder: Path, channels: int) -> Normalization:
             raise ArtifactError(f"{path}: {key} must be 1 or {channels} numbers, got {str(value)[:60]}")
         return tuple(float(n) for n in items) * (channels // len(items))
 
-    rescale = numbers("rescale_factor", 1 / 255)[0] if found.get("do_rescale", True) else 1.0
-    plain = not found.get("do_normalize", True)
+    rescale = numbers("rescale_factor", 1 / 255)[0] if entries.get("do_rescale", True) else 1.0
+    plain = not entries.get("do_normalize", True)
     mean = (0.0,) * channels if plain else numbers("image_mean", 0.5)
     std = (1.0,) * channels if plain else numbers("image_std", 0.5)
     if not (1e-6 <= rescale <= 1e6 and all(1e-6 <= n <= 1e6 for n in std) and all(abs(n) <= 1e6 for n in mean)):
         raise ArtifactError(f"{path}: rescale_factor, image_mean or image_std is out of range")
-    size = found.get("image_size")
+    size = entries.get("image_size")
     if isinstance(size, list) and len(size) == 2 and all(type(n) is int for n in size):
         return Normalization(rescale, mean, std, (size[0], size[1]))
     return Normalization(rescale, mean, std)

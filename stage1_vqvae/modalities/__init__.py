@@ -176,7 +176,7 @@ def own_settings(modality: Modality, settings: Any) -> Any:
 
 
 def with_own_settings(settings: Any, modality: Modality, own: Any) -> Any:
-    """Return a command's settings with what a kind's own became; those of pictures stand where they always stood."""
+    """Return a command's settings with the resolved ones of a kind put in; those of pictures are fields of its own."""
     changes: dict[str, Any] = {"modality": None if modality.name == PICTURES.name else modality.name}
     if own is not None and modality.signs.flat:
         changes |= to_json(own)
@@ -186,7 +186,7 @@ def with_own_settings(settings: Any, modality: Modality, own: Any) -> Any:
 
 
 def in_form(modality: Modality, form: Form) -> Modality:
-    """Return the kind as its values of one form are stored, written and measured: pictures in the units of a range."""
+    """Return the kind set to store, write and measure values of one form: pictures in the units of a range."""
     return pictures_in(getattr(form, "range", None)) if modality.name == PICTURES.name else modality
 
 
@@ -198,8 +198,8 @@ def psnr_range(form: Form) -> dict[str, str]:
 
 def told_of_form(modality: Modality, transform: Form, headers: Sequence[Header]) -> Sequence[str]:
     """Return what bringing rows with these headers to a form takes away from them, a sentence each; often nothing."""
-    told = getattr(modality.values, "told", None)  # a kind may say nothing of it
-    return told(transform, headers) if told else ()
+    describe = getattr(modality.values, "told", None)  # a kind may say nothing of it
+    return describe(transform, headers) if describe else ()
 
 
 def preprocessing(modality: Modality, transform: Form) -> dict[str, Any]:

@@ -36,10 +36,10 @@ def png_bytes(picture: Image.Image) -> bytes:
 
 def sheet_bytes(picture: Image.Image) -> bytes:
     """Return the PNG file of a sheet, which says that it is one of ours."""
-    told = PngInfo()
-    told.add_text("Software", MARK)
+    text = PngInfo()
+    text.add_text("Software", MARK)
     buffer = io.BytesIO()
-    picture.save(buffer, format="PNG", pnginfo=told)
+    picture.save(buffer, format="PNG", pnginfo=text)
     return buffer.getvalue()
 
 
@@ -106,7 +106,7 @@ def heat(nats: Tensor, shape: Sequence[int], chance: float) -> Pixels:
 
 
 class Sheets:
-    """What follows from `pictures`: a base for the `show` of a kind, which may draw any of it otherwise."""
+    """A base for the `show` of a kind: everything is drawn from its `pictures`, and a kind may override any of it."""
 
     def pictures(self, values: Tensor) -> Pixels:
         """Return a picture of each value, [B, height, width, 1 or 3] uint8."""
@@ -121,7 +121,7 @@ class Sheets:
         return pair_grid(self.pictures(values), self.pictures(copies), columns=columns)
 
     def beside(self, first: NDArray[Any], second: NDArray[Any]) -> NDArray[Any] | None:  # noqa: ARG002
-        """Return None: two values make no third."""
+        """Return None: a kind has no value that shows two of them, unless it says how."""
         return None
 
     def heat(self, values: Tensor, nats: Sequence[Tensor], chance: Sequence[float]) -> Pixels:

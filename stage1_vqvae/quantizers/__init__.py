@@ -26,10 +26,10 @@ def quantizer_class(settings: QuantizerSettings) -> type[Quantizer]:
         UsageError: If there is none of this name, or it is an installed one and does not read what was typed.
         EnvironmentFault: If it is an installed one that cannot be loaded.
     """
-    found = QUANTIZERS[settings.name]
+    quantizer = QUANTIZERS[settings.name]
     if settings.name not in SUITS:
-        refuse_unused(settings, found.settings_used)
-    return found
+        refuse_unused(settings, quantizer.settings_used)
+    return quantizer
 
 
 __all__ = ["QUANTIZERS", "Quantized", "Quantizer", "quantizer_class"]

@@ -93,7 +93,7 @@ class Quantizer(nn.Module):
 
     @classmethod
     def of(cls, settings: QuantizerSettings) -> "Quantizer":
-        """Return the quantiser of resolved settings; one that takes a depth above 1 says here what that is.
+        """Return the quantiser for resolved settings; a class that allows a depth above 1 builds it here.
 
         Raises:
             UsageError: If a depth above 1 is asked for, and it takes none.

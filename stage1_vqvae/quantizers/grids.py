@@ -29,10 +29,10 @@ class GridQuantizers(nn.Module):
         self.loss_terms: Mapping[str, float | None] = first.loss_terms
         self.separable = all(each.separable or len(each.level_sizes) == 1 for each in quantizers)
 
-    def begin_step(self, **told: Any) -> None:
+    def begin_step(self, **step: Any) -> None:
         """Prepare every quantiser for a forward pass in training."""
         for each in self.grids:
-            each.begin_step(**told)
+            each.begin_step(**step)
 
     def update(self, rng: np.random.Generator) -> dict[str, float]:
         """Update every quantiser; return the sums of the counts."""

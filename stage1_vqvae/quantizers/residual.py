@@ -41,7 +41,7 @@ class ResidualQuantizer(Quantizer):
 
     @staticmethod
     def is_behind(name: str, count: int) -> bool:
-        """Return whether a tensor of a codec, by its name, is of a level behind the first ones."""
+        """Return whether a tensor of a codec, by its name, is of a level behind the first `count`."""
         parts = name.split(".")
         return parts[:2] == ["quantizer", "levels"] and int(parts[2]) >= count
 

@@ -1,1 +1,1 @@
-"""Clever code, each file optional: a plainer way gives the same numbers, and a test holds the two together."""
+"""The same results in less time; each file is optional and names its plain twin."""

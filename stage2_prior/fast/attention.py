@@ -1,6 +1,8 @@
-"""Attention of one new position at a time, read by an embedding bag; the plain twin is softmax(q k / sqrt(d)) v.
+"""Attention of one new position at a time, read by an embedding bag.
 
 Letters: R rows, H query heads, G key-value heads, d head width.
+
+Plain twin: softmax(q k) v, with queries that are divided by sqrt(d) already.
 """
 
 import torch

@@ -1,6 +1,8 @@
 """Row counts at which a decoder gives each row the same bits whatever the other rows: measured, not believed.
 
-The plain way is one fixed row count for every call, `FIXED_ROWS`; what is measured here spares small calls its padding.
+What is measured here spares small calls the padding of the plain way.
+
+Plain twin: one fixed row count for every call, `FIXED_ROWS`.
 """
 
 from functools import partial
@@ -38,7 +40,7 @@ def call_rows(decoder: Decoder, num_samples: int, passes: int) -> int:
     return wanted if _measure(decoder, wanted, passes, measured) else FIXED_ROWS
 
 
-def settled_rows(decoder: Decoder, num_samples: int, passes: int) -> int:
+def rows_of_calls(decoder: Decoder, num_samples: int, passes: int) -> int:
     """Return `call_rows`, measured with the number of threads that there are cores for.
 
     Beside another program that computes, two threads take many times as long as one. What is measured with fewer holds

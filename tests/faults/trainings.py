@@ -55,7 +55,7 @@ def stopped_after(step: int) -> Iterator[None]:
     """Ask the training inside to stop at the boundary after so many steps of its own, as a signal would."""
     asked = control.Control.agreed
     steps = iter(range(1, 10**9))
-    control.Control.agreed = lambda _: control.Asked(*[next(steps) == step] * 2)  # type: ignore[method-assign]
+    control.Control.agreed = lambda _: control.StepRequest(*[next(steps) == step] * 2)  # type: ignore[method-assign]
     try:
         yield
     except Stopped:

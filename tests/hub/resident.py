@@ -190,7 +190,7 @@ def _serve() -> None:
         return 0, ""
 
     def timed(function: Any, *arguments: Any) -> Done:
-        repository._settled.clear()
+        repository._fetched.clear()
         audit.events.clear()
         clock.slept, started = 0.0, clock.monotonic()
         out, err = io.StringIO(), io.StringIO()

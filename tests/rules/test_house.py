@@ -126,6 +126,18 @@ def test_pictures_are_known_to_few_files_outside_their_room():
     assert len(naming) <= MAY_NAME_PIXELS, naming
 
 
+FAST = sorted(name for name in SOURCES if name.split("/")[-2] == "fast" and not name.endswith("__init__.py"))
+TESTS_OF = {"stage1_vqvae": "tests/stage1", "stage2_prior": "tests/stage2", "vq_prior": "tests"}
+
+
+@pytest.mark.parametrize("name", FAST)
+def test_clever_code_names_its_plain_twin_and_is_compared_with_it(name):
+    assert re.search(r"^Plain twin: \S", ast.get_docstring(ast.parse(SOURCES[name])), re.MULTILINE)
+    package, *rooms, file = name.split("/")
+    assert "/".join([TESTS_OF[package], *rooms, f"test_{file}"]) in TEXT
+    assert f"`{name}`" in TEXT["docs/internals.md"]
+
+
 CODECS = {"VQVAE", "ForeignCodec"}
 
 

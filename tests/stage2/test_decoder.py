@@ -5,7 +5,6 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from stage2_prior.decoder import Product
 from stage2_prior.prior import CausalPrior, shifted
 from vq_prior.core.spec import CodeSpec, LevelSpec
 
@@ -97,12 +96,3 @@ def test_products_in_bfloat16_are_near(make_prior: Callable[..., CausalPrior], k
             assert logits.dtype == torch.float32
             error = logits - expected[:, position, 3:9]
             assert 0 < error.std() < 0.03 * expected.std()  # bfloat16 keeps 8 bits: 0.4% a rounding
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("rows", [1, 8, 200])
-def test_a_product_is_torchs_whatever_the_layout_of_its_weight(dtype: torch.dtype, rows: int) -> None:
-    generator = torch.Generator().manual_seed(0)
-    x, weight = (torch.randn(n, 48, generator=generator).to(dtype) for n in (rows, 40))
-    expected = x.double() @ weight.double().T
-    assert (Product(weight)(x).double() - expected).abs().max() < (1e-5 if dtype == torch.float32 else 0.1)

@@ -9,7 +9,6 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from stage2_prior.fast import invariance
 from stage2_prior.layout import SequenceLayout
 from stage2_prior.prior import CausalPrior
 from stage2_prior.sampling import check_sampling, filtered_probabilities, inverse_cdf, sample_tokens
@@ -107,44 +106,6 @@ def test_a_sample_does_not_depend_on_its_batch(
         parts = [drawn(make_prior(kind, key_value_heads=4), order[i : i + size], **settings) for i in (0, 20, 40)]
         for start, part in zip((0, 20, 40), parts, strict=True):
             assert torch.equal(part, whole[order[start : start + size]])
-
-
-def test_the_fixed_row_count_gives_the_same_rows(
-    make_prior: Callable[..., CausalPrior], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(invariance, "rows_are_invariant", lambda *_: False)
-    prior = make_prior()
-    assert invariance.call_rows(prior.decoder(), 3, 2) == invariance.FIXED_ROWS
-    whole = drawn(prior, list(range(70)))
-    assert torch.equal(drawn(prior, [69, 2]), whole[[69, 2]])
-
-
-def test_attention_leaves_the_padding_out_only_where_no_bit_changes(
-    make_prior: Callable[..., CausalPrior], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    prior = make_prior()
-    whole = drawn(prior, [0, 1, 2])
-    assert invariance.attended_rows(prior.decoder(), 3, 8, 1) in (3, 8)
-    assert invariance.attended_rows(prior.decoder(), 3, 8, 2) == 16
-    monkeypatch.setattr(invariance, "_attention_is_invariant", lambda *_: False)
-    unknown = make_prior()
-    assert invariance.attended_rows(unknown.decoder(), 3, 8, 1) == 8
-    assert torch.equal(drawn(unknown, [0, 1, 2]), whole)
-
-
-def test_threads_are_compared_only_where_a_draw_would_change_their_number(
-    make_prior: Callable[..., CausalPrior], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[bool] = []
-    monkeypatch.setattr(invariance.torch, "get_num_threads", lambda: 2)
-    monkeypatch.setattr(invariance, "_threads_agree", lambda *_: bool(asked.append(True)))
-    idle, busy = make_prior().decoder(), make_prior().decoder()
-    busy.threads = 1
-    choice = invariance.thread_choice(idle, 8, 8)
-    assert choice is not None
-    assert (choice.number, asked) == (2, [])
-    assert invariance.thread_choice(busy, 8, 8) is None  # of other bits: as many as always
-    assert asked == [True]
 
 
 def test_a_token_is_the_inverse_cdf_of_the_stock_model(make_prior: Callable[..., CausalPrior]) -> None:

@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             interruption.is_too_late = True
         except Exception as error:
             interruption.is_too_late = True
-            code = _fail(*_explain(error, interruption.told, words[0]), debug)
+            code = _fail(*_explain(error, interruption.message, words[0]), debug)
     except KeyboardInterrupt as error:  # before anything was told
         interruption.is_too_late = True
         sys.stderr = stderr  # it can come where a block has ended that turned it elsewhere and has not turned it back
@@ -94,13 +94,13 @@ def _run(words: list[str], debug: bool) -> int:
 
 def _processes_of_launcher() -> int:
     """Return how many processes the launcher of this one announces; 1 without a launcher."""
-    told = os.environ.get("WORLD_SIZE", "")
-    if not told:
+    number = os.environ.get("WORLD_SIZE", "")
+    if not number:
         os.environ.pop("WORLD_SIZE", None)
         return 1
-    if not (told.isascii() and told.isdigit() and int(told)):
-        raise EnvironmentFault(f"WORLD_SIZE in the environment must be a number of processes, got {told}; unset it")
-    return int(told)
+    if not (number.isascii() and number.isdigit() and int(number)):
+        raise EnvironmentFault(f"WORLD_SIZE in the environment must be a number of processes, got {number}; unset it")
+    return int(number)
 
 
 def _explain(error: Exception, interrupted: str | None, command: str) -> tuple[str, int]:
@@ -131,7 +131,7 @@ def _explain(error: Exception, interrupted: str | None, command: str) -> tuple[s
 
 
 def _memory_remedy(command: str) -> str:
-    """Return what helps a command that is no training at its steps, which say it themselves."""
+    """Return what to do where memory ended outside of the steps of a training; those say it themselves."""
     if command in COMMANDS and "train" not in command:
         module, _, attribute = COMMANDS[command].settings.partition(":")
         if "--batch-size" in flags_of(getattr(import_module(module), attribute)):

@@ -1,7 +1,7 @@
 """What each command does, from settings to printed result. Heavy imports happen here, when a command runs."""
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vq_prior.settings import (
     App,
@@ -19,6 +19,7 @@ from vq_prior.settings import (
     Quickstart,
     Report,
     Score,
+    Sending,
     Verify,
 )
 
@@ -45,19 +46,19 @@ def check_data(settings: "CheckData") -> None:
 def train_vqvae(settings: "TrainVQVAE") -> None:
     """Train a codec into RUN/vqvae."""
     from stage1_vqvae.train import train_vqvae as train
-    from vq_prior.model.inputs import settle
+    from vq_prior.model.inputs import fetch_once
 
     if settings.from_codec is not None:
-        settle(settings.from_codec)
+        fetch_once(settings.from_codec)
     train(settings)
 
 
 def extract_codes(settings: "ExtractCodes") -> None:
     """Write the code store of a data set."""
     from stage1_vqvae.extract import extract_codes as extract
-    from vq_prior.model.inputs import settle
+    from vq_prior.model.inputs import fetch_once
 
-    settle(settings.codec)
+    fetch_once(settings.codec)
     extract(settings)
 
 
@@ -72,9 +73,9 @@ def assemble(settings: Assemble) -> None:
     """Join a codec and a prior into a MODEL."""
     from vq_prior.core.disk.components import find_component
     from vq_prior.model.folder import assemble as join
-    from vq_prior.model.inputs import settle, settle_codec
+    from vq_prior.model.inputs import fetch_codec, fetch_once
 
-    codec, prior = settle_codec(settings.codec), find_component(settle(settings.prior), "prior")
+    codec, prior = fetch_codec(settings.codec), find_component(fetch_once(settings.prior), "prior")
     model = join(codec, prior, settings.out, overwrite=settings.overwrite)
     print(f"wrote {model}; next: vq-prior generate --model {model} --num-images 16 --out samples")
 
@@ -82,70 +83,70 @@ def assemble(settings: Assemble) -> None:
 def generate(settings: Generate) -> None:
     """Draw images into a folder."""
     from vq_prior.draw.sampler import generate as draw
-    from vq_prior.model.inputs import settle
+    from vq_prior.model.inputs import fetch_once
 
-    classifier = settings.reject_with and str(settle(settings.reject_with))
-    draw(replace(settings, model=settle(settings.model), reject_with=classifier))
+    classifier = settings.reject_with and str(fetch_once(settings.reject_with))
+    draw(replace(settings, model=fetch_once(settings.model), reject_with=classifier))
 
 
 def complete(settings: Complete) -> None:
     """Draw images that begin as a picture does into a folder."""
     from vq_prior.draw.sampler import complete as draw
-    from vq_prior.model.inputs import settle
+    from vq_prior.model.inputs import fetch_once
 
-    draw(replace(settings, model=settle(settings.model)))
+    draw(replace(settings, model=fetch_once(settings.model)))
 
 
 def score(settings: Score) -> None:
     """Write the likelihood of each image into a folder."""
     from vq_prior.draw.score import score as write
-    from vq_prior.model.inputs import settle
+    from vq_prior.model.inputs import fetch_once
 
-    write(replace(settings, model=settle(settings.model)))
+    write(replace(settings, model=fetch_once(settings.model)))
 
 
 def reconstruct(settings: "Reconstruct") -> None:
     """Write images beside their reconstructions."""
     from stage1_vqvae.evaluate import reconstruct as write
-    from vq_prior.model.inputs import settle
+    from vq_prior.model.inputs import fetch_once
 
-    settle(settings.codec)
+    fetch_once(settings.codec)
     write(settings)
 
 
 def resize_codebook(settings: "ResizeCodebook") -> None:
     """Give a codec another number of codes."""
     from stage1_vqvae.resize import resize_codebook as resize
-    from vq_prior.model.inputs import settle
+    from vq_prior.model.inputs import fetch_once
 
-    settle(settings.codec)
+    fetch_once(settings.codec)
     resize(settings)
 
 
 def evaluate(settings: Evaluate) -> None:
     """Measure a codec or a MODEL on held-out images."""
     from vq_prior.judge.evaluate import evaluate as measure
-    from vq_prior.model.inputs import settle
+    from vq_prior.model.inputs import fetch_once
 
-    codec = settings.codec and settle(settings.codec)
-    measure(replace(settings, codec=codec, model=settings.model and settle(settings.model)))
+    codec = settings.codec and fetch_once(settings.codec)
+    measure(replace(settings, codec=codec, model=settings.model and fetch_once(settings.model)))
 
 
 def doctor(settings: Doctor) -> None:
     """Examine artefacts and say what is wrong with them."""
     from vq_prior.judge.doctor import doctor as examine
-    from vq_prior.model.inputs import settle
+    from vq_prior.model.inputs import fetch_once
 
-    codec, prior, model = (path and settle(path) for path in (settings.codec, settings.prior, settings.model))
+    codec, prior, model = (path and fetch_once(path) for path in (settings.codec, settings.prior, settings.model))
     examine(replace(settings, codec=codec, prior=prior, model=model))
 
 
 def export(settings: Export) -> None:
     """Write a codec for other programs."""
     from vq_prior.model.export import export as write
-    from vq_prior.model.inputs import settle
+    from vq_prior.model.inputs import fetch_once
 
-    write(replace(settings, codec=settle(settings.codec)))
+    write(replace(settings, codec=fetch_once(settings.codec)))
 
 
 def app(settings: App) -> None:
@@ -154,14 +155,14 @@ def app(settings: App) -> None:
 
     from vq_prior.core.errors import EnvironmentFault
     from vq_prior.core.processes.packages import broken
-    from vq_prior.model.inputs import settle
+    from vq_prior.model.inputs import fetch_once
 
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     try:
         from vq_prior.app import app as serve
     except Exception as error:  # absent, or there and broken
         raise broken(error) or EnvironmentFault('the page needs gradio; run `pip install "vq-prior[app]"`') from error
-    serve(replace(settings, model=settle(settings.model)))
+    serve(replace(settings, model=fetch_once(settings.model)))
 
 
 def report(settings: Report) -> None:
@@ -171,21 +172,23 @@ def report(settings: Report) -> None:
     write(settings)
 
 
+def _sent_as(settings: Sending) -> dict[str, Any]:
+    """Return what both ways of sending take beside what is sent and its repository."""
+    return {
+        "private": settings.private or None,
+        "revision": settings.revision,
+        "create_pr": settings.create_pr,
+        "license_id": settings.license,
+    }
+
+
 def push(settings: Push) -> None:
     """Send a MODEL or a component to the Hub."""
     from vq_prior.model.index import kind_of
     from vq_prior.model.opening import open_artefact
     from vq_prior.model.share import push as send
 
-    where = send(
-        settings.model,
-        settings.repo_id,
-        open_whole=open_artefact,
-        private=settings.private or None,
-        revision=settings.revision,
-        create_pr=settings.create_pr,
-        license_id=settings.license,
-    )
+    where = send(settings.model, settings.repo_id, open_whole=open_artefact, **_sent_as(settings))
     print(f"pushed {settings.model} as one commit: {where}")
     if kind_of(settings.model) == "model":
         print(f"next: vq-prior generate --model {settings.repo_id} --num-images 16 --out samples")
@@ -203,14 +206,7 @@ def push_codes(settings: PushCodes) -> None:
     """Send a code store to the Hub."""
     from vq_prior.model.share import push_codes as send
 
-    where = send(
-        settings.codes,
-        settings.repo_id,
-        private=settings.private or None,
-        revision=settings.revision,
-        create_pr=settings.create_pr,
-        license_id=settings.license,
-    )
+    where = send(settings.codes, settings.repo_id, **_sent_as(settings))
     print(f"pushed {settings.codes} as one commit: {where}")
     print(f"next: vq-prior train-prior --codes {settings.repo_id} --out runs/mine")
 

@@ -40,7 +40,7 @@ def with_flags_of_kinds(settings_class: type) -> type:
 
 
 def spread(settings: Any, parsed_class: type) -> Any:
-    """Return settings that a parse starts from, their options as fields of the class that parses."""
+    """Return the settings that parsing starts from as an instance of `parsed_class`, their options as fields of it."""
     if type(settings) is parsed_class:
         return settings
     values = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
@@ -74,5 +74,5 @@ def gathered(parsed: Any, settings_class: type, given: Set[str]) -> tuple[Any, S
             options[kind.name] = {name: value for name, value in own.items() if name in inner}
     names = [field.name for field in dataclasses.fields(settings_class)]
     values = {name: getattr(parsed, name) for name in names} | {"options": options or None}
-    kept = {name for name in given if name.partition(".")[0] in names} | ({"options"} if options else set())
-    return settings_class(**values), kept
+    names_given = {name for name in given if name.partition(".")[0] in names} | ({"options"} if options else set())
+    return settings_class(**values), names_given

@@ -132,7 +132,7 @@ def _settings_by_flag(settings_class: type) -> Iterator[tuple[str, str]]:
 
 
 def _renamed(settings_class: type, words: Sequence[str]) -> list[str]:
-    """Return the words with the flags that had another name formerly by the name of today."""
+    """Return the words of a command line, flags that were renamed under their present names."""
     today = {
         f"--{former.flag}": setting.flag
         for setting in settings_in(settings_class)
@@ -147,12 +147,12 @@ def _renamed(settings_class: type, words: Sequence[str]) -> list[str]:
 
 def _check_flags(name: str, settings_class: type, words: Sequence[str]) -> None:
     known = ["--help", *flags_of(settings_class)]
-    given = [word.partition("=")[0].replace("_", "-") for word in words if word.startswith("--")]
+    typed = [word.partition("=")[0].replace("_", "-") for word in words if word.startswith("--")]
     for setting in settings_in(settings_class):
         # The parser would keep the last list alone.
-        if typing.get_origin(setting.kind) is tuple and given.count(setting.flag) > 1:
+        if typing.get_origin(setting.kind) is tuple and typed.count(setting.flag) > 1:
             raise UsageError(
-                f"{setting.flag} is given {given.count(setting.flag)} times; give all its values after one"
+                f"{setting.flag} is given {typed.count(setting.flag)} times; give all its values after one"
             )
     for word in words:
         flag = word.partition("=")[0].replace("_", "-")
@@ -195,9 +195,9 @@ def _one_line(box: str, name: str) -> str:
     text = re.sub(r" (Argument helptext|For full helptext|Perhaps you meant).*", "", re.sub(r"\s+", " ", text))
     more = f"(`vq-prior {name} --help` lists every flag)"
     if unfit := re.search(r"Error parsing (--\S+?): no type matching (\S+) could be instantiated from \[(.*?)\]", text):
-        flag, kinds, given = unfit.groups()
+        flag, kinds, value = unfit.groups()
         names = {"INT": "an integer", "FLOAT": "a number"}
-        return f"{flag} must be {names.get(kinds.rpartition('|')[2], kinds)}, got {given} {more}"
+        return f"{flag} must be {names.get(kinds.rpartition('|')[2], kinds)}, got {value} {more}"
     if unfit := re.search(r"Error parsing (--\S+?): invalid literal for int\(\) with base 10: (.*)", text):
         return f"{unfit[1]} must be an integer, got {unfit[2]} {more}"
     if unfit := re.search(r"Error parsing (--\S+?): could not convert string to float: (.*)", text):

@@ -22,7 +22,7 @@ from vq_prior.core.identity import require_same_codec
 from vq_prior.core.processes.runtime import start_runtime
 from vq_prior.core.settings import changed
 from vq_prior.model.folder import assemble, codec_for
-from vq_prior.model.inputs import settle, settle_codec, settle_codes
+from vq_prior.model.inputs import fetch_code_store, fetch_codec, fetch_once
 
 
 def train_prior(settings: TrainPrior) -> None:
@@ -35,15 +35,15 @@ def train_prior(settings: TrainPrior) -> None:
     check(settings)
     settings = rerun_of(settings)
     if settings.from_model is not None:
-        settle(settings.from_model)
+        fetch_once(settings.from_model)
     base = None if settings.from_model is None else open_base(settings)
     settings = changed(settings, codec=settings.codec or _codec_beside(settings))
     if settings.codes is not None:
-        settings = changed(settings, codes=settle_codes(settings.codes, settings.out / "codes"))
+        settings = changed(settings, codes=fetch_code_store(settings.codes, settings.out / "codes"))
     if settings.codec is None:
         train(settings, base=base)
         return
-    codec_folder = settle_codec(settings.codec)
+    codec_folder = fetch_codec(settings.codec)
     codec = None if base is None else codec_for(codec_folder, base.spec)
     if base is not None and codec is not None:
         require_same_codec("the prior of --from", base.codec_id, "the codec", codec.codec_id)
@@ -63,7 +63,7 @@ def train_prior(settings: TrainPrior) -> None:
 def _codec_beside(settings: TrainPrior) -> str | None:
     """Return the MODEL or RUN of --from if it holds a codec too; raises `UsageError` if --data needs one."""
     if settings.from_model is not None:
-        base = settle(settings.from_model)
+        base = fetch_once(settings.from_model)
         folders = (base / "vqvae", base / "model" / "vqvae")
         if any((folder / WEIGHTS).is_file() for folder in folders):
             return settings.from_model

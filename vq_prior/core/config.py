@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from vq_prior.core.disk.names import readable
-from vq_prior.core.disk.pointers import is_pointer, pointer_told
+from vq_prior.core.disk.pointers import is_pointer, pointer_text
 from vq_prior.core.errors import ArtifactError
 
 MAX_JSON_BYTES = 1 << 20
@@ -110,7 +110,7 @@ def read_json(path: Path, *, max_bytes: int = MAX_JSON_BYTES) -> Any:
     except OSError as error:
         raise ArtifactError(f"{path} cannot be read: {error.strerror}") from error
     if is_pointer(data):
-        raise ArtifactError(pointer_told(str(path)))
+        raise ArtifactError(pointer_text(str(path)))
     return parse_json(data, str(path))
 
 

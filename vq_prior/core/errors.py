@@ -18,7 +18,7 @@ ERROR_FILE_VARIABLE = "VQ_PRIOR_ERROR_FILE"  # where the processes of a launch p
 
 
 def tell(line: str, exit_code: int, *, aloud: bool = True) -> None:
-    """Hand an error to the launcher, the first of a run alone, or print it where there is none and `aloud`."""
+    """Hand an error to the launcher, which keeps the first one of a run; without a launcher, print it if `aloud`."""
     report = os.environ.get(ERROR_FILE_VARIABLE)
     if report is not None:
         with contextlib.suppress(FileExistsError), open(report, "x", encoding="utf-8") as file:

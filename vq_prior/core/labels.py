@@ -56,11 +56,11 @@ def label_index(label: str, label_names: Sequence[str], num_classes: int) -> int
     forms = [one_form(name).strip() for name in label_names]
     if one_form(label).strip() in forms:
         return forms.index(one_form(label).strip())
-    asked = INDEX.fullmatch(label)
+    match = INDEX.fullmatch(label)
     numbers = any(map(is_like_a_number, label_names))
     bare = label.isascii() and label.isdigit() and len(label) < 10 and not numbers
-    if (asked or bare) and int(asked[1] if asked else label) < num_classes:
-        return int(asked[1] if asked else label)
+    if (match or bare) and int(match[1] if match else label) < num_classes:
+        return int(match[1] if match else label)
     if not num_classes:
         raise UsageError(f"unknown label {label!r} for this model; it has no classes")
     known = ", ".join(label_names[:MOST_NAMED]) + (", ..." if len(label_names) > MOST_NAMED else "")

@@ -199,7 +199,9 @@ class Values(Protocol):
         ...
 
     def settings_of(self, transform: Form) -> Any:
-        """Return the settings from which `transform` makes this very transform without facts; None without a class."""
+        """Return the settings from which `transform` makes this very transform without facts; None if the kind has no
+        settings class.
+        """
         ...
 
     def from_description(self, description: Mapping[str, Any], where: str) -> Form:

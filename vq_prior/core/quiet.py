@@ -12,11 +12,11 @@ _mute = threading.Lock()
 def muted() -> Iterator[None]:
     """Let nothing of this process reach stderr for the length of a block; what is raised in it is told after it."""
     with _mute:
-        kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+        stderr, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
         try:
             os.dup2(nothing, 2)
             yield
         finally:
-            os.dup2(kept, 2)
-            os.close(kept)
+            os.dup2(stderr, 2)
+            os.close(stderr)
             os.close(nothing)

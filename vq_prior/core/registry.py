@@ -127,9 +127,9 @@ def plugins(*registries: Registry) -> Iterator[Plugin]:
     """
     own = {(registry.group, name) for registry in registries for name in registry.own_names()}
     groups = [group for group in entry_points().groups if group.startswith("vq_prior.")]
-    found = [point for group in groups for point in entry_points(group=group)]
-    for point in sorted(found, key=lambda point: (point.group, point.name, _package(point))):
-        rivals = [other for other in found if (other.group, other.name) == (point.group, point.name)]
+    points = [point for group in groups for point in entry_points(group=group)]
+    for point in sorted(points, key=lambda point: (point.group, point.name, _package(point))):
+        rivals = [other for other in points if (other.group, other.name) == (point.group, point.name)]
         trouble = None
         if point.group not in GROUPS:
             trouble = f"no such group; there are {', '.join(GROUPS)}"

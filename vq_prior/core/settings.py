@@ -111,6 +111,7 @@ class Formerly:
     flag: str
 
 
+DATA_HELP = tyro.conf.arg(help="Images: a folder, parquet or arrow files, a Hub id owner/name, or the word digits.")
 NumWorkers = Annotated[
     int | None,
     Within(1, 1024),
@@ -134,7 +135,14 @@ LabelColumn = Annotated[
 ]
 Sheet = Annotated[Path | None, tyro.conf.arg(help="PNG file for the sheet; left out: OUT.png beside OUT.")]
 Overwrite = Annotated[bool, Once()]
-AcceptChanges = Annotated[bool, Once()]
+AcceptChanges = Annotated[
+    bool,
+    Once(),
+    tyro.conf.arg(
+        help="Continue with what is given though RUN has other settings; its config and record list what changed, and "
+        "when."
+    ),
+]
 DryRun = Annotated[bool, Once()]
 Seed = Annotated[int, Within(0, 2**63 - 1)]
 
@@ -274,7 +282,7 @@ def note_given(settings: S, names: Set[str]) -> S:
 
 
 def changed_names(settings: Any) -> frozenset[str]:
-    """Return the dotted names of what is not as its default."""
+    """Return the dotted names of the settings that differ from their defaults."""
     defaults = absent_means(settings)
     return frozenset(name for name, value in _leaves(settings) if name not in defaults or value != defaults[name])
 
@@ -286,7 +294,9 @@ def changed(settings: S, **changes: Any) -> S:
 
 
 def overlaid(settings: S, other: S, *, leave: Set[str]) -> S:
-    """Return the settings with the values of `other`, but for the dotted names in `leave`; given is what was given."""
+    """Return the settings with the values of `other`, except for the names in `leave`; what counts as typed does not
+    change.
+    """
     copy: S = note_given(_overlaid(settings, other, leave, ""), given_names(settings))
     return copy
 

@@ -256,15 +256,15 @@ def check_codes(spec: CodeSpec, codes: "Sequence[Tensor | None]", *, separable: 
     if len({len(level) for level in there if level is not None and level.ndim}) > 1:
         counts = ", ".join(str(len(level)) for level in there if level is not None and level.ndim)
         raise UsageError(f"codes must be of as many images in every level, got {counts}")
-    for number, (level, given) in enumerate(zip(spec.levels, codes, strict=False)):
-        if given is None:
+    for number, (level, level_codes) in enumerate(zip(spec.levels, codes, strict=False)):
+        if level_codes is None:
             continue
-        if given.is_floating_point() or given.is_complex():
-            raise UsageError(f"codes[{number}] must be integers, got {str(given.dtype)[6:]}")
-        if tuple(given.shape[1:]) != level.grid or given.shape[0] < 1:
+        if level_codes.is_floating_point() or level_codes.is_complex():
+            raise UsageError(f"codes[{number}] must be integers, got {str(level_codes.dtype)[6:]}")
+        if tuple(level_codes.shape[1:]) != level.grid or level_codes.shape[0] < 1:
             raise UsageError(
-                f"codes[{number}] must have shape [B, {', '.join(map(str, level.grid))}], got {list(given.shape)}"
+                f"codes[{number}] must have shape [B, {', '.join(map(str, level.grid))}], got {list(level_codes.shape)}"
             )
-        low, high = (int(value) for value in given.long().aminmax())
+        low, high = (int(value) for value in level_codes.long().aminmax())
         if low < 0 or high >= level.num_codes:
             raise UsageError(f"codes[{number}] must lie in [0, {level.num_codes}), got {low} to {high}")

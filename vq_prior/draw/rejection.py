@@ -19,8 +19,7 @@ from torch import Tensor, nn
 from vq_prior.core.errors import ArtifactError, NumericError, UsageError, in_one_line
 from vq_prior.core.labels import one_form
 from vq_prior.core.processes.fixed_calls import map_rows
-from vq_prior.core.processes.packages import broken
-from vq_prior.model.networks import CONFIG, PROCESSOR, check_network, files_id, network_inputs
+from vq_prior.model.networks import CONFIG, check_network, files_id, load_network, network_inputs
 
 ROWS = 16
 MAX_CANDIDATES = 1000
@@ -112,28 +111,17 @@ class Classifier:
         Raises:
             ArtifactError: If weights are missing or do not fit, or it does not take such images.
         """
-        from transformers import AutoImageProcessor, AutoModelForImageClassification
+        from transformers import AutoModelForImageClassification
 
-        self.files, self.device, folder = files, device, str(files.folder)
-        self.processor: Any = None
-        try:
-            model, found = AutoModelForImageClassification.from_pretrained(
-                folder, use_safetensors=True, local_files_only=True, dtype=torch.float32, output_loading_info=True
-            )
-            if (files.folder / PROCESSOR).is_file():
-                self.processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True, backend="pil")
-        except Exception as error:  # transformers raises many kinds
-            raise broken(error) or ArtifactError(f"{folder} cannot be loaded: {in_one_line(error)}") from error
-        lost = [str(name) for key in ("missing_keys", "mismatched_keys") for name in found[key]]
-        if lost:
-            raise ArtifactError(f"{folder}: the weights lack {sorted(lost)[0]}, or have it in another shape")
-        self.model: nn.Module = model.to(device).eval()
+        self.files, self.device = files, device
+        model, self.processor, _ = load_network(AutoModelForImageClassification, files.folder)
+        self.model: nn.Module = model.to(device)
         try:
             self.probabilities(torch.zeros((1, *shape)), [0])
         except NumericError:
             raise
         except Exception as error:  # whatever an architecture makes of a size that is not its own
-            raise ArtifactError(f"{folder} does not take this model's images: {in_one_line(error)}") from error
+            raise ArtifactError(f"{files.folder} does not take this model's images: {in_one_line(error)}") from error
 
     @torch.inference_mode()
     def probabilities(self, images: Tensor, classes: Sequence[int]) -> Tensor:

@@ -107,8 +107,8 @@ def _find_classifier(settings: Generate, index: ModelIndex) -> ClassifierFiles |
     if settings.reject_with is None and settings.keep is None:
         return None
     if settings.reject_with is None or settings.keep is None:
-        given, other = ("keep", "reject-with") if settings.reject_with is None else ("reject-with", "keep")
-        raise UsageError(f"--{given} goes with --{other}; give both or neither")
+        present, other = ("keep", "reject-with") if settings.reject_with is None else ("reject-with", "keep")
+        raise UsageError(f"--{present} goes with --{other}; give both or neither")
     candidates_of(settings.keep)
     if settings.unconditional:
         raise UsageError("--reject-with cannot go with --unconditional: it judges how well an image shows its class")
@@ -172,7 +172,7 @@ def _draw_set(settings: Drawing, index: ModelIndex, more: dict[str, Any], classi
     if runtime.is_main:
         _publish(staging, settings, pipeline.codec, sheet)
         notes = getattr(pipeline.codec.modality.files, "notes", ())
-        print("\n".join([f"wrote {called} and {REQUEST} to {settings.out}{sheet.told}", *notes]))
+        print("\n".join([f"wrote {called} and {REQUEST} to {settings.out}{sheet.in_words}", *notes]))
     runtime.barrier()
     return settings.out
 
@@ -268,8 +268,8 @@ def _publish(staging: Path, settings: Drawing, codec: Codec, sheet: SheetPlace) 
     if sheet.path is not None:  # before the folder is visible, so that none is seen without its sheet
         sheet.write(_sheet_of(staging, settings.num_images, codec))
     if noted:
-        told = {**read_json(staging / REQUEST), "kept": read_notes(staging, settings.num_images)}
-        write_atomic(staging / REQUEST, pretty_json(told))
+        request = {**read_json(staging / REQUEST), "kept": read_notes(staging, settings.num_images)}
+        write_atomic(staging / REQUEST, pretty_json(request))
     publish_without_notes(staging, settings.out)
 
 

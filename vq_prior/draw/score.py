@@ -207,8 +207,8 @@ def _publish(
     unseen = sum(image["nats_per_token"] is None for image in images)
     if unseen:
         print(f"{unseen} images hold codes that this prior has no token for: infinitely unlikely, null in {SCORES}")
-    told = "" if sheet.path is None else f", a sheet of the least likely to {sheet.path}"
-    print(f"wrote {count} {rows_called(data.modality)} beside their maps and {SCORES} to {out}{told}")
+    sheet_note = "" if sheet.path is None else f", a sheet of the least likely to {sheet.path}"
+    print(f"wrote {count} {rows_called(data.modality)} beside their maps and {SCORES} to {out}{sheet_note}")
 
 
 def _least_likely(rows: list[dict[str, Any]], folder: Path) -> bytes:

@@ -46,36 +46,36 @@ def examine_codec(codec: "Codec", train: Tensor, images: Tensor) -> Examined:
         train: Values that its codes are counted on, and whose mean it has to beat.
         images: Held-out values that its errors are measured on.
     """
-    found = Examined()
+    result = Examined()
     codes = codec.encode(images)
     copies = codec.decode(codes).cpu()
     variance = float((images - train.mean(dim=0)).square().mean()) or 1.0
-    kept = 1 - float(mse(images, copies).mean()) / variance
+    explained = 1 - float(mse(images, copies).mean()) / variance
     measures = {name: measure for name, measure in codec.modality.quality.measures.items() if name == "psnr"}
-    found.measured |= {name: float(measure.function(images, copies).mean()) for name, measure in measures.items()}
-    found.measured |= psnr_range(codec.transform)
-    found.measured["variance_kept"] = kept
+    result.measured |= {name: float(measure.function(images, copies).mean()) for name, measure in measures.items()}
+    result.measured |= psnr_range(codec.transform)
+    result.measured["variance_kept"] = explained
     alone = _without_quantiser(codec, images)
     if alone is not None:
-        found.measured["variance_kept_without_quantiser"] = 1 - float(mse(images, alone).mean()) / variance
+        result.measured["variance_kept_without_quantiser"] = 1 - float(mse(images, alone).mean()) / variance
     uses = _uses(codec, train)
-    found.measured["levels"] = uses
+    result.measured["levels"] = uses
     ablated = _ablated(codec, codes, images, copies)
     for use, added in zip(uses, ablated, strict=True):
         use["error_added_by_exchanging_codes"] = added
     half = _half_precision(codec, images, codes, copies)
     if half is not None:
-        found.measured["half_precision"] = half
-    found.findings += _codec_findings(kept, found.measured.get("variance_kept_without_quantiser"), uses)
+        result.measured["half_precision"] = half
+    result.findings += _codec_findings(explained, result.measured.get("variance_kept_without_quantiser"), uses)
     if half is not None and half["flips"] > FLIPS:
-        found.findings.append(
+        result.findings.append(
             Finding(
                 "half-precision flips",
                 f"{half['flips']:.1%} of the codes change with the encoder in bfloat16 ({half['psnr_lost']:.2f} dB)",
                 "extract codes in float32, as extract-codes does; fewer or farther apart codes are more robust",
             )
         )
-    return found
+    return result
 
 
 def _without_quantiser(codec: "Codec", images: Tensor) -> Tensor | None:
@@ -129,9 +129,9 @@ def _decibels(images: Tensor, copies: Tensor) -> Tensor:
     return 10 * torch.log10(4.0 / mse(images, copies).clamp_min(1e-12)).mean()
 
 
-def _codec_findings(kept: float, alone: float | None, uses: list[dict[str, Any]]) -> list[Finding]:
+def _codec_findings(share: float, alone: float | None, uses: list[dict[str, Any]]) -> list[Finding]:
     collapsed = [number for number, use in enumerate(uses) if is_collapsed(use)]
-    untrained = kept < EXPLAINED and (kept < 0 or not collapsed)
+    untrained = share < EXPLAINED and (share < 0 or not collapsed)
     if alone is not None and alone >= EXPLAINED:
         untrained = False
     findings = []
@@ -139,16 +139,16 @@ def _codec_findings(kept: float, alone: float | None, uses: list[dict[str, Any]]
         findings.append(
             Finding(
                 "codec not trained",
-                f"reconstructions keep {max(kept, 0):.0%} of the images' variance"
+                f"reconstructions keep {max(share, 0):.0%} of the images' variance"
                 + ("" if alone is None else f", {max(alone, 0):.0%} without the quantiser"),
                 "train it longer (train-vqvae --steps); check that encoder and decoder are of one training",
             )
         )
-    elif kept < EXPLAINED and not collapsed:
+    elif share < EXPLAINED and not collapsed:
         findings.append(
             Finding(
                 "codec loses the images in its quantiser",
-                f"reconstructions keep {max(kept, 0):.0%} of the images' variance, {alone:.0%} without the quantiser",
+                f"reconstructions keep {max(share, 0):.0%} of the images' variance, {alone:.0%} without the quantiser",
                 f"train longer, take more codes (--quantizer.num-codes), or {OF_FEW_CODES}",
             )
         )
@@ -168,9 +168,9 @@ def level_findings(uses: list[dict[str, Any]]) -> list[Finding]:
         remedy = OF_FEW_CODES
         if len(uses) > 1 and (is_collapsed(use) or use.get("error_added_by_exchanging_codes", 1.0) < DEAD_LEVEL):
             added = use.get("error_added_by_exchanging_codes")
-            told = "" if added is None else f"; exchanging its codes adds {added:.1%} to the error"
+            cost = "" if added is None else f"; exchanging its codes adds {added:.1%} to the error"
             fatal = all(is_collapsed(each) for each in uses)
-            findings.append(Finding("dead level", f"level {number}: {text}{told}", f"leave it out, or {remedy}", fatal))
+            findings.append(Finding("dead level", f"level {number}: {text}{cost}", f"leave it out, or {remedy}", fatal))
         elif is_collapsed(use):
             findings.append(Finding("collapsed codebook", text, remedy, fatal=True))
     return findings
@@ -181,7 +181,7 @@ def examine_codes(train: Codes, held_out: Codes, num_codes: Sequence[int]) -> Ex
 
     Entropies are of training rows, in nats a token; `least` and `most` are of single positions.
     """
-    found = Examined()
+    result = Examined()
     levels = []
     for level, K in zip(train, num_codes, strict=True):
         flat = level.reshape(len(level), -1)
@@ -193,15 +193,15 @@ def examine_codes(train: Codes, held_out: Codes, num_codes: Sequence[int]) -> Ex
     rows, unseen = joined(train), joined(held_out)
     seen = {row.tobytes() for row in rows}
     repeated = sum(row.tobytes() in seen for row in unseen) / max(1, len(unseen))
-    found.measured = {
+    result.measured = {
         "num_train": len(rows),
         "num_held_out": len(unseen),
         "levels": levels,
         "distinct_rows": len(seen) / len(rows),
         "held_out_rows_in_training": repeated,
     }
-    found.findings = [*level_findings(levels), *_row_findings(len(rows), len(seen) / len(rows), repeated)]
-    return found
+    result.findings = [*level_findings(levels), *_row_findings(len(rows), len(seen) / len(rows), repeated)]
+    return result
 
 
 def _row_findings(count: int, distinct: float, repeated: float) -> list[Finding]:
@@ -246,9 +246,9 @@ def joined(codes: Codes) -> NDArray[np.generic]:
 def compare_codes(stored: Codes, own: Codes, source: str) -> Examined:
     """Return whether a store's codes are those that a codec gives the same images."""
     agreement = float(np.mean(joined(stored).astype(np.int64) == joined(own).astype(np.int64)))
-    found = Examined({"agreement": agreement})
+    result = Examined({"agreement": agreement})
     if agreement < SAME_CODEC:
-        found.findings.append(
+        result.findings.append(
             Finding(
                 "wrong codec",
                 f"{agreement:.1%} of the codes in {source} are those that this codec gives the same images",
@@ -256,11 +256,11 @@ def compare_codes(stored: Codes, own: Codes, source: str) -> Examined:
             )
         )
     elif agreement < AGREEMENT:
-        found.findings.append(
+        result.findings.append(
             Finding(
                 "half-precision flips",
                 f"{1 - agreement:.1%} of the codes in {source} are not those that this codec gives in float32",
                 "extract the codes anew in float32 (extract-codes), on the machine that will use them",
             )
         )
-    return found
+    return result

@@ -71,7 +71,7 @@ class Rows:
 
 
 @dataclass
-class Patient:
+class Case:
     """What there is to examine, and what was found so far."""
 
     say: Callable[[str], object]
@@ -106,19 +106,19 @@ def doctor(settings: Doctor, *, say: Callable[[str], object] = print) -> dict[st
         raise UsageError("--model holds a codec and a prior; leave --codec and --prior out")
     if settings.out is not None and settings.out.is_dir():
         raise UsageError(f"--out must be a file to write, {settings.out} is a folder")
-    patient = _admit(settings, say)
+    case = _open_case(settings, say)
     runtime = start_runtime("fp32")
     say(runtime.describe())
-    for part in (patient.codec, patient.prior):
+    for part in (case.codec, case.prior):
         if part is not None:
             part.to(runtime.device)
-    _examine(patient, settings)
-    return _report(patient, settings)
+    _examine(case, settings)
+    return _report(case, settings)
 
 
-def _admit(settings: Doctor, say: Callable[[str], object]) -> Patient:
+def _open_case(settings: Doctor, say: Callable[[str], object]) -> Case:
     """Return what is named, and what that was made from if it is still there."""
-    patient = Patient(say)
+    case = Case(say)
     codec, prior, codes, data = settings.codec, settings.prior, settings.codes, settings.data
     if settings.model is not None:
         codec = prior = settings.model
@@ -126,45 +126,45 @@ def _admit(settings: Doctor, say: Callable[[str], object]) -> Patient:
     places: list[str] = []
     if prior is not None:
         folder = find_component(prior, "prior")
-        patient.prior = load_prior(folder)
+        case.prior = load_prior(folder)
         record = read_record(folder)
-        patient.recorded = None if record is None else record.measured.get("nats_per_token")
+        case.recorded = None if record is None else record.measured.get("nats_per_token")
         source |= _made_with(folder.parent, "prior-training") or _made_with(folder.parent.parent, "prior-training")
     if codes is None and (at := source.get("codes")) and (Path(at) / INDEX).is_file():
         codes = Path(at)
-        patient.notes.append(f"codes: {codes}, which the prior was trained on")
+        case.notes.append(f"codes: {codes}, which the prior was trained on")
     if codes is not None:
         index = CodeStore.open(codes).index
-        patient.store = codes
+        case.store = codes
         source.setdefault("codec", index.codec.source)
         places.append(index.data.source)
     if codec is None and (at := source.get("codec")) and _is_codec(Path(at)):
         codec = Path(at)
-        patient.notes.append(f"codec: {codec}, which the codes are of")
+        case.notes.append(f"codec: {codec}, which the codes are of")
     if codec is not None:
         folder = find_codec(codec)
-        patient.codec = open_codec(folder)
+        case.codec = open_codec(folder)
         trained = _made_with(folder.parent, "vqvae-training") or _made_with(folder.parent.parent, "vqvae-training")
         places.append(trained.get("data") or "")
     there = [place for place in places if place == "digits" or (place and Path(place).exists())]
     if data is None and there:
-        patient.notes.append(f"data: {there[-1]}, which it was made from")
-    for note in patient.notes:
+        case.notes.append(f"data: {there[-1]}, which it was made from")
+    for note in case.notes:
         say(note)
     if data is not None:
-        patient.data = open_data_of(replace(settings, data=data), say=say, **_wanted_of(patient))
+        case.data = open_data_of(replace(settings, data=data), say=say, **_wanted_of(case))
     elif there:
         try:
             there_data = replace(settings, data=there[-1])
-            patient.data = open_data_of(there_data, say=say, **_wanted_of(patient))
+            case.data = open_data_of(there_data, say=say, **_wanted_of(case))
         except VQPriorError as error:  # nobody asked for it
             say(f"not used: {error}")
-    return patient
+    return case
 
 
-def _wanted_of(patient: Patient) -> dict[str, Any]:
+def _wanted_of(case: Case) -> dict[str, Any]:
     """Return what the data must be, and the form they are brought to, where a codec says so."""
-    codec = patient.codec
+    codec = case.codec
     return {} if codec is None else {"modality": codec.modality, "form": codec.transform}
 
 
@@ -182,65 +182,65 @@ def _is_codec(path: Path) -> bool:
     return True
 
 
-def _examine(patient: Patient, settings: Doctor) -> None:
+def _examine(case: Case, settings: Doctor) -> None:
     """Run every examination that what there is allows; say which ones it does not."""
-    _compare_ids(patient)
-    values = _values(patient, settings)
-    if patient.codec is not None and values is not None:
-        patient.add("codec", examine_codec(patient.codec, *values))
-    rows = _rows(patient, settings)
+    _compare_ids(case)
+    values = _values(case, settings)
+    if case.codec is not None and values is not None:
+        case.add("codec", examine_codec(case.codec, *values))
+    rows = _rows(case, settings)
     if rows is None:
-        patient.say("not examined: codes, prior and samples; name --codes, or --codec and --data")
+        case.say("not examined: codes, prior and samples; name --codes, or --codec and --data")
         return
     train, held_out = rows
-    spec = _spec(patient)
+    spec = _spec(case)
     codes = examine_codes(train.codes, held_out.codes, [level.num_codes for level in spec.levels])
-    told = {finding.fault for finding in patient.findings}  # what the codec was told off for already
-    codes.findings = [finding for finding in codes.findings if finding.fault not in told]
-    patient.add("codes", codes)
-    _compare_codes(patient, train, settings)
-    tell, classes = True, _label_names(patient)
+    known = {finding.fault for finding in case.findings}  # of the codec; the codes need not be told them again
+    codes.findings = [finding for finding in codes.findings if finding.fault not in known]
+    case.add("codes", codes)
+    _compare_codes(case, train, settings)
+    tell, classes = True, _label_names(case)
     if train.labels is not None and len(classes) > 1:
-        found = patient.add("labels", examine_labels(train.codes, train.labels, classes)).findings
-        tell = all(finding.fault != "labels shuffled" for finding in found)
-    if patient.prior is not None:
-        _examine_prior(patient, train, held_out, values, labels_tell=tell)
-    patient.measured["estimates"] = _estimates(patient, train)
+        label_findings = case.add("labels", examine_labels(train.codes, train.labels, classes)).findings
+        tell = all(finding.fault != "labels shuffled" for finding in label_findings)
+    if case.prior is not None:
+        _examine_prior(case, train, held_out, values, labels_tell=tell)
+    case.measured["estimates"] = _estimates(case, train)
 
 
-def _loaded(patient: Patient, rows: DataRows, settings: Doctor) -> LoadedRows:
+def _loaded(case: Case, rows: DataRows, settings: Doctor) -> LoadedRows:
     """Return rows of the data in the codec's form."""
-    codec = patient.codec
+    codec = case.codec
     assert codec is not None
     return load_rows(rows, codec.modality, codec.transform, num_workers=settings.num_workers)
 
 
-def _values(patient: Patient, settings: Doctor) -> Seen:
+def _values(case: Case, settings: Doctor) -> Seen:
     """Return some training and held-out values."""
-    if patient.codec is None or patient.data is None:
-        if patient.codec is not None:
-            patient.say("not examined: errors of the codec; name --data")
+    if case.codec is None or case.data is None:
+        if case.codec is not None:
+            case.say("not examined: errors of the codec; name --data")
         return None
     parts = []
-    fitting = max(16, MOST_BYTES // bytes_of(patient.codec.modality, patient.codec.transform))
-    for rows, most in ((patient.data.train, MOST_SEEN), (patient.data.validation, MOST_UNSEEN)):
+    fitting = max(16, MOST_BYTES // bytes_of(case.codec.modality, case.codec.transform))
+    for rows, most in ((case.data.train, MOST_SEEN), (case.data.validation, MOST_UNSEEN)):
         count = min(len(rows), most, fitting)
         some = rows.subset(np.arange(count, dtype=np.int64) * len(rows) // count)
-        parts.append(_loaded(patient, some, settings).batch(range(count)))
+        parts.append(_loaded(case, some, settings).batch(range(count)))
     return parts[0], parts[1]
 
 
-def _rows(patient: Patient, settings: Doctor) -> tuple[Rows, Rows] | None:
+def _rows(case: Case, settings: Doctor) -> tuple[Rows, Rows] | None:
     """Return the codes of both splits: of the store, or else of the pictures."""
-    if patient.store is not None:
-        return _stored(patient.store, "train"), _stored(patient.store, "validation")
-    if patient.codec is None or patient.data is None:
+    if case.store is not None:
+        return _stored(case.store, "train"), _stored(case.store, "validation")
+    if case.codec is None or case.data is None:
         return None
     made = []
-    for split in (patient.data.train, patient.data.validation):
+    for split in (case.data.train, case.data.validation):
         count = min(len(split), 4 * MOST_SEEN)
         some = split.subset(np.arange(count, dtype=np.int64) * len(split) // count)
-        made.append(Rows(_encoded(patient.codec, _loaded(patient, some, settings)), some.labels, some.source_index))
+        made.append(Rows(_encoded(case.codec, _loaded(case, some, settings)), some.labels, some.source_index))
     return made[0], made[1]
 
 
@@ -260,52 +260,52 @@ def _stored(folder: Path, split: str) -> Rows:
     return Rows(codes, labels, columns["source_index"][plain])
 
 
-def _spec(patient: Patient) -> Any:
-    if patient.store is not None:
-        return CodeStore.open(patient.store).spec
-    assert patient.codec is not None
-    return patient.codec.spec
+def _spec(case: Case) -> Any:
+    if case.store is not None:
+        return CodeStore.open(case.store).spec
+    assert case.codec is not None
+    return case.codec.spec
 
 
-def _label_names(patient: Patient) -> tuple[str, ...]:
-    if patient.store is not None:
-        return CodeStore.open(patient.store).index.label_names
-    return patient.data.label_names if patient.data is not None else ()
+def _label_names(case: Case) -> tuple[str, ...]:
+    if case.store is not None:
+        return CodeStore.open(case.store).index.label_names
+    return case.data.label_names if case.data is not None else ()
 
 
-def _compare_ids(patient: Patient) -> None:
+def _compare_ids(case: Case) -> None:
     """Find out by their ids whether codec, codes and prior belong together."""
-    ids = {"codec": patient.codec.codec_id} if patient.codec is not None else {}
-    if patient.store is not None:
-        ids["codes"] = CodeStore.open(patient.store).index.codec.id
-    if patient.prior is not None:
-        ids["prior"] = patient.prior.codec_id
+    ids = {"codec": case.codec.codec_id} if case.codec is not None else {}
+    if case.store is not None:
+        ids["codes"] = CodeStore.open(case.store).index.codec.id
+    if case.prior is not None:
+        ids["prior"] = case.prior.codec_id
     if len(ids) > 1:
-        patient.measured["ids"] = {name: identity[:12] for name, identity in ids.items()}
+        case.measured["ids"] = {name: identity[:12] for name, identity in ids.items()}
     if len(set(ids.values())) > 1:
-        told = ", ".join(f"{name} {identity[:12]}" for name, identity in ids.items())
+        listed = ", ".join(f"{name} {identity[:12]}" for name, identity in ids.items())
         remedy = "use the codec, codes and prior of one run; extract the codes anew (extract-codes)"
-        patient.findings.append(Finding("wrong codec", f"codec ids differ: {told}", remedy))
+        case.findings.append(Finding("wrong codec", f"codec ids differ: {listed}", remedy))
 
 
-def _compare_codes(patient: Patient, train: Rows, settings: Doctor) -> None:
+def _compare_codes(case: Case, train: Rows, settings: Doctor) -> None:
     """Find out whether a store's codes are what the codec says of the same images today."""
-    if patient.store is None or patient.codec is None or patient.data is None:
+    if case.store is None or case.codec is None or case.data is None:
         return
-    index = CodeStore.open(patient.store).index
-    if index.data.id != patient.data.data_id or index.spec != patient.codec.spec:
-        patient.say("not compared: the codes with the codec's own; they are of other data or of another size")
+    index = CodeStore.open(case.store).index
+    if index.data.id != case.data.data_id or index.spec != case.codec.spec:
+        case.say("not compared: the codes with the codec's own; they are of other data or of another size")
         return
-    rows = patient.data.train
+    rows = case.data.train
     place = {int(row): number for number, row in enumerate(rows.source_index)}
     some = np.linspace(0, len(train.source_index) - 1, min(512, len(train.source_index)), dtype=np.int64)
     wanted = [place[int(row)] for row in train.source_index[some]]
-    own = _encoded(patient.codec, _loaded(patient, rows.subset(np.array(wanted)), settings))
-    patient.add("agreement", compare_codes(tuple(level[some] for level in train.codes), own, str(patient.store)))
+    own = _encoded(case.codec, _loaded(case, rows.subset(np.array(wanted)), settings))
+    case.add("agreement", compare_codes(tuple(level[some] for level in train.codes), own, str(case.store)))
 
 
-def _examine_prior(patient: Patient, train: Rows, held_out: Rows, values: Seen, *, labels_tell: bool) -> None:
-    prior = patient.prior
+def _examine_prior(case: Case, train: Rows, held_out: Rows, values: Seen, *, labels_tell: bool) -> None:
+    prior = case.prior
     assert prior is not None
     try:
         rows = [sequences_of(prior, part.codes, part.labels) for part in (train, held_out)]
@@ -313,64 +313,64 @@ def _examine_prior(patient: Patient, train: Rows, held_out: Rows, values: Seen, 
         if "left out" not in str(error) and "must be" not in str(error):
             raise
         remedy = "use its own codec and code store"
-        patient.findings.append(Finding("wrong codec", f"the prior does not take these codes: {error}", remedy))
+        case.findings.append(Finding("wrong codec", f"the prior does not take these codes: {error}", remedy))
         return
-    strangers = any(finding.fault == "wrong codec" for finding in patient.findings)
-    belongs = "agreement" in patient.measured and not strangers
-    recorded = patient.recorded
-    found = examine_prior(prior, rows[0], rows[1], recorded, belongs=belongs, labels_tell=labels_tell)
-    patient.add("prior", found)
-    if patient.codec is None or any(finding.fault == "wrong codec" for finding in patient.findings):
+    strangers = any(finding.fault == "wrong codec" for finding in case.findings)
+    belongs = "agreement" in case.measured and not strangers
+    recorded = case.recorded
+    result = examine_prior(prior, rows[0], rows[1], recorded, belongs=belongs, labels_tell=labels_tell)
+    case.add("prior", result)
+    if case.codec is None or any(finding.fault == "wrong codec" for finding in case.findings):
         return
     from vq_prior.model.pipeline import VQPriorPipeline
 
-    pipeline = VQPriorPipeline(patient.codec, prior)
-    patient.add("samples", examine_samples(pipeline, train.codes, held_out.codes, values, num_images=SAMPLES))
+    pipeline = VQPriorPipeline(case.codec, prior)
+    case.add("samples", examine_samples(pipeline, train.codes, held_out.codes, values, num_images=SAMPLES))
 
 
-def _estimates(patient: Patient, train: Rows) -> dict[str, Any]:
+def _estimates(case: Case, train: Rows) -> dict[str, Any]:
     """Return sizes: of the codes of these rows, of what a sequence takes, of the weights."""
     tokens = sum(level.reshape(len(level), -1).shape[1] for level in train.codes)
-    told: dict[str, Any] = {
+    estimates: dict[str, Any] = {
         "tokens_a_row": tokens,
         "bytes_of_codes_in_memory": sum(level.nbytes for level in train.codes),
     }
-    if patient.store is not None:
-        told["bytes_of_codes_on_disk"] = sum(p.stat().st_size for p in patient.store.rglob("*") if p.is_file())
+    if case.store is not None:
+        estimates["bytes_of_codes_on_disk"] = sum(p.stat().st_size for p in case.store.rglob("*") if p.is_file())
     modules: dict[str, Any] = {}
-    if patient.codec is not None:
-        modules["codec"] = patient.codec
-    if patient.prior is not None:
-        modules["prior"] = patient.prior.model
+    if case.codec is not None:
+        modules["codec"] = case.codec
+    if case.prior is not None:
+        modules["prior"] = case.prior.model
     for name, part in modules.items():
-        told[f"{name}_parameters"] = sum(p.numel() for p in part.parameters())
-        told[f"{name}_bytes"] = sum(p.numel() * p.element_size() for p in part.parameters())
-    return told
+        estimates[f"{name}_parameters"] = sum(p.numel() for p in part.parameters())
+        estimates[f"{name}_bytes"] = sum(p.numel() * p.element_size() for p in part.parameters())
+    return estimates
 
 
-def _report(patient: Patient, settings: Doctor) -> dict[str, Any]:
-    findings = sorted(patient.findings, key=lambda finding: ORDER.index(finding.fault))
+def _report(case: Case, settings: Doctor) -> dict[str, Any]:
+    findings = sorted(case.findings, key=lambda finding: ORDER.index(finding.fault))
     result = {
         "format_version": 1,
         "vq_prior": __version__,
-        "healthy": not findings if EXAMINED & patient.measured.keys() else None,
+        "healthy": not findings if EXAMINED & case.measured.keys() else None,
         "findings": [asdict(finding) for finding in findings],
-        "measured": patient.measured,
+        "measured": case.measured,
     }
     if settings.out is not None:
         make_folder(true_place(settings.out).parent)
         write_atomic(settings.out, pretty_json(result))
-    for part, numbers in patient.measured.items():
+    for part, numbers in case.measured.items():
         for name, value in flatten(by_number(numbers)).items():
             if not isinstance(value, list):
-                patient.say(f"{part} {name} {value:.5g}" if isinstance(value, float) else f"{part} {name} {value}")
+                case.say(f"{part} {name} {value:.5g}" if isinstance(value, float) else f"{part} {name} {value}")
     for finding in findings:
-        patient.say(f"found {finding.fault}: {finding.evidence}")
-        patient.say(f"  remedy: {finding.remedy}")
+        case.say(f"found {finding.fault}: {finding.evidence}")
+        case.say(f"  remedy: {finding.remedy}")
     names = list(dict.fromkeys(finding.fault for finding in findings))
-    looked_at = [part for part in patient.measured if part in EXAMINED]
+    looked_at = [part for part in case.measured if part in EXAMINED]
     verdict = "; ".join(names) or ("healthy" if looked_at else "none; name --data or --codes")
-    patient.say(f"verdict: {verdict} (examined: {', '.join(looked_at) or 'nothing'})")
+    case.say(f"verdict: {verdict} (examined: {', '.join(looked_at) or 'nothing'})")
     fatal = next((finding for finding in findings if finding.fatal), None)
     if fatal is not None:
         raise NumericError(f"{fatal.fault}: {fatal.evidence}; {fatal.remedy}")

@@ -116,9 +116,9 @@ def _check(settings: Evaluate) -> None:
 
 
 def _named_evaluator(name: str, runtime: "Runtime") -> Evaluator:
-    from vq_prior.model.inputs import settle
+    from vq_prior.model.inputs import fetch_once
 
-    return NamedFeatures(settle(NAMES.get(name, name)), name, runtime.device)
+    return NamedFeatures(fetch_once(NAMES.get(name, name)), name, runtime.device)
 
 
 def _require_same_classes(prior: "CausalPrior", data: "Data") -> None:

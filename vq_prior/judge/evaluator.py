@@ -19,9 +19,8 @@ from torch import Tensor, nn
 
 from stage1_vqvae.modalities.pictures.values import to_unit_range
 from vq_prior.core.errors import ArtifactError, NumericError, in_one_line
-from vq_prior.core.processes.packages import broken
 from vq_prior.core.training.randomness import keyed_generator
-from vq_prior.model.networks import PROCESSOR, check_network, files_id, network_inputs
+from vq_prior.model.networks import check_network, files_id, load_network, network_inputs
 
 MAX_SIDE, MAX_FITTED = 48, 50_000
 WIDTHS = (32, 64, 128)
@@ -124,8 +123,8 @@ class FittedNetwork:
             digest.update(name.encode() + tensor.numpy().tobytes())
         task = "classes of the data" if self.labelled else "quarter turns"
         settings = {"steps": STEPS, "batch_size": BATCH, "learning_rate": PEAK_RATE, "widths": list(WIDTHS)}
-        told = {"name": "own", "task": task, "seed": self.seed, "num_fitted": self.num_fitted, **self.scores}
-        return {**told, "num_features": WIDTHS[-1], "settings": settings, "weights_sha256": digest.hexdigest()}
+        description = {"name": "own", "task": task, "seed": self.seed, "num_fitted": self.num_fitted, **self.scores}
+        return {**description, "num_features": WIDTHS[-1], "settings": settings, "weights_sha256": digest.hexdigest()}
 
     @torch.inference_mode()
     def features(self, pixels: Pixels) -> Tensor:
@@ -226,27 +225,15 @@ class NamedFeatures:
         Raises:
             ArtifactError: If it is missing, asks to run code, or is no image model that transformers knows.
         """
-        from transformers import AutoImageProcessor, AutoModel
+        from transformers import AutoModel
         from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES as KNOWN
 
         config, files = check_network(folder, tuple(KNOWN), "model of transformers' own")
-        self._processor: Any = None
-        try:
-            model, found = AutoModel.from_pretrained(
-                str(folder), use_safetensors=True, local_files_only=True, dtype=torch.float32, output_loading_info=True
-            )
-            if PROCESSOR in files:
-                self._processor = AutoImageProcessor.from_pretrained(str(folder), local_files_only=True, backend="pil")
-        except Exception as error:  # transformers raises many kinds
-            raise broken(error) or ArtifactError(f"{folder} cannot be loaded: {in_one_line(error)}") from error
+        model, self._processor, lacking = load_network(AutoModel, folder, may_lack="pooler")
         if model.main_input_name != "pixel_values":
             raise ArtifactError(f"{folder} is a {config['model_type']}, which takes no images; name an image model")
-        lost = [str(name) for key in ("missing_keys", "mismatched_keys") for name in found[key] if "pooler" not in name]
-        if lost:
-            raise ArtifactError(f"{folder}: the weights lack {sorted(lost)[0]}, or have it in another shape")
-        # A pooler that was not saved would be drawn at random.
-        self._pooled = not any("pooler" in str(name) for name in found["missing_keys"])
-        self._model: nn.Module = model.to(device).eval()
+        self._pooled = not lacking  # a pooler that was not saved would be drawn at random
+        self._model: nn.Module = model.to(device)
         self._device, self._source = device, source
         self._id = files_id(folder, files)
 

@@ -116,11 +116,11 @@ def overlap(samples: Tensor, reference: Tensor) -> Overlap:
 
 def neighbour_distances(x: Tensor, k: int) -> Tensor:
     """Return the squared distances of each point of [n, D] to its k nearest others, ascending, [n, k]."""
-    found = []
+    nearest = []
     for rows, distances in _distances(x, x):
         distances[torch.arange(len(distances)), rows] = torch.inf
-        found.append(distances.topk(k, largest=False).values)
-    return torch.cat(found)
+        nearest.append(distances.topk(k, largest=False).values)
+    return torch.cat(nearest)
 
 
 def _distances(x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

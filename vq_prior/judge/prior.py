@@ -50,32 +50,32 @@ def examine_labels(train: Codes, labels: NDArray[np.int64], names: Sequence[str]
     size, T = int(tokens.max()) + 1, tokens.shape[1]
     if num_classes * T * size <= MOST_CELLS:
         tokens, size = tokens + np.arange(T) * size, size * T
-    asked = np.arange(len(tokens)) % 10 == 9
+    test = np.arange(len(tokens)) % 10 == 9
     table = np.ones((num_classes, size))
     for label in range(num_classes):
-        table[label] += np.bincount(tokens[~asked & (labels == label)].ravel(), minlength=size)
+        table[label] += np.bincount(tokens[~test & (labels == label)].ravel(), minlength=size)
     log_odds = np.log(table / table.sum(axis=1, keepdims=True))
-    prior = np.log(np.bincount(labels[~asked], minlength=num_classes) + 1.0)
-    score = np.stack([log_odds[label][tokens[asked]].sum(axis=1) + prior[label] for label in range(num_classes)])
-    truth, count = labels[asked], int(asked.sum())
+    prior = np.log(np.bincount(labels[~test], minlength=num_classes) + 1.0)
+    score = np.stack([log_odds[label][tokens[test]].sum(axis=1) + prior[label] for label in range(num_classes)])
+    truth, count = labels[test], int(test.sum())
     right = float((score.argmax(axis=0) == truth).mean()) if count else math.nan
     majority = float(np.bincount(truth, minlength=num_classes).max() / count) if count else math.nan
     chance = math.sqrt(max(majority * (1 - majority), 1e-9) / max(1, count))
-    found = Examined({"accuracy": right, "commonest_class": majority, "rows": count})
+    result = Examined({"accuracy": right, "commonest_class": majority, "rows": count})
     empty = np.flatnonzero(np.bincount(labels, minlength=num_classes) == 0)
     if len(empty):
-        told = ", ".join(names[label] for label in empty[:MOST_NAMED]) + (", ..." if len(empty) > MOST_NAMED else "")
+        listed = ", ".join(names[label] for label in empty[:MOST_NAMED]) + (", ..." if len(empty) > MOST_NAMED else "")
         remedy = "give them images, or leave them out of the data's label names: nothing is learnt for them"
-        found.findings.append(Finding("classes without images", f"{len(empty)} of {num_classes}: {told}", remedy))
+        result.findings.append(Finding("classes without images", f"{len(empty)} of {num_classes}: {listed}", remedy))
     if count >= FEW_ROWS and num_classes > 1 and right < majority + DEVIATIONS * chance:
-        found.findings.append(
+        result.findings.append(
             Finding(
                 "labels shuffled",
                 f"the codes tell the class in {right:.1%} of {count} rows, the commonest class alone is {majority:.1%}",
                 "check that labels belong to their images (folder names, --label-column), or train without labels",
             )
         )
-    return found
+    return result
 
 
 def examine_prior(
@@ -87,7 +87,7 @@ def examine_prior(
     belongs: bool,
     labels_tell: bool,
 ) -> Examined:
-    """Return what a prior makes of rows it saw and rows it did not, against what needs no network.
+    """Return how likely a prior finds training and held-out rows, compared with baselines that need no network.
 
     Args:
         prior: In place.
@@ -97,7 +97,7 @@ def examine_prior(
         belongs: Whether the rows are known to be of the codec that the prior was trained with.
         labels_tell: Whether the codes were found to tell the classes.
     """
-    found, baselines = Examined(), measure_baselines(train, held_out)
+    result, baselines = Examined(), measure_baselines(train, held_out)
     some = np.arange(min(len(train), 4 * ROWS_AT_ONCE)) * len(train) // min(len(train), 4 * ROWS_AT_ONCE)
     unseen = np.arange(min(len(held_out), 8 * ROWS_AT_ONCE)) * len(held_out) // min(len(held_out), 8 * ROWS_AT_ONCE)
     tokens, labels = held_out.batch(unseen)
@@ -107,7 +107,7 @@ def examine_prior(
     # Where a part of the rows was learnt by heart, the likeliest of those seen are far likelier than any unseen row.
     likeliest, likeliest_unseen = (float(part.quantile(LIKELIEST)) for part in (nats_of_seen, nats))
     by_heart = likeliest < likeliest_unseen / 2
-    found.measured = {
+    result.measured = {
         "held_out_nats": mean,
         "train_nats": seen,
         "held_out_nats_of_the_likeliest": likeliest_unseen,
@@ -117,10 +117,10 @@ def examine_prior(
         "unigram": baselines.unigram,
         "previous_token": baselines.previous_token,
     }
-    found.findings += _worth(mean, seen, recorded, baselines, by_heart=by_heart, belongs=belongs)
-    if not found.findings:
-        found.findings += _label_use(prior, found, tokens, labels, nats, labels_tell=labels_tell)
-    return found
+    result.findings += _worth(mean, seen, recorded, baselines, by_heart=by_heart, belongs=belongs)
+    if not result.findings:
+        result.findings += _label_use(prior, result, tokens, labels, nats, labels_tell=labels_tell)
+    return result
 
 
 def _nats(prior: "CausalPrior", tokens: Tensor, labels: Tensor) -> Tensor:
@@ -142,7 +142,7 @@ def _worth(
     Strange codes cost more than chance, on every row; what was learnt by heart costs little and only the rest much.
     """
     unigram, fatal = baselines.unigram, mean >= baselines.unigram - NO_BETTER
-    told = f"{seen:.3f} nats per token on training rows, {mean:.3f} on held-out rows (unigram {unigram:.3f})"
+    figures = f"{seen:.3f} nats per token on training rows, {mean:.3f} on held-out rows (unigram {unigram:.3f})"
     expected = math.inf if recorded is None else recorded
     strange = seen > min(baselines.uniform, expected) + MISPLACED
     if mean - seen > LEARNT_BY_HEART * max(0.0, unigram - mean) and seen < unigram - NO_BETTER:
@@ -150,21 +150,21 @@ def _worth(
     if strange and not belongs and not by_heart:
         was = "" if recorded is None else f", its training measured {recorded:.3f}"
         remedy = "these are not the codes it was trained on: use its own codec and code store"
-        return [Finding("wrong codec", f"{told}, uniform {baselines.uniform:.3f}{was}", remedy, fatal)]
+        return [Finding("wrong codec", f"{figures}, uniform {baselines.uniform:.3f}{was}", remedy, fatal)]
     if by_heart or (strange and fatal):
         remedy = "train fewer --steps, a smaller prior (--size), more data or views; raise --token-dropout"
-        return [Finding("prior overfitted", told, remedy, fatal)]
+        return [Finding("prior overfitted", figures, remedy, fatal)]
     if fatal:
         remedy = "train it longer (train-prior --steps), and look at the held-out nats of its log"
-        return [Finding("prior not trained", told, remedy, fatal=True)]
+        return [Finding("prior not trained", figures, remedy, fatal=True)]
     if mean >= baselines.previous_token - NO_BETTER:
-        text = f"{told}; knowing the token before alone gives {baselines.previous_token:.3f}"
+        text = f"{figures}; knowing the token before alone gives {baselines.previous_token:.3f}"
         return [Finding("prior hardly trained", text, "train it longer (train-prior --steps)")]
     return []
 
 
 def _label_use(
-    prior: "CausalPrior", found: Examined, tokens: Tensor, labels: Tensor, nats: Tensor, *, labels_tell: bool
+    prior: "CausalPrior", result: Examined, tokens: Tensor, labels: Tensor, nats: Tensor, *, labels_tell: bool
 ) -> list[Finding]:
     """Return whether the classes help the prior: rows with another class of the same set must be less likely."""
     C = prior.layout.num_classes
@@ -173,7 +173,7 @@ def _label_use(
     others = torch.from_numpy(keyed_generator(0, 0, "other labels").integers(1, C, size=len(labels)))
     gains = (_nats(prior, tokens, (labels + others) % C) - nats) * prior.layout.num_drawn
     gain, error = float(gains.mean()), float(gains.std() / math.sqrt(len(gains))) if len(gains) > 1 else math.inf
-    found.measured["nats_an_image_that_its_class_saves"] = gain
+    result.measured["nats_an_image_that_its_class_saves"] = gain
     if gain > DEVIATIONS * error or not labels_tell or len(gains) < FEW_ROWS:
         return []
     return [
@@ -217,10 +217,10 @@ def examine_samples(
     rows, unseen = joined(train).astype(np.int64), joined(held_out).astype(np.int64)[:num_images]
     distances, nearest = _nearest(samples, rows)
     usual, _ = _nearest(unseen, rows)
-    found = Examined()
+    result = Examined()
     copies, usual_copies = (float((d <= NEAR).mean()) for d in (distances, usual))
     different, originals = (len(np.unique(x, axis=0)) / len(x) for x in (samples, rows))
-    found.measured = {
+    result.measured = {
         "num_images": num_images,
         **({"given_levels": list(layout.given_levels)} if given is not None else {}),
         "images_a_second": num_images / seconds,
@@ -235,14 +235,14 @@ def examine_samples(
     if values is not None:
         pictures = [pipeline.codec.modality.show.pictures(each) for each in values]
         pixels, places = _nearest_pixels(pipeline.codec.modality.show.pictures(drawn.drawn), pictures[0])
-        found.measured["median_pixel_distance"] = float(np.median(pixels))
-        found.measured["median_pixel_distance_of_held_out"] = float(
+        result.measured["median_pixel_distance"] = float(np.median(pixels))
+        result.measured["median_pixel_distance_of_held_out"] = float(
             np.median(_nearest_pixels(pictures[1], pictures[0])[0])
         )
-        found.measured["nearest_training_picture"] = [int(row) for row in places]
-        found.measured["pixel_distance"] = [round(float(d), 3) for d in pixels]
-    found.findings = _sample_findings(copies, usual_copies, different, num_images, repeated=originals < REPEATED)
-    return found
+        result.measured["nearest_training_picture"] = [int(row) for row in places]
+        result.measured["pixel_distance"] = [round(float(d), 3) for d in pixels]
+    result.findings = _sample_findings(copies, usual_copies, different, num_images, repeated=originals < REPEATED)
+    return result
 
 
 def _sample_findings(

@@ -14,7 +14,7 @@ from vq_prior.core.identity import require_same_codec
 from vq_prior.core.modality import Modality
 from vq_prior.core.processes.runtime import start_runtime
 from vq_prior.core.spec import Codec
-from vq_prior.model.inputs import settle_codec
+from vq_prior.model.inputs import fetch_codec
 from vq_prior.settings import Verify
 
 SAMPLE = 256  # rows of each split that are encoded again
@@ -34,7 +34,7 @@ def recode(settings: Verify) -> str:
         raise UsageError(f"--codec goes with a code store, and {path} is none; leave --codec out")
     stores = [CodeStore.open(path, split) for split in ("train", "validation")]
     index = stores[0].index
-    folder = settle_codec(settings.codec)
+    folder = fetch_codec(settings.codec)
     size = index.spec.shape if takes_shape(folder) else None
     codec = open_codec(folder, shape=size, to_decode=False)
     require_same_codec(str(path), index.codec.id, "--codec", codec.codec_id)

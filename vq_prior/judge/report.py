@@ -19,7 +19,7 @@ from torch import Tensor
 
 from stage1_vqvae.modalities.sheets import png_bytes
 from stage1_vqvae.settings import TrainVQVAE
-from stage2_prior.sampling_settings import told
+from stage2_prior.sampling_settings import temperature_text
 from stage2_prior.settings import TrainPrior
 from vq_prior import __version__
 from vq_prior.core.config import read_json
@@ -236,7 +236,7 @@ def _picture(png: bytes, caption: str) -> Picture:
 
 
 def _atlas(run: Path) -> list[Section]:
-    """Return what each code draws where all around it is the same code; the most used first."""
+    """Return a picture of each code, decoded where every cell around has that code too; the most used codes first."""
     if not (run / "vqvae" / "config.json").is_file():
         return []
     from stage1_vqvae.codecs import open_codec
@@ -289,7 +289,8 @@ def _sheet(codec: "Codec", values: Tensor, columns: int, caption: str) -> Pictur
 
 
 def middles(codec: "Codec", codes: Tensor) -> Tensor:
-    """Return the middle, two cells a side, of the value that each code of the finest level fills, coarser codes at 0.
+    """Return the middle (two cells a side) of the value whose cells all hold one code of the finest level, for each
+    code; coarser codes are 0.
 
     [n, C, *shape of the middle].
     """
@@ -298,8 +299,8 @@ def middles(codec: "Codec", codes: Tensor) -> Tensor:
     filled = codes.reshape(-1, *(1 for _ in level.grid)).expand(-1, *level.grid)
     values = codec.decode((*coarser, filled))
     for axis, (size, cells) in enumerate(zip(codec.spec.shape, level.grid, strict=True), start=2):
-        kept = min(size, 2 * -(-size // cells))
-        values = values.narrow(axis, (size - kept) // 2, kept)
+        length = min(size, 2 * -(-size // cells))
+        values = values.narrow(axis, (size - length) // 2, length)
     return values
 
 
@@ -324,9 +325,8 @@ def _drawn(run: Path) -> list[Section]:
         labels = [names[number] for number in known.classes(pipeline.index) or []] or labels
     drawn = pipeline(count, labels=labels, given=given, output_type="pt").drawn
     sampling = pipeline.index.sampling
-    text = (
-        f"Seed 0, temperature {told(sampling.temperature)}, guidance {sampling.guidance_scale:g}; nothing was picked."
-    )
+    temperature = temperature_text(sampling.temperature)
+    text = f"Seed 0, temperature {temperature}, guidance {sampling.guidance_scale:g}; nothing was picked."
     rows = f"; a row a class: {', '.join(names[:MOST_CLASSES])}" if names and given is None else ""
     picture = _sheet(pipeline.codec, drawn, OF_A_CLASS, f"Samples{rows}")
     sections = [Section("Samples", text=text, pictures=[picture])]

@@ -50,7 +50,7 @@ def _verify_sealed(folder: Path) -> bool:
 
 
 def _require_as_written(path: Path) -> None:
-    """Raise `ArtifactError` if the JSON of a file that no other one seals is laid out otherwise than we write it."""
+    """Raise `ArtifactError` if a JSON file that no manifest covers is not byte for byte as this program writes it."""
     if path.is_file() and path.read_bytes() != pretty_json(read_json(path, max_bytes=MAX_INDEX_BYTES)):
         raise ArtifactError(f"{path} is damaged: its bytes are not those that were written; fetch or make it anew")
 

@@ -3,12 +3,12 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stage2_prior.sampling_settings import told
+from stage2_prior.sampling_settings import temperature_text
 from vq_prior.core.config import read_json
 from vq_prior.core.disk.records import TrainingRecord, read_record
 from vq_prior.core.hub.cards import (
-    MARK,
     Row,
+    card_of,
     front_matter,
     measured_table,
     numbers,
@@ -71,10 +71,8 @@ def model_card(
         "## Measured\n\n" + measured_table(codec, prior, codec_measured, prior_measured),
         "## How it was made\n\n" + recipe_text(codec, prior),
         "## Limits\n\n" + _limits(index.spec, codec),
-        f"## Licence\n\n{license_id or 'Not stated by the author.'}",
-        MARK,
     ]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    return card_of(parts, license_id)
 
 
 def codes_card(index: "CodeIndex", *, repo_id: str, license_id: str | None) -> str:
@@ -98,9 +96,9 @@ def codes_card(index: "CodeIndex", *, repo_id: str, license_id: str | None) -> s
         ("code grids, coarse to fine", grids),
         ("of images", f"{by(index.spec.shape)}, {index.spec.channels} channels"),
         ("classes", _classes(index.label_names)),
-        ("codec", f"{plain_text(index.codec.source)}"),
+        ("codec", plain_text(index.codec.source)),
         ("codec id", f"`{index.codec.id}`"),
-        ("data", f"{plain_text(index.data.source)}"),
+        ("data", plain_text(index.data.source)),
         ("data id", f"`{index.data.id}`"),
     ]
     parts = [
@@ -110,10 +108,8 @@ def codes_card(index: "CodeIndex", *, repo_id: str, license_id: str | None) -> s
         "compares the codec ids and refuses.",
         table(rows),
         f"## Train a prior on them\n\n```bash\nvq-prior train-prior --codes {repo_id} --out runs/mine\n```",
-        f"## Licence\n\n{license_id or 'Not stated by the author.'}",
-        MARK,
     ]
-    return "\n\n".join(parts) + "\n"
+    return card_of(parts, license_id)
 
 
 def _evaluation(model: Path, codec_id: str) -> dict[str, Any]:
@@ -126,6 +122,7 @@ def _evaluation(model: Path, codec_id: str) -> dict[str, Any]:
 def _description(
     spec: CodeSpec, label_names: tuple[str, ...], sampling: "SamplingDefaults", codec_id: str, model: Path
 ) -> list[Row]:
+    temperature = temperature_text(sampling.temperature)
     return [
         ("images", f"{by(spec.shape)}, {spec.channels} channel{'s' if spec.channels > 1 else ''}"),
         ("code grids, coarse to fine", "; ".join(f"{by(level.grid)} of {level.num_codes}" for level in spec.levels)),
@@ -133,7 +130,7 @@ def _description(
         ("parameters of the codec", _parameters(model / "vqvae")),
         ("parameters of the prior", _parameters(model / "prior")),
         ("classes", _classes(label_names)),
-        ("temperature, guidance scale", f"{told(sampling.temperature)}, {sampling.guidance_scale:g} (by measurement)"),
+        ("temperature, guidance scale", f"{temperature}, {sampling.guidance_scale:g} (by measurement)"),
         ("codec id", f"`{codec_id}`"),
     ]
 

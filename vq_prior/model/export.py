@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from stage1_vqvae.codecs import open_codec
-from stage1_vqvae.modalities.pictures.settings import asked_size
+from stage1_vqvae.modalities.pictures.settings import chosen_size
 from vq_prior.core.config import pretty_json, to_json
 from vq_prior.core.disk.artifacts import new_folder, require_replaceable, write_atomic
 from vq_prior.core.errors import ArtifactError, EnvironmentFault, NumericError, UsageError, in_one_line
@@ -45,7 +45,7 @@ def export(settings: Export, *, say: Say = print) -> None:
     require_replaceable(settings.out, DESCRIPTION, "export of a codec")
     if settings.format == "onnx":
         require_onnx()
-    codec = open_codec(settings.codec, shape=asked_size(settings), to_decode=False)
+    codec = open_codec(settings.codec, shape=chosen_size(settings), to_decode=False)
     codec.to(torch.device("cpu"))
     encoder, decoder = halves_of(codec)
     spec = codec.spec
@@ -65,7 +65,7 @@ def export(settings: Export, *, say: Say = print) -> None:
 
 
 def _whole(codec: Codec) -> Any:
-    """Return a codec as what has `halves`, `compared` and `bounds`; raises `UsageError` if it has not."""
+    """Return the codec as one with `halves`, `compared` and `bounds`; raises `UsageError` if it cannot be exported."""
     if not hasattr(codec, "halves"):
         raise UsageError(
             f"a codec of kind {codec.kind} cannot be exported; one of train-vqvae or of another library can"
@@ -79,8 +79,8 @@ def halves_of(codec: Codec) -> tuple[nn.Module, nn.Module | None]:
     Raises:
         UsageError: If it is of a kind that does not tell them.
     """
-    found: tuple[nn.Module, nn.Module | None] = _whole(codec).halves()
-    return found
+    halves: tuple[nn.Module, nn.Module | None] = _whole(codec).halves()
+    return halves
 
 
 def require_onnx() -> None:
@@ -151,8 +151,8 @@ def _onnx(half: nn.Module, example: Any, shapes: Any, inputs: list[str], outputs
     )
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
-    def run(given: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        fed = {name: tensor.numpy() for name, tensor in zip(inputs, given, strict=True)}
+    def run(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        fed = {name: tensor.numpy() for name, tensor in zip(inputs, tensors, strict=True)}
         return tuple(torch.from_numpy(array) for array in session.run(outputs, fed))
 
     return run
@@ -167,8 +167,8 @@ def _program(half: nn.Module, example: Any, shapes: Any, path: Path) -> Run:
     torch.export.save(program, path)
     module = torch.export.load(path).module()
 
-    def run(given: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        result = module(*given)
+    def run(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        result = module(*tensors)
         return (result,) if isinstance(result, Tensor) else tuple(result)
 
     return run
@@ -193,13 +193,13 @@ def _silence() -> Iterator[None]:
             logging.disable(logging.NOTSET)
 
 
-def _ran(run: Run, given: Sequence[Tensor], what: str) -> tuple[Tensor, ...]:
+def _ran(run: Run, tensors: Sequence[Tensor], what: str) -> tuple[Tensor, ...]:
     """Return what a file computes; raises `ArtifactError` if it cannot, as where its number of rows is fixed."""
     try:
-        return run(given)
+        return run(tensors)
     except Exception as error:  # as their library raises
         raise ArtifactError(
-            f"the exported {what} does not run on {len(given[0])} rows ({_first_cause(error)}); nothing was written"
+            f"the exported {what} does not run on {len(tensors[0])} rows ({_first_cause(error)}); nothing was written"
         ) from error
 
 

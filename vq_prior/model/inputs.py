@@ -3,11 +3,11 @@
 from pathlib import Path
 
 from vq_prior.core.hub.client import is_hub_id
-from vq_prior.core.hub.repository import settle as settle_here
+from vq_prior.core.hub.repository import fetch_once as fetch_here
 from vq_prior.core.processes.runtime import start_runtime
 
 
-def settle(path: str | Path) -> Path:
+def fetch_once(path: str | Path) -> Path:
     """Return the folder that a path or the Hub id of a MODEL or component names.
 
     Raises:
@@ -17,21 +17,21 @@ def settle(path: str | Path) -> Path:
     if not is_hub_id(path):
         return Path(path)
     runtime = start_runtime("fp32")
-    folder = settle_here(path, say=print) if runtime.is_main else None
+    folder = fetch_here(path, say=print) if runtime.is_main else None
     runtime.barrier()
-    return folder or settle_here(path, local_files_only=True)
+    return folder or fetch_here(path, local_files_only=True)
 
 
-def settle_codec(path: str | Path) -> Path:
-    """Return the folder of the codec that a path or Hub id names, complete; raises what `settle` does."""
+def fetch_codec(path: str | Path) -> Path:
+    """Return the folder of the codec that a path or Hub id names, complete; raises what `fetch_once` does."""
     from stage1_vqvae.codecs import complete_codec, find_codec
 
-    folder = settle(path)
+    folder = fetch_once(path)
     complete_codec(path, folder)
     return find_codec(folder)
 
 
-def settle_codes(codes: Path, out: Path) -> Path:
+def fetch_code_store(codes: Path, out: Path) -> Path:
     """Return the code store that a path names, or the copy at `out` of the data set that a Hub id names.
 
     Raises:

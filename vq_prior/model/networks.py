@@ -8,15 +8,17 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from stage1_vqvae.modalities.pictures.values import to_pixels
 from stage1_vqvae.modalities.sheets import to_picture
 from vq_prior.core.config import canonical_json, read_json
 from vq_prior.core.disk.components import WEIGHTS, check_transformers_config
-from vq_prior.core.errors import ArtifactError
+from vq_prior.core.errors import ArtifactError, in_one_line
 from vq_prior.core.identity import file_sha256
+from vq_prior.core.processes.packages import broken
 
 CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
 
@@ -49,6 +51,35 @@ def check_network(folder: Path, model_types: Sequence[str], what: str) -> tuple[
     if not isinstance(processor, dict) or "auto_map" in processor:
         raise ArtifactError(f"{folder / PROCESSOR} must be an object that asks to run no code (auto_map)")
     return config, (CONFIG, WEIGHTS, PROCESSOR)
+
+
+def load_network(auto: Any, folder: Path, *, may_lack: str | None = None) -> tuple[nn.Module, Any, list[str]]:
+    """Return a network in eval mode, its image processor or None, and the names of the weights that it may lack.
+
+    Args:
+        auto: The class of transformers that finds its architecture.
+        folder: One that `check_network` let through.
+        may_lack: Word in the names of weights that need not be there; None if all are needed.
+
+    Raises:
+        ArtifactError: If it cannot be loaded, or its weights are missing or do not fit.
+    """
+    from transformers import AutoImageProcessor
+
+    options: dict[str, Any] = {"local_files_only": True}
+    weights = options | {"use_safetensors": True, "dtype": torch.float32, "output_loading_info": True}
+    processor = None
+    try:
+        model, loading = auto.from_pretrained(str(folder), **weights)
+        if (folder / PROCESSOR).is_file():
+            processor = AutoImageProcessor.from_pretrained(str(folder), backend="pil", **options)
+    except Exception as error:  # transformers raises many kinds
+        raise broken(error) or ArtifactError(f"{folder} cannot be loaded: {in_one_line(error)}") from error
+    lacking = [str(name) for key in ("missing_keys", "mismatched_keys") for name in loading[key]]
+    spared = [name for name in lacking if may_lack is not None and may_lack in name]
+    if needed := sorted(set(lacking) - set(spared)):
+        raise ArtifactError(f"{folder}: the weights lack {needed[0]}, or have it in another shape")
+    return model.eval(), processor, spared
 
 
 def files_id(folder: Path, names: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""What a call of the pipeline gives: samples, where their kind of data is to be found."""
+"""What a call of the pipeline returns: samples, in the field for their kind of data."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -49,7 +49,7 @@ class PipelineOutput:
 
     @property
     def drawn(self) -> Any:
-        """What was drawn, wherever it stands."""
+        """What was drawn, from whichever field holds it."""
         if self.arrays is not None:
             return next(iter(self.arrays.values()))
         return next((part for part in (self.images, self.audios, self.frames) if part is not None), None)
@@ -66,7 +66,7 @@ class PipelineOutput:
 def output_of(
     codec: Codec, values: Tensor, labels: list[int] | None, codes: tuple[Tensor, ...], output_type: OutputType
 ) -> PipelineOutput:
-    """Return what was drawn where its kind is to be found.
+    """Return an output that has what was drawn in the field for its kind of data.
 
     Args:
         codec: That decoded it.

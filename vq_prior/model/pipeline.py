@@ -189,8 +189,8 @@ class VQPriorPipeline(Shareable):
         Raises:
             UsageError: If a setting is out of range, a label unknown, or the prior knows no null prompt.
         """
-        asked: dict[str, Any] = {name: value for name, value in locals().items() if name != "self"}
-        return joined(list(self.stream(**asked)))
+        arguments: dict[str, Any] = {name: value for name, value in locals().items() if name != "self"}
+        return joined(list(self.stream(**arguments)))
 
     def stream(
         self,
@@ -233,11 +233,11 @@ class VQPriorPipeline(Shareable):
         first_index: int = 0,
         batch_size: int | None = None,
         output_type: OutputType = "pil",
-        **asked: Any,
+        **sampling_settings: Any,
     ) -> Iterator[PipelineOutput]:
         if output_type not in OUTPUT_TYPES:
             raise UsageError(f"output_type must be one of {', '.join(OUTPUT_TYPES)}, got {output_type!r}")
-        sampling = resolve_sampling(self.index, Sampling(**asked), unconditional=unconditional)
+        sampling = resolve_sampling(self.index, Sampling(**sampling_settings), unconditional=unconditional)
         check_request(
             self.index,
             sampling,
@@ -320,14 +320,14 @@ class VQPriorPipeline(Shareable):
             ArtifactError: If a file is missing or no picture.
         """
         names = self.index.label_names
-        given = images_of(images, self.codec).to(self.device)
+        values = images_of(images, self.codec).to(self.device)
         classes = class_of_each(labels, len(names), names, unconditional=labels is None)
         if labels is None:
             require_null_prompt(self.prior.unconditional)
-        if len(classes) not in (1, len(given)):
-            raise UsageError(f"labels must be one, or one for each of the {len(given)} images, got {len(classes)}")
-        of_each = torch.tensor(classes if len(classes) > 1 else classes * len(given))
-        return score_codes(self.prior, self.codec.encode(given), of_each)
+        if len(classes) not in (1, len(values)):
+            raise UsageError(f"labels must be one, or one for each of the {len(values)} images, got {len(classes)}")
+        of_each = torch.tensor(classes if len(classes) > 1 else classes * len(values))
+        return score_codes(self.prior, self.codec.encode(values), of_each)
 
     @torch.inference_mode()
     def draw(

@@ -42,15 +42,15 @@ def class_of_each(
         return list(range(num_classes)) or [num_classes]
     plain: Any = labels.tolist() if hasattr(labels, "tolist") else labels  # of numpy and torch, one or several
     several = hasattr(plain, "__iter__") and not isinstance(plain, (str, bytes))
-    given = list(plain) if several else [plain]
-    given = [label.tolist() if hasattr(label, "tolist") else label for label in given]
-    if not given:
+    wanted = list(plain) if several else [plain]
+    wanted = [label.tolist() if hasattr(label, "tolist") else label for label in wanted]
+    if not wanted:
         raise UsageError("labels must name at least one class; leave them out for every class in turn")
-    for label in given:
+    for label in wanted:
         if not isinstance(label, (str, int)):
             raise UsageError(f"labels must be names or whole numbers, got {type(label).__name__} {label!r}")
-    class_of = {label: label_index(str(label), names, num_classes) for label in dict.fromkeys(given)}
-    return [class_of[label] for label in given]
+    class_of = {label: label_index(str(label), names, num_classes) for label in dict.fromkeys(wanted)}
+    return [class_of[label] for label in wanted]
 
 
 def check_request(
@@ -90,7 +90,7 @@ def require_null_prompt(trained: bool) -> None:
         )
 
 
-def resolve_sampling(index: ModelIndex, asked: Sampling, *, unconditional: bool = False) -> Sampling:
+def resolve_sampling(index: ModelIndex, wanted: Sampling, *, unconditional: bool = False) -> Sampling:
     """Return sampling settings in which what was not given is the model's own; without a class nothing guides.
 
     Raises:
@@ -98,7 +98,7 @@ def resolve_sampling(index: ModelIndex, asked: Sampling, *, unconditional: bool 
     """
     own = index.sampling
     if not unconditional:
-        return asked.filled(own.temperature, own.guidance_scale)
-    if asked.guidance_scale not in (None, 1):
-        raise UsageError(f"guidance_scale must be 1 with unconditional, got {asked.guidance_scale}; leave it out")
-    return replace(asked, guidance_scale=1.0).filled(own.temperature)
+        return wanted.filled(own.temperature, own.guidance_scale)
+    if wanted.guidance_scale not in (None, 1):
+        raise UsageError(f"guidance_scale must be 1 with unconditional, got {wanted.guidance_scale}; leave it out")
+    return replace(wanted, guidance_scale=1.0).filled(own.temperature)

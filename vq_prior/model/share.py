@@ -18,7 +18,6 @@ from vq_prior.core.disk.records import public_name
 from vq_prior.core.errors import ArtifactError, UsageError
 from vq_prior.core.hub import client as hub
 from vq_prior.core.hub import repository
-from vq_prior.core.hub.cache import forget_damaged
 from vq_prior.core.hub.cards import README, is_ours
 from vq_prior.core.settings import require_folder_to_write
 from vq_prior.model.card import EVALUATION, codes_card, model_card
@@ -118,7 +117,7 @@ def pull(repo_id: str, out: Path, *, open_whole: Open, overwrite: bool = False, 
             say(f"{out} is that {kind} already; nothing to do")
             return out
         with new_folder(out, manifest=False) as staging:
-            for path in repository.model_files(source):
+            for path in repository.files_of(source):
                 copy = staging / path.relative_to(source)
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, copy)
@@ -130,7 +129,7 @@ def pull(repo_id: str, out: Path, *, open_whole: Open, overwrite: bool = False, 
 
 
 def _same_files(first: Path, second: Path) -> bool:
-    names = [[path.relative_to(folder) for path in repository.model_files(folder)] for folder in (first, second)]
+    names = [[path.relative_to(folder) for path in repository.files_of(folder)] for folder in (first, second)]
     return names[0] == names[1] and all((first / n).read_bytes() == (second / n).read_bytes() for n in names[0])
 
 
@@ -181,10 +180,7 @@ def pull_codes(repo_id: str, out: Path, *, say: Say = print) -> Path:
     """
     repo = hub.HubId.parse(repo_id)
     folder = hub.fetch(repo, wanted=CODES_FILE, repo_type="dataset", say=say)
-    try:
+    with repository.cache_of(folder, named=CODES_FILE):
         written = read_tables(folder, out)
-    except ArtifactError:
-        forget_damaged(folder, [path for path in folder.rglob("*") if path.is_file()])
-        raise
     say(f"{'wrote' if written else 'kept'} {out}: the codes {repo}, commit {folder.name[:12]}, every byte verified")
     return out

@@ -174,7 +174,9 @@ def _of_portable(encoded: bytes, picture: Image.Image) -> Numbers:
 
 
 def _with_alpha(values: NDArray[Any], key: Any, least: int, most: int) -> Numbers:
-    """Return numbers and how much they cover, from a last channel of two or four, or the colour that covers nothing."""
+    """Return numbers and how opaque they are, from the last of two or four channels, or from the one transparent
+    colour.
+    """
     if values.ndim == 3 and values.shape[-1] in (2, 4):
         alpha = values[..., -1].astype(np.float32) / np.float32(most)
         return Numbers(values[..., 0] if values.shape[-1] == 2 else values[..., :3], alpha, least, most)
@@ -185,7 +187,7 @@ def _with_alpha(values: NDArray[Any], key: Any, least: int, most: int) -> Number
 
 
 def deep_header(numbers: Numbers, *, several: bool) -> DeepHeader:
-    """Return what is to be known of a picture before it is brought to a range; what covers nothing does not count."""
+    """Return what is to be known of a picture before it is brought to a range; transparent pixels do not count."""
     values, alpha = numbers.values, numbers.alpha
     seen = values if alpha is None or not alpha.any() else values[alpha > 0]
     flat = seen.reshape(-1)
@@ -222,7 +224,7 @@ def told_of_range(headers: Sequence[Header], chosen: Range | None) -> list[str]:
         chosen: The codec's range; None is that of a byte.
     """
     deep = [header for header in headers if isinstance(header, DeepHeader)]
-    plain, told = len(headers) - len(deep), []
+    plain, said = len(headers) - len(deep), []
     if deep:
         least, most = min(header.least for header in deep), max(header.most for header in deep)
         low, high = chosen or (0, 65535)
@@ -232,29 +234,29 @@ def told_of_range(headers: Sequence[Header], chosen: Range | None) -> list[str]:
             line += f", in 8 bits: {some} of more bits lose the rest"
         elif png_offset(chosen):
             line += f"; PNGs that are written hold each number plus {-png_offset(chosen)}"
-        told = [line, *_told_of_numbers(deep, low, high)]
+        said = [line, *_number_notes(deep, low, high)]
     if plain and chosen is not None:
-        told.append(f"{plain} of {len(headers)} images have 8 bits: their 0..255 is taken for {chosen[0]}..{chosen[1]}")
-    return told
+        said.append(f"{plain} of {len(headers)} images have 8 bits: their 0..255 is taken for {chosen[0]}..{chosen[1]}")
+    return said
 
 
-def _told_of_numbers(deep: Sequence[DeepHeader], low: int, high: int) -> list[str]:
+def _number_notes(deep: Sequence[DeepHeader], low: int, high: int) -> list[str]:
     """Return what pictures have beyond a range, and how little of it they use."""
     least, most = min(header.quantiles[0] for header in deep), max(header.quantiles[-1] for header in deep)
-    told = []
+    said = []
     if least < low or most > high:
         shares = [_share_beyond(header, low, high) for header in deep]
-        told.append(
+        said.append(
             f"{percent(sum(shares) / len(shares))} of the numbers, which reach from {least} to {most}, "
             f"are cut to {low}..{high}"
         )
     usual = min(header.quantiles[1] for header in deep), max(header.quantiles[-2] for header in deep)
     if 2 * (usual[1] - usual[0]) < high - low:
-        told.append(
+        said.append(
             f"99.8% of the numbers of every image lie in {usual[0]}..{usual[1]}; "
             f"train-vqvae --range {usual[0]}..{usual[1]} spreads these over the whole range"
         )
-    return told
+    return said
 
 
 def _share_beyond(header: DeepHeader, low: int, high: int) -> float:

@@ -1,6 +1,6 @@
 """Files that people take for pictures and that are not read: what each is, by its suffix or by how it begins."""
 
-from vq_prior.core.disk.pointers import is_pointer, pointer_told
+from vq_prior.core.disk.pointers import is_pointer, pointer_text
 
 CONVERT = "convert them to PNG or JPEG"
 # Suffixes of pictures that are not read, and how files of other formats begin, whatever their suffix.
@@ -40,10 +40,10 @@ BEGINNINGS = (
 def other_format(encoded: bytes, name: str) -> str | None:
     """Return what is said of a file of a format that is known and not read; None of any other."""
     if is_pointer(encoded):
-        return pointer_told(name)
+        return pointer_text(name)
     head = encoded[:64].lstrip().lower() if encoded[:1] in (b" ", b"\n", b"\r") else encoded[:64].lower()
-    found = (what for at, starts, what in BEGINNINGS if head[at:].startswith(tuple(map(bytes.lower, starts))))
-    if (what := next(found, None)) is None:
+    names = (what for at, starts, what in BEGINNINGS if head[at:].startswith(tuple(map(bytes.lower, starts))))
+    if (what := next(names, None)) is None:
         return None
     remedy = "fetch it anew" if "failed" in what else "convert it to PNG or JPEG" if "picture" in what else "remove it"
     return f"{name} is {what}, which is not read; {remedy}"

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stage1_vqvae.modalities.pictures.settings import Range
-from vq_prior.core.errors import EnvironmentFault
+from vq_prior.core.errors import EnvironmentFault, in_one_line
 from vq_prior.core.modality import Measure
 from vq_prior.core.processes.packages import bring_in, broken
 
@@ -70,7 +70,7 @@ def perceptual_distance(network: str) -> Any:
         return LearnedPerceptualImagePatchSimilarity(net_type=network, reduction="mean")
     except Exception as error:  # a missing package, no network, a damaged download
         raise broken(error) or EnvironmentFault(
-            f"--lpips {network} needs torchvision and its weights ({str(error).splitlines()[0][:120]}); leave it out"
+            f"--lpips {network} needs torchvision and its weights ({in_one_line(error)}); leave it out"
         ) from error
 
 

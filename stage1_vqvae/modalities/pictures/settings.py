@@ -42,7 +42,7 @@ class CodecSize:
     its folder names. That of our own codecs is fixed."""
 
 
-def asked_size(settings: PictureSize | CodecSize) -> tuple[int, int] | None:
+def chosen_size(settings: PictureSize | CodecSize) -> tuple[int, int] | None:
     """Return the (height, width) that was asked for, None if it was left open; raises what `parse_size` does."""
     return None if settings.image_size is None else parse_size(settings.image_size)
 

@@ -41,12 +41,12 @@ def require_one_reading(picture: Image.Image, name: str) -> None:
         return
     if _tag(picture, PLANAR) == 2:
         raise _pages_or_colour(shape, name)
-    told = f"{name} holds an array {shape}"
+    what = f"{name} holds an array {shape}"
     pages, height, width = shape
     like_bands = width < min(pages, height) and (width <= MOST_BANDS or pages == height)
     if getattr(picture, "is_animated", False) and like_bands:
         raise ArtifactError(
-            f"{told}, which may be {width} bands or {pages} pages of {height} x {width}; {READS}: "
+            f"{what}, which may be {width} bands or {pages} pages of {height} x {width}; {READS}: "
             "take three of the bands, or every page as an image by --frames all"
         )
 
@@ -60,9 +60,9 @@ def _pages_or_colour(shape: list[int], name: str) -> ArtifactError:
 
 def _shape_of_array(picture: Image.Image) -> list[int] | None:
     """Return the shape of the array that tifffile says it wrote, None if it does not."""
-    told = _tag(picture, DESCRIPTION) if picture.format == "TIFF" else None
+    text = _tag(picture, DESCRIPTION) if picture.format == "TIFF" else None
     try:
-        shape = json.loads(told)["shape"] if isinstance(told, str) and told.startswith("{") else None
+        shape = json.loads(text)["shape"] if isinstance(text, str) and text.startswith("{") else None
     except (ValueError, KeyError, RecursionError):
         return None
     return shape if isinstance(shape, list) and all(type(side) is int for side in shape) else None
@@ -92,41 +92,41 @@ def read_by_tifffile(encoded: bytes, name: str, *, most: int) -> NDArray[Any]:
         import tifffile
     except ImportError as error:
         raise ArtifactError(
-            f"{name} is a TIFF that Pillow cannot read ({_told_of_tags(encoded)}); "
+            f"{name} is a TIFF that Pillow cannot read ({_numbers_by_tags(encoded)}); "
             'pip install "vq-prior[tiff]" reads more of them'
         ) from error
     try:
         with muted(), tifffile.TiffFile(io.BytesIO(encoded)) as file:
-            found: Any = file.pages[0]
-            told = f"{found.dtype} {list(found.shape)}, axes {found.axes}"
-            colour = found.axes in ("YXS", "SYX") and found.photometric == 2 and found.samplesperpixel in (3, 4)
-            if found.dtype is None or found.dtype.kind not in "biu" or not (found.axes == "YX" or colour):
-                raise ArtifactError(f"{name} is a TIFF of {told}; {READS}")
-            if found.axes == "SYX" and found.is_shaped:
-                raise _pages_or_colour(list(found.shape), name)
+            page: Any = file.pages[0]
+            what = f"{page.dtype} {list(page.shape)}, axes {page.axes}"
+            colour = page.axes in ("YXS", "SYX") and page.photometric == 2 and page.samplesperpixel in (3, 4)
+            if page.dtype is None or page.dtype.kind not in "biu" or not (page.axes == "YX" or colour):
+                raise ArtifactError(f"{name} is a TIFF of {what}; {READS}")
+            if page.axes == "SYX" and page.is_shaped:
+                raise _pages_or_colour(list(page.shape), name)
             if len(file.pages) > 1:
                 raise ArtifactError(
-                    f"{name} is a TIFF of {len(file.pages)} pages of {told}, which only tifffile reads; "
+                    f"{name} is a TIFF of {len(file.pages)} pages of {what}, which only tifffile reads; "
                     "save each as a file of its own"
                 )
-            if found.imagewidth * found.imagelength > most:
-                raise ArtifactError(f"{name} is a TIFF of {told}, more than {most} pixels; shrink it")
-            array = np.asarray(found.asarray())
-            array = np.moveaxis(array, 0, -1) if found.axes == "SYX" else array
+            if page.imagewidth * page.imagelength > most:
+                raise ArtifactError(f"{name} is a TIFF of {what}, more than {most} pixels; shrink it")
+            array = np.asarray(page.asarray())
+            array = np.moveaxis(array, 0, -1) if page.axes == "SYX" else array
     except ArtifactError:
         raise
     except Exception as error:  # it raises whatever it likes on damaged files
         raise ArtifactError(f"{name} is not a readable TIFF ({str(error)[:80]}); remove or replace it") from error
     if array.dtype.itemsize > 4 and array.size:
         if array.min() < -(2**31) or array.max() >= 2**31:
-            raise ArtifactError(f"{name} is a TIFF of {told}, with numbers beyond 32 bits")
+            raise ArtifactError(f"{name} is a TIFF of {what}, with numbers beyond 32 bits")
         array = array.astype(np.int32)
     if array.dtype == bool:
         return array.astype(np.uint8) * 255
     return array.astype(np.int16 if array.dtype == np.int8 else array.dtype.newbyteorder("="))
 
 
-def _told_of_tags(encoded: bytes) -> str:
+def _numbers_by_tags(encoded: bytes) -> str:
     """Return what a TIFF says of its numbers, for who has no tifffile."""
     from PIL.TiffImagePlugin import ImageFileDirectory_v2
 

@@ -57,10 +57,12 @@ class Transform:
         return self.height, self.width
 
     def describe(self) -> dict[str, Any]:
-        """Return the transform as JSON values, the rule's version included; what is as it always was is not named."""
-        told: dict[str, Any] = {} if self.fit == "crop" else {"fit": self.fit}
-        told |= {} if self.range is None else {"range": list(self.range)}
-        return description_of(self.shape, self.channels) | told
+        """Return the transform as JSON values, the rule's version included; entries with their original default are
+        left out.
+        """
+        options: dict[str, Any] = {} if self.fit == "crop" else {"fit": self.fit}
+        options |= {} if self.range is None else {"range": list(self.range)}
+        return description_of(self.shape, self.channels) | options
 
 
 def description_of(shape: tuple[int, ...], channels: int) -> dict[str, Any]:
@@ -121,27 +123,27 @@ def shifted_and_mirrored(pixels: Pixels, rng: np.random.Generator, *, most: int,
     return pixels[np.arange(n)[:, None, None], y[:, :, None], x[:, None, :]]
 
 
-def _asked_range(text: str | None, facts: Facts | None) -> Range | None:
+def _chosen_range(text: str | None, facts: Facts | None) -> Range | None:
     """Return the range that was asked for, that of the data where it is left to them; None is 8 bits."""
     headers = () if facts is None else facts.headers
     if text == "data":
         return range_of(headers)
-    asked = None if text is None else parse_range(text)
-    if asked is not None and headers and not any(isinstance(header, DeepHeader) for header in headers):
+    chosen = None if text is None else parse_range(text)
+    if chosen is not None and headers and not any(isinstance(header, DeepHeader) for header in headers):
         raise UsageError(f"--range {text} is for images of more than 8 bits, and these have 8; leave it out")
-    return asked
+    return chosen
 
 
-def _described_range(told: Any, where: str) -> Range | None:
+def _described_range(saved: Any, where: str) -> Range | None:
     """Return the range of a description, None where it names none; raises `ArtifactError` if it is none."""
-    if told is None:
+    if saved is None:
         return None
-    if not (isinstance(told, list) and len(told) == 2 and all(type(each) is int for each in told)):
-        raise ArtifactError(f"{where}: range must be [low, high], got {str(told)[:60]}")
+    if not (isinstance(saved, list) and len(saved) == 2 and all(type(each) is int for each in saved)):
+        raise ArtifactError(f"{where}: range must be [low, high], got {str(saved)[:60]}")
     try:
-        return parse_range("{}..{}".format(*told))
+        return parse_range("{}..{}".format(*saved))
     except UsageError as error:
-        raise ArtifactError(f"{where}: range must be two numbers of at most {MAX_STEPS} apart, got {told}") from error
+        raise ArtifactError(f"{where}: range must be two numbers of at most {MAX_STEPS} apart, got {saved}") from error
 
 
 class PictureValues:
@@ -201,10 +203,10 @@ class PictureValues:
         if channels is None:
             assert facts is not None
             channels = 1 if facts.channels == 1 else 3
-        return Transform(height, width, channels, fit, _asked_range(settings.range, facts))
+        return Transform(height, width, channels, fit, _chosen_range(settings.range, facts))
 
     def settings_of(self, transform: Transform) -> PictureSize:
-        """Return the size as it is typed, and fit and range where they are not what they always were."""
+        """Return the size as it is typed, and fit and range where they differ from the original defaults."""
         size = f"{transform.height}x{transform.width}"
         fit: Any = None if transform.fit == "crop" else transform.fit
         return PictureSize(image_size=size, fit=fit, range=transform.range and "{}..{}".format(*transform.range))

@@ -62,8 +62,8 @@ def test_rows_without_a_label_are_named(tmp_path, labels):
 
 
 def test_minus_one_is_no_label_where_classes_are_named():
-    assert read_labels([0, -1], "label", "a", asked=False, has_names=True)[0] == [0, None]
-    assert read_labels([1, -1], "label", "a", asked=False)[0] == [1, -1]
+    assert read_labels([0, -1], "label", "a", is_named=False, has_names=True)[0] == [0, None]
+    assert read_labels([1, -1], "label", "a", is_named=False)[0] == [1, -1]
 
 
 def test_where_no_column_is_called_label_others_are_named(tmp_path):

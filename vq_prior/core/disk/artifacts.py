@@ -213,9 +213,9 @@ def _move_in(staging: Path, final: Path) -> None:
     """Move the contents of one folder into another that stays; a rerun after a kill knows what had come."""
     for name in _arriving(final):
         remove(final / name)
-    found = sorted(staging.iterdir(), key=lambda path: (path.is_file(), path.suffix == ".json", path.name == MANIFEST))
-    write_atomic(final / ARRIVING, pretty_json(_Arriving([path.name for path in found])))
-    for path in found:
+    inside = sorted(staging.iterdir(), key=lambda path: (path.is_file(), path.suffix == ".json", path.name == MANIFEST))
+    write_atomic(final / ARRIVING, pretty_json(_Arriving([path.name for path in inside])))
+    for path in inside:
         place = final / path.name
         if place.is_dir() or path.is_dir():
             remove(place)

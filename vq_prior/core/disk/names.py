@@ -1,4 +1,6 @@
-"""Names that are no text: on disk a name is bytes, which Python keeps as half of a character each."""
+"""File names that are not UTF-8: on disk a name is bytes, and Python keeps each byte that it cannot read as half a
+character.
+"""
 
 import re
 

@@ -12,7 +12,7 @@ def is_pointer(content: bytes) -> bool:
     return content.startswith(BEGINNING) and len(content) < 1024
 
 
-def pointer_told(name: str) -> str:
+def pointer_text(name: str) -> str:
     """Return what is said of a pointer."""
     return f"{name} is a Git LFS pointer, not the file itself; fetch the files with `git lfs pull`"
 
@@ -25,4 +25,4 @@ def require_no_pointer(path: Path) -> None:
     except OSError:
         return
     if is_pointer(content):
-        raise ArtifactError(pointer_told(str(path)))
+        raise ArtifactError(pointer_text(str(path)))

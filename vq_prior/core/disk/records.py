@@ -91,8 +91,8 @@ def _flags(settings: Any, prefix: str) -> list[str]:
 
 def write_record(folder: Path, record: TrainingRecord) -> None:
     """Write `training.json` into a staging folder of the caller."""
-    told = {name: value for name, value in to_json(record).items() if value or name != "changes"}
-    (folder / RECORD).write_bytes(pretty_json(told))
+    entries = {name: value for name, value in to_json(record).items() if value or name != "changes"}
+    (folder / RECORD).write_bytes(pretty_json(entries))
 
 
 def read_record(folder: Path) -> TrainingRecord | None:

@@ -33,7 +33,7 @@ class SheetPlace:
         return self.path is not None and not self.path.exists()
 
     @property
-    def told(self) -> str:
+    def in_words(self) -> str:
         """Return what the line about what was written says of the sheet."""
         return "" if self.path is None else f", a sheet of them to {self.path}"
 
@@ -52,15 +52,15 @@ def is_sheet(path: Path) -> bool:
         return MARK.encode() in file.read(HEAD_BYTES)
 
 
-def sheet_place(out: Path, asked: Path | None) -> SheetPlace:
-    """Return where the sheet of the folder `out` goes: to `asked`, else beside the folder if there is room for it.
+def sheet_place(out: Path, named: Path | None) -> SheetPlace:
+    """Return where the sheet of the folder `out` goes: to `named`, else beside the folder if there is room for it.
 
     Raises:
-        UsageError: If `asked` is no name of a PNG file, lies in the folder, or is a file that is not ours.
-        ArtifactError: If `asked` cannot be written.
+        UsageError: If `named` is no name of a PNG file, lies in the folder, or is a file that is not ours.
+        ArtifactError: If `named` cannot be written.
     """
-    if asked is not None:
-        return SheetPlace(_asked(out, asked))
+    if named is not None:
+        return SheetPlace(_place_named(out, named))
     why = f"{out} is a link" if out.is_symlink() else why_fixed(out)
     if why is None:
         beside = out.with_name(f"{out.name}.png")
@@ -70,15 +70,15 @@ def sheet_place(out: Path, asked: Path | None) -> SheetPlace:
     return SheetPlace(None, f"no sheet is written: {why}; --sheet FILE names another place")
 
 
-def _asked(out: Path, asked: Path) -> Path:
-    path, folder = asked.resolve(), out.resolve()
+def _place_named(out: Path, named: Path) -> Path:
+    path, folder = named.resolve(), out.resolve()
     if path.suffix.lower() != ".png":
-        raise UsageError(f"--sheet must be the name of a PNG file, such as sheet.png, got {asked}")
+        raise UsageError(f"--sheet must be the name of a PNG file, such as sheet.png, got {named}")
     if path.is_relative_to(folder):
-        raise UsageError(f"--sheet must lie outside of {out}, where it would be counted as a sample, got {asked}")
+        raise UsageError(f"--sheet must lie outside of {out}, where it would be counted as a sample, got {named}")
     if path.exists() and not is_sheet(path):
-        raise UsageError(f"--sheet {asked} is there and is no sheet of vq-prior; choose another file")
+        raise UsageError(f"--sheet {named} is there and is no sheet of vq-prior; choose another file")
     above = next(parent for parent in path.parents if parent.exists())
     if not (above.is_dir() and os.access(above, os.W_OK)):
-        raise ArtifactError(f"--sheet {asked} cannot be written: {above} is no folder that one may write to")
-    return path if asked.is_symlink() else asked
+        raise ArtifactError(f"--sheet {named} cannot be written: {above} is no folder that one may write to")
+    return path if named.is_symlink() else named

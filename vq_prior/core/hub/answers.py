@@ -6,11 +6,12 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from vq_prior.core.errors import ArtifactError, EnvironmentFault, UsageError, VQPriorError
+from vq_prior.core.errors import ArtifactError, EnvironmentFault, UsageError, VQPriorError, in_one_line
 
 ATTEMPTS, PATIENCE_SECONDS, TIMEOUT_SECONDS = 3, 5, 30
 NOT_THE_NETWORK = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.EMFILE}
 LOG_IN = "log in with `hf auth login`"
+ASK = f"ask for access on its page and {LOG_IN}"
 XET_STATUS = re.compile(r"HTTP status (?:client|server) error \((\d{3})\b")  # of hf_xet, whose errors carry no response
 
 
@@ -44,9 +45,9 @@ def _bound_waits() -> None:
 def _refuse_long_wait(response: Any) -> None:
     if response.status_code != 429:
         return
-    asked = re.fullmatch(r"\s*(\d+)\s*", response.headers.get("retry-after", ""))
+    retry_after = re.fullmatch(r"\s*(\d+)\s*", response.headers.get("retry-after", ""))
     window = re.search(r"\bt\s*=\s*(\d+)", response.headers.get("ratelimit", ""))
-    seconds = max(int(found[1][:9]) if found else 0 for found in (asked, window))
+    seconds = max(int(match[1][:9]) if match else 0 for match in (retry_after, window))
     if seconds > TIMEOUT_SECONDS:
         raise EnvironmentFault(f"the Hub takes no more requests for {seconds} seconds; run it again then")
 
@@ -59,31 +60,30 @@ def is_final(error: BaseException) -> bool:
 def status_of(error: BaseException) -> int | None:
     """Return the HTTP status behind an exception of the Hub client or of hf_xet, None where there was no answer."""
     status = getattr(getattr(error, "response", None), "status_code", None)
-    told = XET_STATUS.search(str(error)) if status is None and isinstance(error, (OSError, RuntimeError)) else None
-    return int(told[1]) if told else status
+    match = XET_STATUS.search(str(error)) if status is None and isinstance(error, (OSError, RuntimeError)) else None
+    return int(match[1]) if match else status
 
 
 def explain(error: Exception, where: str) -> VQPriorError:
     """Return an exception of the Hub client as one of ours."""
     from huggingface_hub import errors
 
-    log_in = f"ask for access on its page and {LOG_IN}"
     status = status_of(error)
     if isinstance(error, errors.GatedRepoError):
-        return ArtifactError(f"{where} is gated; {log_in}")
+        return gated(where)
     if isinstance(error, errors.RevisionNotFoundError):
-        return ArtifactError(f"{where}: the Hub has no such revision")
+        return without_revision(where)
     if isinstance(error, errors.RepositoryNotFoundError):
-        return ArtifactError(f"{where} does not exist, neither as a path nor on the Hub, or it is private: {log_in}")
+        return missing(where)
     cause = error.__cause__ or error.__context__
     if isinstance(error, (errors.LocalEntryNotFoundError, RuntimeError)) and status is None:
         return explain(cause, where) if isinstance(cause, Exception) else _unreachable(where, "no answer")
     if isinstance(error, errors.EntryNotFoundError):
         return ArtifactError(f"{where} is missing on the Hub")
     if isinstance(error, errors.HFValidationError):
-        return UsageError(f"{where} is no Hub id; write owner/name or owner/name@revision")
+        return malformed(where)
     if status in (401, 403):
-        return ArtifactError(f"{where}: the Hub refused access ({status}); {log_in}")
+        return refused(where, status)
     if status in (409, 412):
         return EnvironmentFault(f"{where} was changed by another while this was sent; nothing was sent, run it again")
     if status == 429:
@@ -91,7 +91,7 @@ def explain(error: Exception, where: str) -> VQPriorError:
     if status is not None and status >= 500:
         return _unreachable(where, f"error {status}")
     if status is not None:
-        return ArtifactError(f"{where}: the Hub refused the request ({status}: {_short(error)})")
+        return ArtifactError(f"{where}: the Hub refused the request ({status}: {in_one_line(error)})")
     if "onsistency check failed" in str(error):
         return ArtifactError(f"{where} arrived with another size than announced; run it again")
     if isinstance(error, OSError) and (error.errno in NOT_THE_NETWORK or error.filename is not None):
@@ -99,9 +99,30 @@ def explain(error: Exception, where: str) -> VQPriorError:
     return _unreachable(where, type(error).__name__)
 
 
+def malformed(where: str) -> UsageError:
+    """Return the error of a text that has not the form of a Hub id."""
+    return UsageError(f"{where} is no Hub id; write owner/name or owner/name@revision")
+
+
+def gated(where: str) -> ArtifactError:
+    """Return the error of a repository whose owner decides who may read it."""
+    return ArtifactError(f"{where} is gated; {ASK}")
+
+
+def without_revision(where: str) -> ArtifactError:
+    """Return the error of a branch, tag or commit that is not there."""
+    return ArtifactError(f"{where}: the Hub has no such revision")
+
+
+def missing(where: str) -> ArtifactError:
+    """Return the error of a repository that is not there, or is hidden."""
+    return ArtifactError(f"{where} does not exist, neither as a path nor on the Hub, or it is private: {ASK}")
+
+
+def refused(where: str, status: int) -> ArtifactError:
+    """Return the error of a repository that this token may not use."""
+    return ArtifactError(f"{where}: the Hub refused access ({status}); {ASK}")
+
+
 def _unreachable(where: str, cause: str) -> EnvironmentFault:
     return EnvironmentFault(f"the Hub did not answer for {where} ({cause}); check the network and run it again")
-
-
-def _short(error: Exception) -> str:
-    return re.sub(r"\s+", " ", str(error)).strip()[:120]

@@ -38,24 +38,29 @@ def component_card(folder: Path, kind: str, *, repo_id: str | None, license_id: 
         "with vq-prior."
     )
     codec, prior = (record, None) if kind == "vqvae" else (None, record)
+    title = (repo_id or kind).split("/")[-1]
     parts = [
         front_matter(
             license_id=license_id,
             data=record.data if record and kind == "vqvae" else None,
             metrics=numbers(measured),
-            name=(repo_id or kind).split("/")[-1],
+            name=title,
             pipeline_tag="image-feature-extraction" if kind == "vqvae" else "unconditional-image-generation",
         ),
-        f"# {(repo_id or kind).split('/')[-1]}",
+        f"# {title}",
         what,
         f"## Load\n\n```python\nfrom vq_prior import {name}\n\n"
         f'model = {name}.from_pretrained("{repo_id or kind}")\n```',
         "## Measured\n\n" + measured_table(codec, prior, measured if codec else {}, measured if prior else {}),
         "## How it was made\n\n" + recipe_text(codec, prior),
-        f"## Licence\n\n{license_id or 'Not stated by the author.'}",
-        MARK,
     ]
-    return "\n\n".join(parts) + "\n"
+    return card_of(parts, license_id)
+
+
+def card_of(parts: list[str], license_id: str | None) -> str:
+    """Return a card of these parts, the empty ones left out, with what is said of the licence and the mark."""
+    licence = f"## Licence\n\n{license_id or 'Not stated by the author.'}"
+    return "\n\n".join(part for part in (*parts, licence, MARK) if part) + "\n"
 
 
 def numbers(measured: dict[str, Any]) -> dict[str, float]:

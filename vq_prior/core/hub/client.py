@@ -14,11 +14,13 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from vq_prior.core.errors import ArtifactError, EnvironmentFault, UsageError, VQPriorError
-from vq_prior.core.hub.answers import ATTEMPTS, LOG_IN, TIMEOUT_SECONDS, attempt, is_final, status_of
+from vq_prior.core.hub.answers import ATTEMPTS, LOG_IN, TIMEOUT_SECONDS, attempt, is_final, malformed, status_of
 from vq_prior.core.hub.cache import remember
 from vq_prior.core.identity import hub_digest
 
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@\w[\w./-]*)?")
+NAME, REVISION = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", r"\w[\w./-]*"
+HUB_ID = re.compile(rf"{NAME}(@{REVISION})?")
+MAIN = "main"  # the branch that no revision means
 COMMIT = re.compile(r"[0-9a-f]{40}")
 DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 MAX_SMALL_BYTES = 64 << 20
@@ -46,7 +48,7 @@ class HubId:
         """
         name, _, revision = text.partition("@")
         if not HUB_ID.fullmatch(text) or ".." in text or "--" in name or name.endswith((".git", ".ipynb")):
-            raise UsageError(f"{text} is no Hub id; write owner/name or owner/name@revision")
+            raise malformed(text)
         return cls(name, revision or None)
 
     def __str__(self) -> str:
@@ -112,7 +114,7 @@ def fetch(
     for name in names:
         _download(repo, commit, name, repo_type=repo_type, token=token, cache_dir=cache)
     if commit != repo.revision:
-        _write_ref(storage, repo.revision or constants.DEFAULT_REVISION, commit)
+        _write_ref(storage, repo.revision or MAIN, commit)
     folder = storage / "snapshots" / commit
     if not names:
         raise ArtifactError(f"{repo} holds no file that vq-prior reads")
@@ -209,7 +211,7 @@ def _write_ref(storage: Path, revision: str, commit: str) -> None:
 
 def _cached(storage: Path, repo: HubId) -> Path:
     """Return the folder of the commit that was fetched last under a revision; raises `ArtifactError` without one."""
-    revision = repo.revision or "main"
+    revision = repo.revision or MAIN
     reference = storage / "refs" / revision
     commit = revision if COMMIT.fullmatch(revision) else ""
     if not commit and reference.is_file():
@@ -312,8 +314,8 @@ def _who(api: Any) -> str | None:
                 return {}
             raise
 
-    told: Any = attempt(ask, "your token")
-    name, auth = told.get("name"), told.get("auth")
+    account: Any = attempt(ask, "your token")
+    name, auth = account.get("name"), account.get("auth")
     token = auth.get("accessToken") if isinstance(auth, dict) else None
     if isinstance(token, dict) and token.get("role") == "read":
         raise ArtifactError(
@@ -357,17 +359,17 @@ def _require_access(
 def _has_landed(
     api: Any, repo: HubId, repo_type: str, parent: str, folder: Path, names: list[str], gone: list[str]
 ) -> bool:
-    """Return whether the commit whose answer was lost was made: a new head that has these bytes and not those gone."""
+    """Return whether a commit was made though its answer was lost: the newest one has all these files."""
     try:
         head = _listing(repo, repo_type, api.token)
         if head.commit == parent or any(name in head.sizes for name in gone):
             return False
-        found: Any = attempt(
+        files: Any = attempt(
             lambda: api.get_paths_info(repo.name, names, revision=head.commit, repo_type=repo_type), str(repo)
         )
     except VQPriorError:
         return False
-    digests = {file.path: digest for file in found if hasattr(file, "lfs") and (digest := _digest(file)) is not None}
+    digests = {file.path: digest for file in files if hasattr(file, "lfs") and (digest := _digest(file)) is not None}
     return all(
         name in digests and hub_digest(folder / name, length=len(digests[name])) == digests[name] for name in names
     )
@@ -378,7 +380,7 @@ def _parent(api: Any, repo: HubId, repo_type: str, token: str | bool | None) -> 
     try:
         return _listing(repo, repo_type, token)
     except ArtifactError:
-        if repo.revision in (None, "main") or COMMIT.fullmatch(repo.revision):
+        if repo.revision in (None, MAIN) or COMMIT.fullmatch(repo.revision):
             raise
     attempt(lambda: api.create_branch(repo.name, branch=repo.revision, repo_type=repo_type, exist_ok=True), str(repo))
     return _listing(repo, repo_type, token)

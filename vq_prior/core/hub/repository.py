@@ -22,10 +22,10 @@ MODEL_FILE = re.compile(
 LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]{0,40}")
 
 
-_settled: dict[str, Path] = {}
+_fetched: dict[str, Path] = {}
 
 
-def settle(path: str | Path, **options: Any) -> Path:
+def fetch_once(path: str | Path, **options: Any) -> Path:
     """Return the folder that a path or Hub id names, and hold this process to it.
 
     From then on `local` gives that folder for `path`, so that a command sees one commit however often it looks.
@@ -34,7 +34,7 @@ def settle(path: str | Path, **options: Any) -> Path:
     if not is_hub_id(path):
         return Path(path)
     folder = fetch(HubId.parse(str(path)), wanted=MODEL_FILE, **options)
-    _settled[str(path)] = _settled[str(folder)] = folder
+    _fetched[str(path)] = _fetched[str(folder)] = folder
     return folder
 
 
@@ -49,35 +49,40 @@ def local(path: str | Path, *, revision: str | None = None, **options: Any) -> I
         revision: Branch, tag or commit on the Hub, in place of `@revision`.
         options: Those of `hub.fetch`.
     """
-    settled = _settled.get(str(path)) if revision is None else None
-    if settled is None and not is_hub_id(path):
+    folder = _fetched.get(str(path)) if revision is None else None
+    if folder is None and not is_hub_id(path):
         if revision is not None:
             raise UsageError(f"revision goes with a Hub id, {path} is none")
         yield Path(path)
         return
-    if settled is None:
+    if folder is None:
         repo = HubId.parse(str(path))
         if revision is not None and repo.revision is not None:
             raise UsageError(f"{path} names a revision already; leave out revision={revision!r}")
-        settled = fetch(HubId.parse(f"{repo.name}@{revision}") if revision else repo, wanted=MODEL_FILE, **options)
-    with cache_of(settled):
-        yield settled
+        folder = fetch(HubId.parse(f"{repo.name}@{revision}") if revision else repo, wanted=MODEL_FILE, **options)
+    with cache_of(folder):
+        yield folder
 
 
 @contextmanager
-def cache_of(folder: Path) -> Iterator[None]:
-    """Remove from the cache what is proved damaged of a fetched folder if the block ends in an `ArtifactError`."""
+def cache_of(folder: Path, *, named: re.Pattern[str] = MODEL_FILE) -> Iterator[None]:
+    """Remove from the cache what is proved damaged of a fetched folder if the block ends in an `ArtifactError`.
+
+    Args:
+        folder: The folder of a commit in the cache.
+        named: Full match of the names that were fetched.
+    """
     try:
         yield
     except ArtifactError:
-        forget_damaged(folder, model_files(folder))
+        forget_damaged(folder, files_of(folder, named=named))
         raise
 
 
-def model_files(folder: Path) -> list[Path]:
-    """Return the files below `folder` that a repository of a MODEL or component may have, sorted."""
+def files_of(folder: Path, *, named: re.Pattern[str] = MODEL_FILE) -> list[Path]:
+    """Return the files below `folder` that a repository of a MODEL or component may have, or others, sorted."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    return [path for path in paths if MODEL_FILE.fullmatch(path.relative_to(folder).as_posix())]
+    return [path for path in paths if named.fullmatch(path.relative_to(folder).as_posix())]
 
 
 def push_component(

@@ -14,7 +14,7 @@ from vq_prior.core.processes.collectives import sum_over_processes
 from vq_prior.core.processes.interruption import Interruption, is_hangup, let_go_of_dead_terminal, stop_signals
 
 
-class Asked(NamedTuple):
+class StepRequest(NamedTuple):
     """What a run was asked for since the last step boundary.
 
     Attributes:
@@ -47,14 +47,14 @@ class Control:
     def _on_save(self, _number: int, _frame: FrameType | None) -> None:
         self._save = True
 
-    def agreed(self) -> Asked:
+    def agreed(self) -> StepRequest:
         """Return what any process was asked for; every process gets the same answer. A save is asked for once."""
         stop, save, self._save = self.stop_signal is not None, self._save, False
-        asked = torch.tensor([stop, save], dtype=torch.int32)
+        flags = torch.tensor([stop, save], dtype=torch.int32)
         if dist.is_available() and dist.is_initialized() and dist.get_backend() == "nccl":
-            asked = asked.cuda()
-        stop, save = map(bool, sum_over_processes(asked).tolist())
-        return Asked(stop, save or stop)
+            flags = flags.cuda()
+        stop, save = map(bool, sum_over_processes(flags).tolist())
+        return StepRequest(stop, save or stop)
 
 
 @contextmanager

@@ -25,12 +25,12 @@ class Interruption:
     One within a second of another is taken for its repetition, which would only disturb what the first has set going.
 
     Attributes:
-        told: What the last signal says, if one came; a library may have made another error of it, or dropped it.
+        message: What the last signal says, if one came; a library may have made another error of it, or dropped it.
         is_too_late: Whether the command's end is known and being told.
     """
 
     def __init__(self) -> None:
-        self.told: str | None = None
+        self.message: str | None = None
         self.is_too_late = False
         self._last = -math.inf
 
@@ -38,14 +38,14 @@ class Interruption:
         """Note a signal and return whether it is no repetition."""
         now = time.monotonic()
         is_new, self._last = now - self._last > 1, now
-        self.told = STOPPED.replace("stopped", f"stopped by {signal.Signals(number).name}")
+        self.message = STOPPED.replace("stopped", f"stopped by {signal.Signals(number).name}")
         return is_new
 
     def __call__(self, number: int, _frame: FrameType | None) -> None:
         if is_hangup(number):
             let_go_of_dead_terminal()
         if not self.is_too_late and self.heard(number):
-            raise Interrupted(self.told)
+            raise Interrupted(self.message)
 
 
 def stop_signals() -> list[signal.Signals]:
@@ -60,7 +60,7 @@ def is_hangup(number: int) -> bool:
 
 
 def let_go_of_dead_terminal() -> None:
-    """Send what would go to a terminal that is gone nowhere: writing there is an error, which would end the command."""
+    """Discard what is written to a terminal that is gone: else it would be an error, which would end the command."""
     for descriptor in (1, 2):
         try:
             os.write(descriptor, b"")

@@ -20,12 +20,12 @@ OURS = ("vq_prior", "stage1_vqvae", "stage2_prior")
 
 
 def leave_out() -> None:
-    """Let nobody in this process look at torchvision, unless somebody has; `bring_in` takes it back."""
+    """Hide torchvision from this process, unless it was imported already; `bring_in` undoes it."""
     sys.modules.setdefault(LOOKED_AT, None)  # type: ignore[arg-type]
 
 
 def bring_in() -> None:
-    """Take `leave_out` back, for what needs torchvision."""
+    """Undo `leave_out`, for code that needs torchvision."""
     if LOOKED_AT in sys.modules and sys.modules[LOOKED_AT] is None:
         del sys.modules[LOOKED_AT]
 
@@ -51,7 +51,9 @@ def leave_out_if_broken() -> None:
 
 
 def broken(error: BaseException) -> EnvironmentFault | None:
-    """Return what to say if an installed package that cannot be imported is behind an error, else None."""
+    """Return an error that names the installed package that cannot be imported, if one is the cause of `error`; else
+    None.
+    """
     for cause in _causes(error):
         packages = [_package_of(path) for path in _modules_being_imported(cause.__traceback__)]
         if not packages or packages[-1] is None:
@@ -97,7 +99,7 @@ def _package_of(path: Path) -> str | None:
 
 
 def _partner(name: str, packages: list[str | None], said: str) -> str:
-    """Return the package, with its version, that one does not go together with: torch, numpy, or who imported it."""
+    """Return the package, with its version, that a broken one does not fit: torch, numpy, or the importing one."""
     candidates = ["torch"] if "torch" in _needs(name) or _plain(name).startswith("torch") else []
     candidates += ["numpy"] if "numpy" in said else []
     candidates += [_distribution(other) for other in reversed(packages) if other is not None]
@@ -114,8 +116,8 @@ def _with_version(name: str) -> str:
     try:
         return f"{name} {version(name)}"
     except PackageNotFoundError:
-        told = getattr(sys.modules.get(name), "__version__", None)
-        return f"{name} {told}" if told else f"{name} (which tells no version)"
+        stated = getattr(sys.modules.get(name), "__version__", None)
+        return f"{name} {stated}" if stated else f"{name} (which tells no version)"
 
 
 def _needs(name: str) -> set[str]:
@@ -124,7 +126,7 @@ def _needs(name: str) -> set[str]:
         lines = [line for line in requires(name) or () if "extra ==" not in line]
     except PackageNotFoundError:
         return set()
-    return {_plain(found[0]) for found in (re.match(r"[\w.-]+", line) for line in lines) if found}
+    return {_plain(match[0]) for match in (re.match(r"[\w.-]+", line) for line in lines) if match}
 
 
 def _plain(name: str) -> str:

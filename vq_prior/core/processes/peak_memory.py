@@ -8,16 +8,16 @@ def peak_memory_bytes() -> int | None:
     try:
         from resource import RUSAGE_SELF, getrusage
     except ImportError:  # Windows
-        return _told_by_psutil()
+        return _by_psutil()
     unit = 1 if sys.platform == "darwin" else 1024
     return getrusage(RUSAGE_SELF).ru_maxrss * unit
 
 
-def _told_by_psutil() -> int | None:
+def _by_psutil() -> int | None:
     try:
         import psutil
 
-        told = psutil.Process().memory_info()
+        memory = psutil.Process().memory_info()
     except (ImportError, OSError):
         return None
-    return int(getattr(told, "peak_wset", told.rss))
+    return int(getattr(memory, "peak_wset", memory.rss))

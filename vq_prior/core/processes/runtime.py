@@ -157,8 +157,8 @@ def has_native_bf16(device_type: str) -> bool:
     if device_type == "cuda":
         return torch.cuda.is_bf16_supported()
     # An older torch cannot tell: then it is taken not to.
-    asked: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)() if device_type == "cpu" else {}
-    return bool(asked.get("avx512_bf16") or asked.get("amx_bf16"))
+    capabilities: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)() if device_type == "cpu" else {}
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 def start_runtime(
@@ -268,7 +268,7 @@ def unwrap(module: nn.Module) -> nn.Module:
 
 
 def averages_gradients(module: nn.Module) -> bool:
-    """Return whether backward passes through a module as it is used leave the mean of the processes' gradients."""
+    """Return whether a backward pass through this module, wrapped or not, averages the gradients over the processes."""
     return unwrap(module) is not module or hasattr(module, "set_requires_gradient_sync")
 
 

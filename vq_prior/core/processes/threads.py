@@ -271,7 +271,7 @@ class StepThreads:
             os.fsync(file.fileno())
 
 
-def told_threads(folder: Path) -> dict[str, Any]:
+def threads_record(folder: Path) -> dict[str, Any]:
     """Return what the record of a training says of its threads: nothing, unless their number changed."""
     steps = read_steps(folder / FILE)
     return {"threads_from_step": {str(step): threads for step, threads in steps}} if len(steps) > 1 else {}
@@ -289,13 +289,13 @@ def read_steps(path: Path) -> list[tuple[int, int]]:
     if lines and not lines[-1].endswith("\n"):
         lines.pop()
         write_atomic(path, "".join(lines).encode())
-    found = []
+    steps = []
     for line in lines:
         try:
             entry = json.loads(line)
-            found.append((int(entry["step"]), int(entry["threads"])))
+            steps.append((int(entry["step"]), int(entry["threads"])))
         except (ValueError, KeyError, TypeError) as error:
             raise ArtifactError(f"{path} is damaged ({line[:40].strip()}); remove it") from error
-    if any(threads < 1 for _, threads in found) or [step for step, _ in found] != sorted({step for step, _ in found}):
+    if any(threads < 1 for _, threads in steps) or [step for step, _ in steps] != sorted({step for step, _ in steps}):
         raise ArtifactError(f"{path} is damaged (its steps must ascend, its threads be at least 1); remove it")
-    return found
+    return steps

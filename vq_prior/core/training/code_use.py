@@ -44,15 +44,16 @@ class CodeCounts:
         return [sum_over_processes(counts).tolist() for counts in self._counts]
 
     def load(self, state: list[list[int]], *, mine: bool) -> None:
-        """Take counts over all processes as this one's (`mine`), or start from none; a sum counts them once.
+        """Start from saved counts of all processes (`mine`), or from zero, so that a sum over processes counts them
+        once.
 
         Raises:
             ValueError: If they are of other levels.
         """
-        for counts, given in zip(self._counts, state, strict=True):
-            values = torch.tensor(given, dtype=torch.int64, device=counts.device)
+        for counts, saved in zip(self._counts, state, strict=True):
+            values = torch.tensor(saved, dtype=torch.int64, device=counts.device)
             if values.shape != counts.shape:
-                raise ValueError(f"counts of {len(given)} codes, not of {counts.numel()}")
+                raise ValueError(f"counts of {len(saved)} codes, not of {counts.numel()}")
             counts.copy_(values if mine else torch.zeros_like(values))
 
     def read(self, *, reset: bool = False) -> list[dict[str, float]]:

@@ -11,7 +11,7 @@ from vq_prior.core.processes.runtime import Runtime
 
 @contextmanager
 def memory_advice(settings: Any, runtime: Runtime) -> Iterator[None]:
-    """Run the steps of a training; where memory ends, say with what the same command goes on.
+    """Run the steps of a training; where memory ends, say with which flags the same command can go on.
 
     Args:
         settings: Resolved settings of a training.

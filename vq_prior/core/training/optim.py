@@ -30,10 +30,10 @@ class KernelMuon(torch.optim.Muon):
         for kernel in group["params"]:
             if kernel.grad is not None and kernel.ndim > 2:
                 kernel.grad = kernel.grad.contiguous()  # its memory order is the momentum's
-        found = super()._init_group(group, *tensors)
+        has_complex = super()._init_group(group, *tensors)
         for some in tensors:
             some[:] = [tensor if tensor.ndim == 2 else tensor.view(len(tensor), -1) for tensor in some]
-        return found
+        return has_complex
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
@@ -131,8 +131,8 @@ def adamw_and_muon(
     share: float = 1.0,
 ) -> dict[str, torch.optim.Optimizer]:
     """Return Muon of some parameters, if any, at a share of the learning rate, and AdamW of the others, by name."""
-    apart = {id(kernel) for kernel in kernels}
-    rest = [parameter for parameter in parameters if id(parameter) not in apart]
+    of_muon = {id(kernel) for kernel in kernels}
+    rest = [parameter for parameter in parameters if id(parameter) not in of_muon]
     optimizers: dict[str, torch.optim.Optimizer] = {
         "adamw": adamw(rest, learning_rate=learning_rate, weight_decay=weight_decay, betas=betas)
     }

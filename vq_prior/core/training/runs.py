@@ -80,13 +80,13 @@ class RunConfig:
 def run_config(command: str, settings: Any, inputs: dict[str, str]) -> RunConfig:
     """Return the config of a run with these resolved settings (a dataclass); one-off flags are left out."""
     once, unsaid = names_marked(type(settings), Once), names_marked(type(settings), Unsaid)
-    told = to_json(settings).items()
-    kept = {
+    entries = to_json(settings).items()
+    saved = {
         name: value
-        for name, value in told
+        for name, value in entries
         if name not in once and not (name in unsaid and (value is None or value is False))
     }
-    return RunConfig(1, command, kept, inputs)
+    return RunConfig(1, command, saved, inputs)
 
 
 def read_run_config(path: Path) -> RunConfig:
@@ -133,13 +133,13 @@ def continued(settings: S, folder: Path) -> S:
         return settings
     saved = from_json(type(settings), with_absent(type(settings), read_run_config(path).settings), f"{path}: settings")
     places = {each.name for each in settings_in(type(settings)) if each.mark(Place) not in (None, Place("MODEL"))}
-    kept = given_names(settings) | places | names_marked(type(settings), Once)
-    return overlaid(settings, saved, leave=kept)
+    not_taken = given_names(settings) | places | names_marked(type(settings), Once)
+    return overlaid(settings, saved, leave=not_taken)
 
 
 @contextlib.contextmanager
 def beside_run(folder: Path, *, overwrite: bool) -> Iterator[None]:
-    """Say in a `UsageError` that what was not typed is that of the run in `folder`, where one is continued."""
+    """Add to a `UsageError` of the block that what was not typed is that of the continued run in `folder`."""
     try:
         yield
     except UsageError as error:
@@ -250,8 +250,8 @@ def open_run(
         if overwrite and folder.exists():
             remove(folder)
         make_folder(folder)
-        told = to_json(config)
-        write_atomic(path, pretty_json({key: value for key, value in told.items() if value or key != "changes"}))
+        entries = to_json(config)
+        write_atomic(path, pretty_json({key: value for key, value in entries.items() if value or key != "changes"}))
     return tuple(f"from step {each.step} on: {line}" for each in config.changes for line in each.changed)
 
 
@@ -315,7 +315,7 @@ class RunLog:
 
     def _keep_until(self, step: int) -> None:
         """Drop the lines that a resumed run will write again, a torn last line among them."""
-        kept = []
+        lines = []
         if self._path.exists():
             for line in self._path.read_text(encoding="utf-8").splitlines():
                 try:
@@ -323,8 +323,8 @@ class RunLog:
                 except json.JSONDecodeError:
                     continue
                 if entry["step"] <= step:
-                    kept.append(line + "\n")
-        write_atomic(self._path, "".join(kept).encode("utf-8"))
+                    lines.append(line + "\n")
+        write_atomic(self._path, "".join(lines).encode("utf-8"))
 
     def advance(self) -> None:
         """Move the bar by one step."""

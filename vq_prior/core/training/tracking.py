@@ -8,14 +8,24 @@ import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 from uuid import uuid4
+
+import tyro
 
 from vq_prior.core.disk.artifacts import write_atomic
 from vq_prior.core.errors import EnvironmentFault, UsageError
 from vq_prior.core.processes.packages import broken
+from vq_prior.core.settings import Free
 
 TrackerName = Literal["none", "tensorboard", "wandb", "trackio"]
+ReportTo = Annotated[
+    TrackerName,
+    Free(),
+    tyro.conf.arg(
+        help="Tracker that gets the numbers and pictures that RUN keeps, too; its package has to be installed."
+    ),
+]
 PROJECT = "vq-prior"
 
 
@@ -57,9 +67,9 @@ class Tracker:
             return
         import numpy as np
 
-        given = [picture] if self.name == "wandb" else np.asarray(picture)[None]
+        image = [picture] if self.name == "wandb" else np.asarray(picture)[None]
         more = {} if self.name == "wandb" else {"dataformats": "NHWC"}
-        self._send(lambda: self._tracker.log_images({name: given}, step=step, **more))
+        self._send(lambda: self._tracker.log_images({name: image}, step=step, **more))
 
     def close(self) -> None:
         """Send what is left and let go."""
