@@ -21,7 +21,8 @@ def drawn_levels(rows: slice, num_levels: int, share: float | None, *, seed: int
     Args:
         rows: The piece's places in the global batch.
         num_levels: L.
-        share: Probability that a row is made of its first levels alone; how many is drawn evenly from 1 to L - 1.
+        share: Probability that a row is made of its first levels alone, of 1 to L - 1; n and fewer of them with the
+            probability sqrt(n / (L - 1)), so that the first level, which is the hardest alone, gets most.
         seed: Of the training.
         step: Optimiser steps done.
     """
@@ -29,7 +30,7 @@ def drawn_levels(rows: slice, num_levels: int, share: float | None, *, seed: int
         return None
     key = int(keyed_generator(seed, step, "level dropout").integers(2**63))
     whether, which = sample_uniforms(key, np.arange(rows.start, rows.stop), 2).T
-    some = 1 + np.floor(which * (num_levels - 1)).astype(np.int64)
+    some = 1 + np.floor(which**2 * (num_levels - 1)).astype(np.int64)
     return torch.from_numpy(np.where(whether < share, some, num_levels))
 
 

@@ -42,7 +42,7 @@ from vq_prior.core.training.tracking import ReportTo, require_tracker
 
 FEW_IMAGES = 5000
 MOST_CELLS = 1024  # of the default grid of pictures whose sides differ much
-LEVEL_DROPOUT = 0.05
+LEVEL_DROPOUT = (0.05, 0.1)  # of depth 2, and deeper
 TINY = 16  # longest side in pixels of images that need small networks and no bf16
 
 
@@ -341,7 +341,7 @@ def _resolved_quantizer(settings: TrainVQVAE, size: tuple[int, ...], num_vectors
     quantizer = settings.quantizer
     sizes = quantizer.level_codes
     num_codes = sizes[0] if sizes else quantizer.num_codes or _default_num_codes(size, num_vectors)
-    deep = quantizer.depth > 1
+    deep, dropout = quantizer.depth > 1, LEVEL_DROPOUT[quantizer.depth > 2]
     if quantizer.level_dropout is not None and not (deep or settings.levels > 1):
         raise UsageError("--quantizer.level-dropout needs several levels: --levels or --quantizer.depth above 1")
     return replace(
@@ -349,7 +349,7 @@ def _resolved_quantizer(settings: TrainVQVAE, size: tuple[int, ...], num_vectors
         num_codes=num_codes,
         code_dim=fixed_code_dim(quantizer.name, num_codes) or quantizer.code_dim or 16,
         entropy_temperature=quantizer.entropy_temperature or (1.0 if quantizer.name == "lfq" else None),
-        level_dropout=LEVEL_DROPOUT if deep and quantizer.level_dropout is None else quantizer.level_dropout,
+        level_dropout=quantizer.level_dropout if quantizer.level_dropout is not None or not deep else dropout,
     )
 
 
