@@ -91,7 +91,8 @@ def calibrate(
     Likelihood is flat around its best and hardly sees what the eye sees first, a sample of no clear class. So
     among the candidates within `TOLERANCE` of the best score, the strongest guidance is taken, and
     of these the lowest temperature. Where several levels are drawn, each has its own: the strongest guidance is that at
-    which every level has a candidate within the tolerance of its best score, and of these it takes the lowest.
+    which every level has a candidate within the tolerance of its best score, and each takes its best temperature there,
+    since low ones cost the variety of samples more the longer the sequence is (docs/log/2026-11-29-levels.md).
     """
     settings = candidates(prior)
     if measure is held_out_nats and len(prior.layout.drawn_levels_at()) > 1:
@@ -111,18 +112,15 @@ def _one(setting: SamplingDefaults) -> float:
 def _by_level(prior: CausalPrior, settings: Sequence[SamplingDefaults], nats: Tensor) -> Calibration:
     """Return a temperature for each level, from the nats of a row under each setting, a column a drawn level."""
     layout = prior.layout
-    good = nats <= nats.amin(0) * (1 + TOLERANCE)
-    scales = sorted({setting.guidance_scale for setting in settings}, reverse=True)
-    for scale in scales:
-        rows = [number for number, setting in enumerate(settings) if setting.guidance_scale == scale]
-        if bool(good[rows].any(0).all()):
-            break
-    else:  # no guidance suits all levels: that of the best sum
-        scale = settings[int(nats.sum(1).argmin())].guidance_scale
-        rows = [number for number, setting in enumerate(settings) if setting.guidance_scale == scale]
-        good = nats <= nats[rows].amin(0) * (1 + TOLERANCE)
-    lowest = iter(min(_one(settings[n]) for n in rows if good[n, column]) for column in range(nats.shape[1]))
+    limit = nats.amin(0) * (1 + TOLERANCE)
+    scales = sorted({each.guidance_scale for each in settings})
+    rows_of = {scale: [n for n, each in enumerate(settings) if each.guidance_scale == scale] for scale in scales}
+    fits = [scale for scale, rows in rows_of.items() if bool((nats[rows].amin(0) <= limit).all())]
+    # Where no guidance suits all levels, that of the best sum.
+    scale = max(fits) if fits else settings[int(nats.sum(1).argmin())].guidance_scale
+    rows = rows_of[scale]
+    best = iter(_one(settings[rows[int(column.argmin())]]) for column in nats[rows].T)
     numbers = range(len(layout.levels))
-    temperatures = tuple(1.0 if number in layout.given_levels else next(lowest) for number in numbers)
+    temperatures = tuple(1.0 if number in layout.given_levels else next(best) for number in numbers)
     scores = (nats.sum(1) / layout.num_drawn).tolist()
     return Calibration(SamplingDefaults(temperatures, scale), tuple(zip(settings, scores, strict=True)))
