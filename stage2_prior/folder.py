@@ -150,6 +150,7 @@ def _write_for_stock(folder: Path, ours: PriorConfig) -> None:
     from transformers import GenerationConfig
 
     layout = ours.layout
+    _write_end(folder / "config.json", layout)
     write_tokenizer(folder, layout)
     generation = GenerationConfig(
         do_sample=True,
@@ -165,12 +166,17 @@ def _write_for_stock(folder: Path, ours: PriorConfig) -> None:
     generation.save_pretrained(folder)
 
 
+def _write_end(path: Path, layout: SequenceLayout) -> None:
+    """Write the null token, which is never drawn, as the end of a text: where none is said, llama.cpp ends at id 2."""
+    _write_config(path, read_json(path) | {"eos_token_id": layout.null_token})
+
+
 def _write_own_type(path: Path) -> None:
     """Write a type of model that only we know, and that of its blocks beside it, and no class of transformers."""
     values = read_json(path)
     values |= {"blocks_type": values["model_type"], "model_type": DEPTH_TYPE}
     values.pop("architectures", None)
-    write_atomic(path, (json.dumps(values, indent=2, sort_keys=True) + "\n").encode())
+    _write_config(path, values)
 
 
 def _with_stock_type(values: dict[str, Any], ours: PriorConfig, path: Path) -> dict[str, Any]:
@@ -199,8 +205,12 @@ def _write_rotary_base(path: Path) -> None:
     Without the second place they take a base of their own and draw from another model.
     """
     values = read_json(path)
-    values["rope_theta"] = values["rope_parameters"]["rope_theta"]
-    write_atomic(path, (json.dumps(values, indent=2, sort_keys=True) + "\n").encode())  # as transformers writes it
+    _write_config(path, values | {"rope_theta": values["rope_parameters"]["rope_theta"]})
+
+
+def _write_config(path: Path, values: dict[str, Any]) -> None:
+    """Write a config.json as transformers does."""
+    write_atomic(path, (json.dumps(values, indent=2, sort_keys=True) + "\n").encode())
 
 
 def read_prior_config(folder: Path) -> PriorConfig:

@@ -171,6 +171,8 @@ class Export(CodecSize):
     """Folder to write: encode and decode, and export.json, which says what goes in and comes out."""
     format: Literal["onnx", "torch"] = "onnx"
     """onnx: for onnxruntime and others (extra `export`). torch: programs of torch.export."""
+    overwrite: bool = False
+    """Replace the export that is at OUT."""
 
 
 @dataclass

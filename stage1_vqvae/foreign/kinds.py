@@ -86,12 +86,29 @@ def _janus_images(module: Any, codes: Tensor) -> Tensor:
 
 
 def _emu3_codes(module: Any, pixels: Tensor) -> Tensor:
-    sizes = [tuple(pixels.shape[-2:])] * len(pixels)
-    return torch.stack(list(module.encode(pixels, image_sizes=sizes, return_dict=True).image_tokens))
+    # What its `encode` does, which takes the rows apart one by one: in an export that would fix their number.
+    frames = pixels.unsqueeze(1).repeat(1, module.config.temporal_downsample_factor, 1, 1, 1)
+    latents = module.quant_conv(module.encoder(frames).transpose(1, 2)).transpose(1, 2)
+    return module.quantize(latents).squeeze(1)
 
 
 def _emu3_images(module: Any, codes: Tensor) -> Tensor:
-    return module.decode(codes)
+    # What its `decode` does, of the one frame that is the picture. It parts latents and vectors by `chunk`, which would
+    # fix the number of rows in an export.
+    decoder, rows = module.decoder, codes.shape[0]
+    vectors = module.quantize.embedding(codes).permute(0, 3, 1, 2)[:, :, None].contiguous()
+    frames = torch.cat((module.post_quant_conv(vectors), vectors))
+    for layer in decoder.time_res_stack:
+        frames = layer(frames)
+    for layer in decoder.time_conv:
+        frames = _swish(layer(frames))
+    latents, vectors = (half.contiguous() for half in (frames[:rows, :, 0], frames[rows:, :, 0]))
+    hidden = decoder.up_block(decoder.middle_block(decoder.conv_in(latents), vectors), vectors)
+    return decoder.conv_out(_swish(decoder.norm_out(hidden, vectors)))
+
+
+def _swish(hidden: Tensor) -> Tensor:
+    return hidden * torch.sigmoid(hidden)
 
 
 def _vqmodel_codes(module: Any, pixels: Tensor) -> Tensor:

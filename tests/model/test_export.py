@@ -14,6 +14,7 @@ from stage1_vqvae.architecture import Architecture, VQVAEConfig
 from stage1_vqvae.model import VQVAE
 from stage1_vqvae.quantizer_settings import QuantizerSettings
 from vq_prior.cli import main
+from vq_prior.core.disk.artifacts import write_manifest
 from vq_prior.core.errors import NumericError
 from vq_prior.model import export
 
@@ -192,3 +193,38 @@ def test_what_cannot_be_exported_says_why(tmp_path: Path, capsys: Any, monkeypat
     assert len(lines) == 2
     assert 'pip install "vq-prior[export]"' in lines[1]
     assert not (tmp_path / "out").exists()
+
+
+def test_what_is_in_its_folder_is_finished_or_in_the_way(tmp_path: Path, capsys: Any) -> None:
+    model, out = codec("ema"), tmp_path / "out"
+    folder = saved(model, tmp_path / "codec")
+    with torch.no_grad():
+        next(model.decoder.parameters()).add_(1)
+    tuned = saved(model, tmp_path / "tuned")
+
+    def run(source: Path, *more: str) -> tuple[int, str]:
+        code = main(["export", "--codec", str(source), "--out", str(out), "--format", "torch", *more])
+        said = capsys.readouterr()
+        return code, said.out + said.err
+
+    def state() -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in out.iterdir()}
+
+    assert run(folder)[0] == 0
+    first = state()
+    assert run(folder) == (0, f"{out} is finished; nothing to do\n")
+    (out / "export.json").write_bytes(first["export.json"].replace(b'"torch"', b'"onnx"'))  # as of the other format
+    write_manifest(out)
+    other = state()
+    code, said = run(folder)
+    assert (code, "holds another export (format onnx -> torch)" in said, "--overwrite" in said) == (2, True, True)
+    assert state() == other
+    assert run(folder, "--overwrite")[0] == 0
+    assert json.loads((out / "export.json").read_text())["format"] == "torch"
+    code, said = run(tuned)
+    assert (code, "decoder_id" in said, "codec_id" in said) == (2, True, False)  # the same codes, other pictures
+    (out / "encode.pt2").write_bytes(b"damaged")
+    code, said = run(folder)
+    assert (code, "damaged" in said) == (2, True)
+    assert run(tuned, "--overwrite")[0] == 0
+    assert run(tuned)[1].endswith("nothing to do\n")

@@ -87,6 +87,7 @@ def test_it_learns_what_no_baseline_can_and_writes_everything(
         "model.safetensors",
         "prior_config.json",
         "tokenizer.json",
+        "tokenizer.model",
         "tokenizer_config.json",
         "training.json",
     ]

@@ -15,10 +15,12 @@ from torch import Tensor, nn
 
 from stage1_vqvae.codecs import open_codec
 from stage1_vqvae.modalities.pictures.settings import chosen_size
-from vq_prior.core.config import pretty_json, to_json
-from vq_prior.core.disk.artifacts import new_folder, require_replaceable, write_atomic
+from vq_prior.core.config import pretty_json, read_json, to_json
+from vq_prior.core.disk.artifacts import new_folder, require_replaceable, verify_manifest, write_atomic
 from vq_prior.core.errors import ArtifactError, EnvironmentFault, NumericError, UsageError, in_one_line
+from vq_prior.core.identity import content_id
 from vq_prior.core.processes.packages import broken
+from vq_prior.core.settings import require_folder_to_write
 from vq_prior.core.spec import Codec, CodeSpec
 from vq_prior.settings import Export
 
@@ -32,7 +34,7 @@ Say = Callable[[str], object]
 
 
 def export(settings: Export, *, say: Say = print) -> None:
-    """Write a codec's encoder and decoder into `settings.out`, whole or not at all.
+    """Write a codec's encoder and decoder into `settings.out`, whole or not at all; what is there already stays.
 
     Raises:
         UsageError: If `out` holds something else, or the codec is of a kind that cannot be exported.
@@ -40,14 +42,21 @@ def export(settings: Export, *, say: Say = print) -> None:
         EnvironmentFault: If a package of the extra `export` is missing.
         NumericError: If what was written does not compute what the codec computes.
     """
-    if settings.out.exists() and not settings.out.is_dir():
-        raise UsageError(f"--out must be a folder to write, got the existing file {settings.out}")
-    require_replaceable(settings.out, DESCRIPTION, "export of a codec")
+    require_folder_to_write(settings.out)
+    require_replaceable(settings.out, DESCRIPTION, "export of a codec", overwrite=settings.overwrite)
     if settings.format == "onnx":
         require_onnx()
     codec = open_codec(settings.codec, shape=chosen_size(settings), to_decode=False)
     codec.to(torch.device("cpu"))
     encoder, decoder = halves_of(codec)
+    asked = {
+        "format": settings.format,
+        "codec_id": codec.codec_id,  # which says nothing of the decoder
+        "decoder_id": None if decoder is None else content_id("decoder", decoder.state_dict()),
+    }
+    if not settings.overwrite and _holds(settings.out, asked):
+        say(f"{settings.out} is finished; nothing to do")
+        return
     spec = codec.spec
     levels = [f"codes.{level}" for level in range(len(spec.levels))]
     values, codes = _examples(codec, BATCHES[1])
@@ -59,9 +68,26 @@ def export(settings: Export, *, say: Say = print) -> None:
             files["decode"] = f"decode{SUFFIXES[settings.format]}"
             run = _written(decoder, codes, levels, ["values"], staging / files["decode"])
             measured |= _check_decoder(codec, run)
-        description = _described(codec, settings.format, files, measured)
+        description = _described(codec, asked, files, measured)
         write_atomic(staging / DESCRIPTION, pretty_json(description))
     _tell(settings, files, measured, decoder is not None, say)
+
+
+def _holds(out: Path, asked: dict[str, Any]) -> bool:
+    """Return whether `out` holds the export that is asked for; raises `UsageError` if it holds another."""
+    path = out / DESCRIPTION
+    if not path.is_file():
+        return False
+    try:
+        sealed, held = verify_manifest(out), read_json(path)
+    except ArtifactError as error:
+        raise UsageError(f"{error}; --overwrite exports anew") from error
+    if not (sealed and isinstance(held, dict)):
+        raise UsageError(f"{out} holds no whole export; choose another --out or pass --overwrite")
+    other = [f"{key} {held.get(key)} -> {value}" for key, value in asked.items() if held.get(key) != value]
+    if other:
+        raise UsageError(f"{out} holds another export ({'; '.join(other)}); choose another --out or pass --overwrite")
+    return True
 
 
 def _whole(codec: Codec) -> Any:
@@ -235,15 +261,14 @@ def _check_decoder(codec: Codec, run: Run) -> dict[str, Any]:
     return {"largest_difference_of_a_value": largest}
 
 
-def _described(codec: Codec, form: str, files: dict[str, str], measured: dict[str, Any]) -> dict[str, Any]:
+def _described(codec: Codec, asked: dict[str, Any], files: dict[str, str], measured: dict[str, Any]) -> dict[str, Any]:
     """Return what `export.json` holds."""
     spec: CodeSpec = codec.spec
     bounds = _whole(codec).bounds
     return {
         "format_version": 1,
-        "format": form,
+        **asked,
         "files": files,
-        "codec_id": codec.codec_id,
         "spec": to_json(spec),
         "values": {
             "name": "values",
@@ -255,7 +280,7 @@ def _described(codec: Codec, form: str, files: dict[str, str], measured: dict[st
             {"name": f"codes.{number}", "dtype": "int64", "shape": ["batch", *level.grid], "below": level.num_codes}
             for number, level in enumerate(spec.levels)
         ],
-        "checked": {"by": _checker(form), **measured},
+        "checked": {"by": _checker(asked["format"]), **measured},
     }
 
 

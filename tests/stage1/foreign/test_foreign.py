@@ -295,6 +295,32 @@ def test_what_cannot_decode_says_so(tmp_path: Path) -> None:
     assert any("1 decoder tensors" in note for note in opened(folder).notes)
 
 
+@pytest.mark.one_of
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [("janus_vqgan", "torch"), ("emu3_vqgan", "torch"), ("emu3_vqgan", "onnx"), ("VQModel", "onnx")],
+)
+def test_an_export_takes_any_number_of_rows(name: str, form: str, tmp_path: Path) -> None:
+    folder, x = saved(tmp_path / "codec", name), images(7)
+    words = ["export", "--codec", folder, "--image-size", 16, "--format", form, "--out", tmp_path / "out"]
+    assert main([*map(str, words)]) == 0
+    codes = stock_codes(name, made(name), x)
+    expected = stock_images(name, made(name), codes).clamp(-1, 1)
+    if form == "torch":
+        encode, decode = (torch.export.load(tmp_path / f"out/{half}.pt2").module() for half in ("encode", "decode"))
+        theirs, decoded = encode(x)[0], decode(codes)
+    else:
+        onnxruntime = pytest.importorskip("onnxruntime")
+        encode, decode = (
+            onnxruntime.InferenceSession(tmp_path / f"out/{half}.onnx", providers=["CPUExecutionProvider"])
+            for half in ("encode", "decode")
+        )
+        theirs = torch.from_numpy(encode.run(None, {"values": x.numpy()})[0])
+        decoded = torch.from_numpy(decode.run(None, {"codes.0": codes.numpy()})[0])
+    assert torch.equal(theirs, codes)
+    torch.testing.assert_close(decoded, expected, rtol=0, atol=1e-4)
+
+
 def test_shapes_and_ranges_are_checked(tmp_path: Path) -> None:
     codec = opened(saved(tmp_path / "codec", "VQModel"))
     with pytest.raises(UsageError, match=r"\[B, 3, 16, 16\], got \[1, 3, 16, 8\]"):
@@ -396,9 +422,13 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.one_of
 @pytest.mark.usefixtures("quick")
-def test_the_whole_road_with_a_foreign_codec(tmp_path: Path, pictures: Path, run_cli: Callable[..., Any]) -> None:
-    whole_model("janus_vqgan").save_pretrained(tmp_path / "whole", max_shard_size="200KB")
+@pytest.mark.parametrize("name", ["janus_vqgan", "emu3_vqgan"])
+def test_the_whole_road_with_a_foreign_codec(
+    name: str, tmp_path: Path, pictures: Path, run_cli: Callable[..., Any]
+) -> None:
+    whole_model(name).save_pretrained(tmp_path / "whole", max_shard_size="200KB")
     codes, run = tmp_path / "codes", tmp_path / "run"
 
     def done(*arguments: object) -> str:
@@ -420,7 +450,7 @@ def test_the_whole_road_with_a_foreign_codec(tmp_path: Path, pictures: Path, run
     assert sorted(path.name for path in (model / "vqvae").iterdir()) == [
         *("config.json", "manifest.json", "model.safetensors", "preprocessor_config.json")
     ]
-    assert json.loads((model / "config.json").read_text())["components"]["vqvae"]["kind"] == "janus_vqgan"
+    assert json.loads((model / "config.json").read_text())["components"]["vqvae"]["kind"] == name
     assert list((run / "prior-training" / "images").glob("*.png"))
     shutil.rmtree(tmp_path / "whole")  # MODEL stands alone
     here("generate", "--model", model, "--num-images", 3, "--out", tmp_path / "drawn")

@@ -15,7 +15,7 @@ from vq_prior.core.hub.client import HubId, fetch, is_hub_id, push
 
 MODEL_FILE = re.compile(
     r"((vqvae|prior)/)?(config|preprocessor_config|prior_config|generation_config|manifest|training)\.json"
-    r"|(prior/)?tokenizer(_config)?\.json"
+    r"|(prior/)?tokenizer((_config)?\.json|\.model)"
     r"|((vqvae|prior)/)?(model|conditions)\.safetensors|README\.md|samples\.png|evaluation\.json"
     r"|processor_config\.json|(diffusion_pytorch_)?model\.safetensors(\.index\.json)?"  # codecs of other libraries
 )
