@@ -4,7 +4,6 @@ Accelerate starts and joins the processes; what a step sees and what is saved
 stay ours. Letters: W number of processes.
 """
 
-import gc
 import itertools
 import os
 import sys
@@ -184,7 +183,6 @@ def start_runtime(
     from accelerate import Accelerator
     from accelerate.utils import DataLoaderConfiguration
 
-    _spare_the_collector()
     _take_over_sharding()
     expected = int(os.environ.get("WORLD_SIZE", "1"))
     with muted() if expected > 1 else nullcontext():  # gloo speaks of every process that is gone when it would join it
@@ -204,12 +202,6 @@ def start_runtime(
     if reproducible:
         _fix_order(accelerator.num_processes, device)
     return Runtime(accelerator, precision, reproducible)
-
-
-def _spare_the_collector() -> None:
-    """Take what is loaded by now out of garbage collection, once a process: a look at it takes a third of a second."""
-    if gc.get_freeze_count() == 0:
-        gc.freeze()
 
 
 _sharding_asked = False
