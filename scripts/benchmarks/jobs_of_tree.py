@@ -151,7 +151,7 @@ def serve() -> None:
     ).named()
     print(json.dumps("ready"), file=told)
     for line in sys.stdin:
-        gc.collect()  # what the jobs before left; a full collection takes a third of a second, in whichever job it falls
+        gc.collect()  # what jobs before left; a full collection takes a third of a second, in whichever job it falls
         print(json.dumps(jobs[line.strip()]()), file=told)
 
 
