@@ -19,13 +19,14 @@ from torch import Tensor, nn
 
 from stage1_vqvae.modalities.pictures.values import to_unit_range
 from vq_prior.core.errors import ArtifactError, NumericError, in_one_line
+from vq_prior.core.processes.fixed_calls import map_rows
 from vq_prior.core.training.randomness import keyed_generator
 from vq_prior.model.networks import check_network, files_id, load_network, network_inputs
 
 MAX_SIDE, MAX_FITTED = 48, 50_000
 WIDTHS = (32, 64, 128)
 STEPS, BATCH, PEAK_RATE, SHIFT = 800, 64, 4e-3, 1 / 16
-ROWS = 256
+ROWS = 32  # of a call, always: a row's bits may depend on how many there are
 TURNS = ("upright", "a quarter", "a half", "three quarters")
 NAMES = {"dinov2": "facebook/dinov2-small"}
 
@@ -129,12 +130,14 @@ class FittedNetwork:
     @torch.inference_mode()
     def features(self, pixels: Pixels) -> Tensor:
         """Return the features [B, D] float32 of pixels [B, height, width, C]."""
-        return torch.cat([self.network.features(part) for part in small_images(pixels).split(ROWS)])
+        features: Tensor = map_rows(self.network.features, ROWS, small_images(pixels))
+        return features
 
     @torch.inference_mode()
     def probabilities(self, pixels: Pixels) -> Tensor:
         """Return the probability of each class, [B, K] float64."""
-        return torch.cat([self.network(part) for part in small_images(pixels).split(ROWS)]).double().softmax(dim=-1)
+        logits: Tensor = map_rows(self.network, ROWS, small_images(pixels))
+        return logits.double().softmax(dim=-1)
 
     @torch.inference_mode()
     def accuracy(self, images: Tensor, labels: NDArray[np.int64]) -> float:
@@ -253,7 +256,8 @@ class NamedFeatures:
         images = to_unit_range(torch.from_numpy(np.ascontiguousarray(pixels)))
         try:
             inputs = network_inputs(images, self._processor, getattr(self._model, "config", None))
-            return torch.cat([self._features(part.to(self._device)).float().cpu() for part in inputs.split(ROWS // 8)])
+            features: Tensor = map_rows(lambda part: self._features(part.to(self._device)).float().cpu(), ROWS, inputs)
+            return features
         except (RuntimeError, ValueError) as error:
             raise ArtifactError(f"{self._source} does not take these images: {in_one_line(error)}") from error
 
