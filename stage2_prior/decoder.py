@@ -61,6 +61,7 @@ class Decoder:
             _Block(Product(b.qkv), b.qk_norm, Product(b.out), Product(b.gate_up), Product(b.down)) for b in w.blocks
         ]
         self.rotation, self.num_heads, self.num_groups, self.eps = w.rotation, w.num_heads, w.num_groups, w.eps
+        self._rotation_at = w.rotation.unbind(0)  # looked up in every block
         self.head_dim, self.dtype, self.depth = w.head_dim, dtype, w.depth
         self.prompt_vectors = num_vectors(model)
         self._head = w.head
@@ -130,7 +131,7 @@ class Decoder:
         return attended if n == R else F.pad(attended, (0, 0, 0, R - n))
 
     def _block(self, x: Tensor, block: _Block, layer: int, cache: Cache, position: int) -> Tensor:
-        R, rotation = x.shape[0], self.rotation[position]
+        R, rotation = x.shape[0], self._rotation_at[position]
         H, G, d = self.num_heads, self.num_groups, self.head_dim
         h = _norm(x, self.eps).to(self.dtype)
         qk, v = block.qkv(h).view(R, H + 2 * G, d).split([H + G, G], dim=1)
