@@ -48,7 +48,7 @@ class QuantizerSettings(Settings):
     ema, nearest, simvq, gumbel."""
     level_dropout: Annotated[float | None, Within(0, 1, below=True)] = None
     """With several levels: share of the training images that are made of their first levels alone, of how many is
-    drawn; so these can be decoded without the others. Left out: 0.05 at depth 2, 0.1 if deeper, else 0. ema,
+    drawn; so these can be decoded without the others. Left out: 0.05 at depth 2, 0.2 if deeper, else 0. ema,
     nearest, simvq, fsq, gumbel."""
     temperatures: Annotated[tuple[float, float], Within(1e-3, 100)] = (1.0, 0.0625)
     """Temperature of the soft choice at the first step and at the last. gumbel."""

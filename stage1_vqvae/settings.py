@@ -42,7 +42,7 @@ from vq_prior.core.training.tracking import ReportTo, require_tracker
 
 FEW_IMAGES = 5000
 MOST_CELLS = 1024  # of the default grid of pictures whose sides differ much
-LEVEL_DROPOUT = (0.05, 0.1)  # of depth 2, and deeper
+LEVEL_DROPOUT = (0.05, 0.2)  # of depth 2, and deeper
 TINY = 16  # longest side in pixels of images that need small networks and no bf16
 
 
