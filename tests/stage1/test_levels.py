@@ -277,15 +277,15 @@ def test_what_coarse_grids_make_alone_is_trained_as_it_is_decoded(shape: tuple[i
 
 
 def test_a_training_tells_what_the_coarse_grids_make_alone(tmp_path: Path) -> None:
-    worse = []
+    decibels = []
     for weight in (0.0, 1.0):
         settings = replace(tiny(tmp_path / f"{weight}"), steps=120, log_every=40, levels=2)
         train_vqvae(replace(settings, loss=LossSettings(coarse_weight=weight)))
         lines = (settings.out / "vqvae-training" / "metrics.jsonl").read_text().splitlines()
         assert all(("coarse" in json.loads(line)) is (weight > 0) for line in lines)
         levels = json.loads((settings.out / "vqvae" / "training.json").read_text())["measured"]["levels"]
-        worse.append(levels[0]["to_here"]["psnr"])
-    assert worse[1] > worse[0] + 1  # dB, of the first grid alone
+        decibels.append(levels[0]["to_here"]["psnr"])
+    assert decibels[1] > decibels[0] + 1  # dB, of the first grid alone
 
 
 def test_a_codec_of_one_level_asks_for_it() -> None:

@@ -98,7 +98,7 @@ def test_the_sentencepiece_model_is_the_ids_and_one_unknown_piece(folder: Path) 
 
 
 def test_sentencepiece_reads_ids_as_they_stand(make_prior: Callable[..., CausalPrior], tmp_path: Path) -> None:
-    sentencepiece = pytest.importorskip("sentencepiece")
+    sentencepiece = pytest.importorskip("sentencepiece", reason="only llama.cpp's converter reads with it")
     spec = CodeSpec(3, (16, 16), (LevelSpec((8, 8), 1200),))  # ids of one to four digits
     with new_folder(tmp_path / "prior") as staging:
         save_prior(make_prior(spec=spec), staging)
@@ -109,8 +109,8 @@ def test_sentencepiece_reads_ids_as_they_stand(make_prior: Callable[..., CausalP
 
 
 def test_the_server_of_transformers_draws_greedily_what_we_draw(folder: Path) -> None:
-    pytest.importorskip("openai")
-    client = pytest.importorskip("fastapi.testclient")
+    pytest.importorskip("openai", reason="the server of transformers needs its extra `serving`")
+    client = pytest.importorskip("fastapi.testclient", reason="the server of transformers needs its extra `serving`")
     from transformers.cli.serving.completion import CompletionHandler
     from transformers.cli.serving.model_manager import ModelManager
     from transformers.cli.serving.server import build_server
