@@ -38,7 +38,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/against"), metavar="FOLDER", help="what was measured")
     parser.add_argument("--only", nargs="+", choices=JOBS, default=list(JOBS), help="these jobs alone")
     parser.add_argument("--rounds", type=int, default=8)
-    parser.add_argument("--num-images", type=int, default=2048, help="pictures of the table")
+    parser.add_argument("--num-images", type=int, default=8192, help="pictures of the table")
     parser.add_argument("--side", type=int, default=32, help="of a picture, in pixels")
     parser.add_argument("--steps", type=int, default=30, help="steps of a training in one round, 6 at least")
     parser.add_argument("--calls", type=int, default=8, help="calls that draw in one round")

@@ -20,7 +20,7 @@ class Machine(Cores):
 
     def __init__(self, *, tells: bool = True) -> None:
         self.now, self.busy, self.tells = 0.0, False, tells
-        self._waited, self._idle, self.used = 0.0, 0.0, {1: 0.0, 2: 0.0}
+        self._waited, self._idle, self.used, self.now_running = 0.0, 0.0, {1: 0.0, 2: 0.0}, 1
 
     def clock(self) -> float:
         return self.now
@@ -30,6 +30,9 @@ class Machine(Cores):
 
     def idle(self) -> float | None:
         return self._idle if self.tells else None
+
+    def others(self) -> int | None:
+        return self.now_running if self.tells else None
 
     def work(self, choice: ThreadChoice, seconds: float) -> None:
         """Do units of work for about so many seconds."""
@@ -104,6 +107,13 @@ def test_the_first_number_is_what_there_were_cores_for(seconds, used, idle, want
     assert lately.fitting({1, 2}) == wanted
 
 
+def test_who_used_the_cores_and_is_gone_is_not_counted() -> None:
+    machine = Machine()
+    lately = Lately(machine, machine.clock, lambda: 0.0)
+    machine.now, machine.now_running = 10.0, 0
+    assert lately.fitting({1, 2}) == 2
+
+
 def test_the_numbers_of_a_large_machine() -> None:
     assert [sorted(candidates(most)) for most in (1, 2, 3, 16)] == [[1], [1, 2], [1, 2, 3], [1, 8, 15, 16]]
 
@@ -113,6 +123,7 @@ def test_this_system_tells_what_it_can() -> None:
     told = (cores.waited(), cores.idle())
     if Path("/proc/self/schedstat").exists():
         assert all(value is not None and value >= 0 for value in told)
+        assert cores.others() is not None
 
 
 def test_steps_are_written_ahead_and_done_alike_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,6 +29,7 @@ TRIED = 3  # units of a trial; the first pays for threads that start
 KEPT = 8  # units whose median a trial is compared with
 CLEARLY = 0.92  # share of the time of the number in force that another one has to take at most
 CROWDED, IDLE = 0.12, 0.7  # of our wall clock, waited for a core; of a core, not used by anyone
+LOOKS, BETWEEN_LOOKS = 5, 0.002  # at what runs at this moment; seconds
 SPARED = 0.4  # of a core, that others may have had before one is taken for lost
 PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds after a trial that changed nothing, doubled each time
 
@@ -63,6 +64,22 @@ class Cores:
             return sum(int(row[4]) for row in rows if row[0] in allowed) / os.sysconf("SC_CLK_TCK")
         except (OSError, ValueError, IndexError, AttributeError):
             return None
+
+    def others(self) -> int | None:
+        """Return how many threads of other programs run or wait for a core at this moment; None where nothing tells.
+
+        Of a few looks within some milliseconds the least counts: what is there in all of them stays for a while.
+        """
+        least: int | None = None
+        try:
+            for _ in range(LOOKS):
+                with open("/proc/stat", "rb") as file:
+                    running = next(int(line.split()[1]) for line in file if line.startswith(b"procs_running"))
+                least = running - 1 if least is None else min(least, running - 1)  # without this one
+                time.sleep(BETWEEN_LOOKS)
+        except (OSError, ValueError, IndexError, StopIteration):
+            return None
+        return least
 
 
 class ThreadChoice:
@@ -165,7 +182,7 @@ class ThreadChoice:
 
 
 class Lately:
-    """How many cores were ours to use since this was last asked, at first since the program began."""
+    """How many cores were ours to use since this was last asked, at first since the program began, or are free now."""
 
     def __init__(
         self,
@@ -182,7 +199,8 @@ class Lately:
     def fitting(self, counts: set[int]) -> int:
         """Return the largest of some numbers of threads for which there were cores: those we used, and idle ones.
 
-        The largest of all where the system tells nothing, or too little time has passed.
+        The largest of all where the system tells nothing, or too little time has passed. Who used a core while we did
+        not, and does no more, is not counted: where no thread of another program runs now, all cores are ours.
         """
         (began, used, idle), self._seen = self._seen, self._look()
         now, used_now, idle_now = self._seen
@@ -191,7 +209,8 @@ class Lately:
         if idle is None or idle_now is None or now - began < LOOK_EVERY:
             return max(counts)
         cores = (used_now - used + idle_now - idle) / (now - began)
-        return max([count for count in counts if count <= cores + SPARED], default=min(counts))
+        fitting = max([count for count in counts if count <= cores + SPARED], default=min(counts))
+        return max(counts) if fitting < max(counts) and self._cores.others() == 0 else fitting
 
 
 LATELY = Lately()
