@@ -98,12 +98,14 @@ class GridsDecoder(nn.Module):
             x = decoder(x + stem(finer))
         return x
 
-    def of_first(self, vectors: list[Tensor]) -> list[Tensor]:
-        """Return the values that the first 1, 2, ... grids make without the finer ones; last, those of all."""
+    def of_first(self, vectors: list[Tensor], rows: slice) -> list[Tensor]:
+        """Return the values that the first 1, 2, ... grids make of some rows without the finer ones; last, of all rows,
+        those of all grids.
+        """
         x: Tensor = self.up[0](vectors[0])
         made = []
         for number, (stem, finer) in enumerate(zip(self.stem, vectors[1:], strict=True), start=1):
-            alone = x
+            alone = x[rows]
             for decoder in self.up[number:]:
                 alone = decoder(alone)
             made.append(alone)

@@ -21,10 +21,31 @@ def reconstruction_terms(images: Tensor, reconstruction: Tensor, *, kind: str) -
     return {"reconstruction": RECONSTRUCTIONS[kind](images.float(), reconstruction.float())}
 
 
-def coarse_terms(images: Tensor, coarse: Sequence[Tensor], *, kind: str) -> dict[str, Tensor]:
-    """Return {"coarse": scalar}, the mean error of what the first grids make alone; {} where that is not trained."""
-    errors = [RECONSTRUCTIONS[kind](images.float(), made.float()) for made in coarse]
-    return {"coarse": torch.stack(errors).mean()} if errors else {}
+def coarse_terms(
+    images: Tensor, coarse: Sequence[Tensor], rows: slice | None, *, kind: str, first: int = 0
+) -> dict[str, Tensor]:
+    """Return {"coarse": scalar}, the mean error of what the first grids make alone; {} where that is not trained.
+
+    Args:
+        images: Of a piece of a batch, [B, C, *shape].
+        coarse: What the first 1, 2, ... grids make of `rows` of it.
+        rows: Every other one, which costs half and teaches as well: those at even places of the batch.
+        first: Place of the piece's first image in the batch.
+    """
+    if rows is None or not coarse:
+        return {}
+    even = len(range(first + first % 2, first + len(images), 2))  # none of a single image at an odd place
+    errors = [RECONSTRUCTIONS[kind](images[rows].float(), made.float()) for made in coarse]
+    return {"coarse": torch.stack(errors).mean() * (2 * even / len(images))}
+
+
+def even_rows(first: int, count: int) -> slice:
+    """Return the rows of a piece of `count` rows that stand at even places of the batch; its only row, whatever it is.
+
+    >>> even_rows(4, 3), even_rows(3, 3), even_rows(3, 1)
+    (slice(0, None, 2), slice(1, None, 2), slice(0, None, 2))
+    """
+    return slice(first % 2 if count > 1 else 0, None, 2)
 
 
 def weights_of(settings: LossSettings) -> dict[str, float]:

@@ -56,7 +56,7 @@ class VQVAEOutput:
         images: Reconstruction [B, C, *shape], not clamped, in the precision of the pass.
         codes: Codes of each level, [B, *grid] int64.
         loss: Unweighted terms of the quantiser.
-        coarse: Reconstructions from the first 1, 2, ... grids alone, each like `images`, where these are trained.
+        coarse: Reconstructions of some rows from the first 1, 2, ... grids alone, where these are trained.
     """
 
     images: Tensor
@@ -77,7 +77,7 @@ class VQVAE(Halved, Shareable, PreTrainedModel):
         loaded_from: The folder that it was loaded from, if it was.
         padded: Size that values are padded to inside, an axis each.
         first_levels: Of how many levels the next rows in training are made, [B] int64; None is all.
-        tells_coarse: Whether a training pass of a codec of several grids also returns what the first of them make.
+        coarse_rows: Of which rows a training pass of a codec of several grids returns what the first grids make, too.
     """
 
     component = "vqvae"
@@ -90,7 +90,7 @@ class VQVAE(Halved, Shareable, PreTrainedModel):
         self.notes: tuple[str, ...] = ()
         self.loaded_from: Path | None = None
         self.first_levels: Tensor | None = None
-        self.tells_coarse = False
+        self.coarse_rows: slice | None = None
         a = self.architecture = config.parsed()
         self.preprocessing = of_shape(a) if preprocessing is None else preprocessing
         assert a.quantizer.code_dim is not None
@@ -257,9 +257,9 @@ class VQVAE(Halved, Shareable, PreTrainedModel):
             return whole
 
         self.walk(self.prepared(images), visit)
-        if not (self.tells_coarse and self.architecture.grids > 1):
+        if self.coarse_rows is None or self.architecture.grids == 1:
             return VQVAEOutput(self._values(vectors), tuple(codes), loss)
-        made = self.decoder.of_first([each.movedim(-1, 1) for each in vectors])
+        made = self.decoder.of_first([each.movedim(-1, 1) for each in vectors], self.coarse_rows)
         *coarse, whole = (crop_to(each, self.architecture.shape) for each in made)
         return VQVAEOutput(whole, tuple(codes), loss, tuple(coarse))
 

@@ -44,7 +44,7 @@ def dry_run_text(settings: TrainVQVAE, model: VQVAE, runtime: Runtime) -> str:
             output = module(images)
         kind = settings.loss.reconstruction
         terms = reconstruction_terms(images, output.images, kind=kind) | output.loss
-        terms |= coarse_terms(images, output.coarse, kind=kind)
+        terms |= coarse_terms(images, output.coarse, model.coarse_rows, kind=kind)
         weighted_sum(terms, weights).backward()
         model.quantizer.update(keyed_generator(0, 0, "dry run"))
         seconds.append(time.monotonic() - started)

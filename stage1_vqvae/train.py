@@ -19,7 +19,7 @@ from stage1_vqvae.data.sources import Data, open_data_of, require_labels
 from stage1_vqvae.evaluate import evaluate_codec, reconstructed, summary
 from stage1_vqvae.factors import factors_of
 from stage1_vqvae.level_dropout import drawn_levels
-from stage1_vqvae.losses import coarse_terms, reconstruction_terms, weighted_sum
+from stage1_vqvae.losses import coarse_terms, even_rows, reconstruction_terms, weighted_sum
 from stage1_vqvae.modalities import preprocessing
 from stage1_vqvae.model import VQVAE, VQVAEOutput, save_codec
 from stage1_vqvae.plan import describe, dry_run_text
@@ -305,9 +305,11 @@ def passes(t: Training, images: Tensor) -> tuple[dict[str, Tensor], Tensor, Tens
         share, count = s.quantizer.level_dropout, len(t.model.quantizer.level_sizes)
         t.model.first_levels = drawn_levels(piece, count, share, seed=s.seed, step=t.step)
         part = (piece.stop - piece.start) / B
+        if t.model.coarse_rows is not None:
+            t.model.coarse_rows = even_rows(piece.start, piece.stop - piece.start)
         of_piece = images[piece.start - first : piece.stop - first]
         with sums.piece(last=piece is pieces[-1]):
-            terms, output = losses(t, of_piece)
+            terms, output = losses(t, of_piece, piece.start)
             loss = weighted_sum(terms, t.weights) * part
             sums.backward(loss, {name: term * part for name, term in terms.items()} | {"loss": loss})
         t.window.counts.add(output.codes)
@@ -323,13 +325,13 @@ def passes(t: Training, images: Tensor) -> tuple[dict[str, Tensor], Tensor, Tens
     return numbers, total, norm
 
 
-def losses(t: Training, images: Tensor) -> tuple[dict[str, Tensor], VQVAEOutput]:
-    """Return the unweighted terms of the codec's loss, and what it made of this process's images."""
+def losses(t: Training, images: Tensor, first: int) -> tuple[dict[str, Tensor], VQVAEOutput]:
+    """Return the unweighted terms of the loss, and what the codec made of images from place `first` of the batch on."""
     with t.runtime.autocast():
         output: VQVAEOutput = t.module(images)
     kind = t.settings.loss.reconstruction
     terms = reconstruction_terms(images, output.images, kind=kind) | output.loss
-    terms |= coarse_terms(images, output.coarse, kind=kind)
+    terms |= coarse_terms(images, output.coarse, t.model.coarse_rows, kind=kind, first=first)
     if t.adversary is not None:
         with t.adversary.frozen() as adversary, t.runtime.autocast():
             terms |= {name: term.float() for name, term in adversary.judged(images, output.images).items()}

@@ -18,7 +18,7 @@ from vq_prior.core.processes.runtime import Runtime
 
 def trained_module(settings: TrainVQVAE, runtime: Runtime, model: VQVAE) -> nn.Module:
     """Return the model as the training passes use it, on its device, in training mode."""
-    model.tells_coarse = settings.loss.coarse_weight > 0
+    model.coarse_rows = slice(0, None, 2) if settings.loss.coarse_weight > 0 else None
     sum_in_parts(model)
     wrapped = runtime.wrap(model).train()
     one_pass = runtime.num_processes == 1 and not runtime.reproducible and settings.gradient_accumulation_steps == 1
