@@ -18,6 +18,7 @@ from torch import Tensor, nn
 SMALLEST_HEAD = 32
 _CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 _CONV_TRANSPOSE = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+_MEANS = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
 _AnyConv = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
 
 
@@ -51,6 +52,17 @@ class Sizes:
 def conv(rank: int, channels_in: int, channels_out: int, kernel: int) -> nn.Module:
     """Return a convolution of odd kernel size that keeps the spatial shape."""
     return _CONV[rank](channels_in, channels_out, kernel, padding=kernel // 2)
+
+
+def local_means(x: Tensor, window: int) -> Tensor:
+    """Return means over windows of so many places an axis, each half over the one before it, [B, C, *fewer places].
+
+    A shorter axis is one window.
+    """
+    sizes = [min(window, size) for size in x.shape[2:]]
+    pool: Any = _MEANS[len(sizes)]
+    means: Tensor = pool(x, sizes, stride=[max(1, size // 2) for size in sizes])
+    return means
 
 
 def kernel_of(stride: int) -> int:

@@ -49,10 +49,11 @@ def even_rows(first: int, count: int) -> slice:
 
 
 def weights_of(settings: LossSettings) -> dict[str, float]:
-    """Return the weight of each term that the settings name: that of `commitment` is `commitment_weight`."""
+    """Return the weight of each term that the settings give one: that of `commitment` is `commitment_weight`."""
     ending = "_weight"
     named = [field.name for field in fields(settings) if field.name.endswith(ending)]
-    return {name.removesuffix(ending): getattr(settings, name) for name in named}
+    weights = {name.removesuffix(ending): getattr(settings, name) for name in named}
+    return {name: weight for name, weight in weights.items() if weight is not None}
 
 
 def weights_for(settings: LossSettings, **declared: Mapping[str, float | None]) -> dict[str, float]:

@@ -1,6 +1,6 @@
 """One run of the training of a codec: what it works with, and its checkpoints."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from stage1_vqvae.adversary import AdversaryTraining, MakeAdversary
 from stage1_vqvae.fast.graphs import trained_module
 from stage1_vqvae.losses import weights_for
 from stage1_vqvae.model import VQVAE
+from stage1_vqvae.perceptual.contract import Perceptual
 from stage1_vqvae.settings import TrainVQVAE
 from vq_prior.core.disk.artifacts import verify_manifest
 from vq_prior.core.disk.checkpoints import Checkpoint, save_checkpoint
@@ -27,6 +28,7 @@ from vq_prior.core.training.optim import adamw_and_muon, load_optimizer_tensors,
 from vq_prior.core.training.randomness import batch_rows
 from vq_prior.core.training.windows import Window
 
+PERCEPTUAL = "perceptual"  # the fitted term in checkpoints
 MUON_SHARE = 0.5  # of the learning rate: nearer to the pictures of CIFAR-10 than the whole of it
 
 
@@ -47,6 +49,7 @@ class Training:
         held_out: Held-out rows.
         window: What the next log line tells.
         adversary: The second network, or None.
+        perceptual: The perceptual term, frozen, or None.
         balanced: Training rows of which every class has as many; None takes each once.
         counted: Counts of the quantiser's updates since the last log line.
         step: Optimiser steps done.
@@ -64,6 +67,7 @@ class Training:
     held_out: Any
     window: Window
     adversary: AdversaryTraining | None = None
+    perceptual: Perceptual | None = None
     balanced: NDArray[np.int64] | None = None
     counted: dict[str, float] = field(default_factory=lambda: {"num_revived": 0.0})
     step: int = 0
@@ -80,6 +84,12 @@ class Training:
             return batch_rows(len(self.train), self.batch_size, self.settings.seed, step)
         return self.balanced[batch_rows(len(self.balanced), self.batch_size, self.settings.seed, step)]
 
+    def perceptual_now(self) -> Perceptual | None:
+        """Return the perceptual term if it is part of the loss of this step."""
+        assert self.settings.steps is not None
+        starts = round(self.settings.loss.perceptual_start * self.settings.steps)
+        return self.perceptual if self.step >= starts else None
+
     def done(self) -> bool:
         """Return whether no optimiser step is left."""
         assert self.settings.steps is not None
@@ -93,6 +103,7 @@ def prepare(
     train: Any,
     held_out: Any,
     make_adversary: MakeAdversary | None = None,
+    perceptual: Perceptual | None = None,
 ) -> Training:
     """Return a run at step 0 from resolved settings; its codebook is not started yet, and nothing is written.
 
@@ -110,8 +121,14 @@ def prepare(
     declared: dict[str, Mapping[str, float | None]] = {"quantizer": model.quantizer.loss_terms}
     if adversary is not None:
         declared["adversary"] = adversary.network.loss_terms
+    if perceptual is not None:
+        own = perceptual.weight if settings.loss.perceptual_weight is None else None
+        declared["perceptual loss"] = {"perceptual": own}
     weights = weights_for(settings.loss, **declared)
+    freeze(model, settings.freeze)
     module = trained_module(settings, runtime, model)
+    if "quantizer" in settings.freeze:
+        model.quantizer.eval()  # which takes note of nothing
     return Training(
         settings=settings,
         runtime=runtime,
@@ -120,12 +137,25 @@ def prepare(
         module=module,
         optimizers=_optimizers(settings, model),
         weights=weights,
-        average=WeightAverage(model, decay=settings.average_decay, copied=("quantizer.",)),
+        average=new_average(settings, model),
         train=train,
         held_out=held_out,
         window=Window(runtime, model.quantizer.level_sizes),
         adversary=adversary,
+        perceptual=None if perceptual is None else perceptual.frozen().to(runtime.device),
     )
+
+
+def freeze(model: VQVAE, parts: Sequence[str]) -> None:
+    """Let parts of a codec, by name, get no gradient."""
+    for part in parts:
+        getattr(model, part).requires_grad_(False)
+
+
+def new_average(settings: TrainVQVAE, model: VQVAE) -> WeightAverage:
+    """Return an average that begins with the present weights; what does not learn by gradients is copied."""
+    copied = {"quantizer", *settings.freeze}
+    return WeightAverage(model, decay=settings.average_decay, copied=tuple(f"{part}." for part in sorted(copied)))
 
 
 def _optimizers(settings: TrainVQVAE, model: VQVAE) -> dict[str, torch.optim.Optimizer]:
@@ -156,6 +186,8 @@ def save(t: Training) -> None:
         )
         if t.adversary is not None:
             t.adversary.add_to(checkpoint)
+        if t.perceptual is not None and t.perceptual.fitted:
+            checkpoint.modules[PERCEPTUAL] = full_state(t.perceptual)
         save_checkpoint(t.folder / "checkpoints", checkpoint)
 
 
@@ -168,6 +200,7 @@ def resume(t: Training, checkpoint: Checkpoint) -> None:
     where = f"checkpoint step {checkpoint.step}"
     try:
         names = {"vqvae"} if t.adversary is None else {"vqvae", t.adversary.name}
+        names |= {PERCEPTUAL} if t.perceptual is not None and t.perceptual.fitted else set()
         if checkpoint.modules.keys() != names:
             raise KeyError(f"it holds {', '.join(sorted(checkpoint.modules))}, not {', '.join(sorted(names))}")
         t.model.load_state_dict(checkpoint.modules["vqvae"], strict=True)
@@ -176,6 +209,9 @@ def resume(t: Training, checkpoint: Checkpoint) -> None:
         t.average.load(checkpoint.averages["vqvae"])
         if t.adversary is not None:
             t.adversary.restore(checkpoint, where)
+        if PERCEPTUAL in names:
+            assert t.perceptual is not None
+            t.perceptual.load_state_dict(checkpoint.modules[PERCEPTUAL], strict=True)
         state = checkpoint.state
         counted = {"num_revived": state.get("num_revived", 0.0), **state.get("counted", {})}
         t.counted = {name: float(count) for name, count in counted.items()}

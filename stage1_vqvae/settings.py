@@ -34,6 +34,7 @@ from vq_prior.core.settings import (
     Unsaid,
     Within,
     check_ranges,
+    given_names,
     require_data,
     require_folder_to_write,
 )
@@ -96,6 +97,14 @@ class LossSettings(Settings):
     """Weight of the entropy term, where --quantizer.entropy-temperature asks for one."""
     kl_weight: Annotated[float, Within(0, 10**6)] = 0.0005
     """Weight of the divergence of the gumbel quantiser's choice from the uniform one, in nats a code."""
+    perceptual: str | None = None
+    """Perceptual term, which keeps texture where a squared error blurs: own (features of a small network that is fitted
+    to the data's classes first), turns (the same without classes), random, focal-frequency, patches, lpips-vgg,
+    lpips-alex, lpips-squeeze, or an image model of transformers, a folder or Hub id."""
+    perceptual_weight: Annotated[float | None, Within(0, 10**6)] = None
+    """Weight of the perceptual term; left out: that of its kind."""
+    perceptual_start: Annotated[float, Within(0, 1)] = 0.5
+    """Share of the steps after which the perceptual term joins."""
 
 
 @dataclass
@@ -108,6 +117,9 @@ class TrainVQVAE(PictureSize, KindSettings, Settings):
     from_codec: Annotated[str | None, Place("MODEL"), Unsaid(), tyro.conf.arg(name="from")] = None
     """RUN, MODEL or codec folder whose codec the training starts from: its network, codes and form of images stay, its
     weights go on learning. The result is another codec: extract codes anew."""
+    freeze: tuple[Literal["encoder", "quantizer", "decoder"], ...] = ()
+    """With --from: parts of the codec that stay as they are. With encoder and quantizer it keeps its codes and its id:
+    codes that were extracted, and priors, go on with the new decoder."""
     levels: Annotated[int, Within(1, 8)] = 1
     """Code grids, coarse to fine, the coarse ones condition the finer ones (VQ-VAE-2); --model.downsampling is that of
     the coarsest. With --quantizer.depth each grid has as many levels."""
@@ -266,6 +278,15 @@ def check(settings: TrainVQVAE | ExtractCodes | Reconstruct) -> None:
     if settings.levels > 1 and settings.model.network == "sonnet":
         raise UsageError(f"--model.network sonnet has one code grid, got --levels {settings.levels}; leave out one")
     check_quantizer_settings(settings.quantizer)
+    if settings.freeze and settings.from_codec is None:
+        raise UsageError(
+            f"--freeze {' '.join(settings.freeze)} needs a codec to start from; give --from, or leave it out"
+        )
+    if {"encoder", "decoder"} <= set(settings.freeze):
+        raise UsageError("--freeze encoder decoder leaves no network to train; leave out one")
+    for name in ("perceptual_weight", "perceptual_start"):
+        if settings.loss.perceptual is None and f"loss.{name}" in given_names(settings):
+            raise UsageError(f"--loss.{name.replace('_', '-')} goes with --loss.perceptual; give one or leave it out")
 
 
 def _check_model(model: ModelSettings) -> None:

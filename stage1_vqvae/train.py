@@ -22,9 +22,10 @@ from stage1_vqvae.level_dropout import drawn_levels
 from stage1_vqvae.losses import coarse_terms, even_rows, reconstruction_terms, weighted_sum
 from stage1_vqvae.modalities import preprocessing
 from stage1_vqvae.model import VQVAE, VQVAEOutput, save_codec
+from stage1_vqvae.perceptual import Making, kind_of
 from stage1_vqvae.plan import describe, dry_run_text
 from stage1_vqvae.quantizers import quantizer_class
-from stage1_vqvae.run import Training, is_result_of, prepare, resume, save
+from stage1_vqvae.run import Training, is_result_of, new_average, prepare, resume, save
 from stage1_vqvae.settings import TINY, TrainVQVAE, check, resolve, trained_form
 from stage1_vqvae.starting import base_id, open_base, take_weights, with_base
 from vq_prior.core.disk.artifacts import new_folder, remove
@@ -38,7 +39,6 @@ from vq_prior.core.processes.control import signal_control
 from vq_prior.core.processes.gradients import StepSums
 from vq_prior.core.processes.runtime import Runtime, has_native_bf16, start_runtime
 from vq_prior.core.processes.threads import threads_record, using_threads
-from vq_prior.core.training.averaging import WeightAverage
 from vq_prior.core.training.memory import memory_advice
 from vq_prior.core.training.optim import lr_at, set_learning_rate
 from vq_prior.core.training.randomness import in_equal_parts, keyed_generator
@@ -104,7 +104,10 @@ def train_vqvae(settings: TrainVQVAE, make_adversary: MakeAdversary | None = Non
         runtime.say(dry_run_text(settings, model, runtime))
         return final
     require_free_space(folder, 12 * sum(tensor.nbytes for tensor in model.state_dict().values()))
+    making = _making(settings, model, data, runtime)
+    perceptual = None if making is None else kind_of(making.name)(making)
     inputs = {"data": data.data_id} | ({} if make_adversary is None else {"adversary": make_adversary.__name__})
+    inputs |= {} if perceptual is None else perceptual.inputs()
     config = run_config("train-vqvae", settings, inputs | ({} if base is None else {"from": base_id(base)}))
     checkpoint = _checkpoint_of(typed, runtime, folder, config)
     if checkpoint is not None and checkpoint.step >= (settings.steps or 0) and is_result_of(final, checkpoint):
@@ -113,7 +116,7 @@ def train_vqvae(settings: TrainVQVAE, make_adversary: MakeAdversary | None = Non
     # Every row is read before anything is created at --out.
     workers = settings.num_workers
     train, held_out = (load_rows(rows, *form, num_workers=workers) for rows in (data.train, data.validation))
-    training = prepare(settings, runtime, model, train, held_out, make_adversary)
+    training = prepare(settings, runtime, model, train, held_out, make_adversary, perceptual)
     training.balanced = balanced
     if checkpoint is not None:
         resume(training, checkpoint)
@@ -126,6 +129,8 @@ def train_vqvae(settings: TrainVQVAE, make_adversary: MakeAdversary | None = Non
     with memory_advice(settings, runtime):
         if checkpoint is None and (base is None or base.spec.levels != model.spec.levels):
             start_codebook(training)
+        if checkpoint is None and making is not None:
+            fit_perceptual(training, making)
         run_steps(training)
     record = _record(explained(typed, settings, lambda some: chosen(some)[1]), data)
     finish(training, replace(record, changes=changes), final)
@@ -202,6 +207,25 @@ def new_codec(settings: TrainVQVAE) -> VQVAE:
         return VQVAE(VQVAEConfig(architecture), preprocessing(modality, transform))
 
 
+def _making(settings: TrainVQVAE, model: VQVAE, data: Data, runtime: Runtime) -> Making | None:
+    """Return what the perceptual term is made from; None without one."""
+    if settings.loss.perceptual is None:
+        return None
+    labels, names = data.train.labels, data.label_names
+    return Making(settings.loss.perceptual, model.spec, labels, len(names), settings.seed, runtime.say)
+
+
+def fit_perceptual(t: Training, making: Making) -> None:
+    """Fit the perceptual term, on the first process, and give every process its tensors."""
+    assert t.perceptual is not None
+    if t.perceptual.fitted:
+        fitted = kind_of(making.name)(making)
+        if t.runtime.is_main:
+            fitted.fit(making, t.train)
+        for name, tensor in t.perceptual.state_dict().items():
+            tensor.copy_(gather_rows(fitted.state_dict()[name][None].to(t.runtime.device))[0])
+
+
 @torch.no_grad()
 def start_codebook(t: Training) -> None:
     """Set the codebook from latents of the untrained encoder, gathered from all processes."""
@@ -216,7 +240,7 @@ def start_codebook(t: Training) -> None:
             latents = model.latents_of(grid, train.batch(rows[piece], runtime.device))
             vectors.append(latents.reshape(-1, quantizer.code_dim).clone())
         quantizer.start(gather_rows(torch.cat(vectors)), rng)
-    t.average = WeightAverage(model, decay=t.settings.average_decay, copied=("quantizer.",))
+    t.average = new_average(t.settings, model)
 
 
 def run_steps(t: Training) -> None:
@@ -332,6 +356,9 @@ def losses(t: Training, images: Tensor, first: int) -> tuple[dict[str, Tensor], 
     kind = t.settings.loss.reconstruction
     terms = reconstruction_terms(images, output.images, kind=kind) | output.loss
     terms |= coarse_terms(images, output.coarse, t.model.coarse_rows, kind=kind, first=first)
+    if (perceptual := t.perceptual_now()) is not None:
+        with t.runtime.autocast():
+            terms["perceptual"] = perceptual(images, output.images).float()
     if t.adversary is not None:
         with t.adversary.frozen() as adversary, t.runtime.autocast():
             terms |= {name: term.float() for name, term in adversary.judged(images, output.images).items()}
@@ -344,9 +371,10 @@ def update(t: Training, learning_rate: float) -> None:
         optimizer.step()
     if t.adversary is not None:
         t.adversary.step(learning_rate)
-    rng = keyed_generator(t.settings.seed, t.step, "quantizer")
-    for name, count in t.model.quantizer.update(rng).items():
-        t.counted[name] = t.counted.get(name, 0.0) + count
+    if "quantizer" not in t.settings.freeze:
+        rng = keyed_generator(t.settings.seed, t.step, "quantizer")
+        for name, count in t.model.quantizer.update(rng).items():
+            t.counted[name] = t.counted.get(name, 0.0) + count
     t.step += 1
     t.window.steps += 1
     t.average.update(t.model, t.step)

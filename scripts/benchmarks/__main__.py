@@ -20,6 +20,7 @@ BENCHMARKS = {
     "processes": ("processes", "two processes with one thread each against one with two threads, job by job"),
     "quantisers": ("quantisers", "quantisers by codebook size and code dimension: errors, use, and nats of a prior"),
     "levels": ("levels", "codecs of one and of several levels with their priors, in the same minutes"),
+    "sharpness": ("sharpness", "perceptual terms of stage one, judged by a network that none of them knows"),
     "protocol": ("protocol", "one recipe of train-vqvae over several seeds, by the same measures"),
 }
 

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from stage1_vqvae.modalities.pictures.networks import CONFIG, check_network, files_id, load_network, network_inputs
 from vq_prior.core.errors import ArtifactError, NumericError, UsageError, in_one_line
 from vq_prior.core.labels import one_form
 from vq_prior.core.processes.fixed_calls import map_rows
-from vq_prior.model.networks import CONFIG, check_network, files_id, load_network, network_inputs
 
 ROWS = 16
 MAX_CANDIDATES = 1000

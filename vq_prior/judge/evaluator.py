@@ -17,11 +17,12 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from stage1_vqvae.modalities.pictures.networks import check_network, files_id, load_network, network_inputs
 from stage1_vqvae.modalities.pictures.values import to_unit_range
-from vq_prior.core.errors import ArtifactError, NumericError, in_one_line
+from vq_prior.core.errors import ArtifactError, in_one_line
 from vq_prior.core.processes.fixed_calls import map_rows
+from vq_prior.core.training.fitting import fit_classifier
 from vq_prior.core.training.randomness import keyed_generator
-from vq_prior.model.networks import check_network, files_id, load_network, network_inputs
 
 MAX_SIDE, MAX_FITTED = 48, 50_000
 WIDTHS = (32, 64, 128)
@@ -181,28 +182,21 @@ def fit_network(
         torch.manual_seed(int(keyed_generator(seed, 0, "evaluator").integers(2**31)))
         network = SmallNetwork(images.shape[1], images.shape[2], num_classes if labels is not None else len(TURNS))
     network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = torch.optim.AdamW(network.parameters(), lr=PEAK_RATE, weight_decay=0.05, fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_RATE, total_steps=STEPS)
     most = round(images.shape[2] * SHIFT)
-    for step in range(STEPS):
+
+    def batch(step: int) -> tuple[Tensor, Tensor]:
         rng = keyed_generator(seed, step + 1, "evaluator")
         rows = rng.integers(len(images), size=BATCH)
-        batch = _unit(_shifted(images[torch.from_numpy(rows)], rng, most))
+        some = _unit(_shifted(images[torch.from_numpy(rows)], rng, most))
         if labels is None:
             turns = rng.integers(len(TURNS), size=BATCH)
             wanted = torch.from_numpy(turns)
-            turned = [torch.rot90(image, int(turn), (1, 2)) for image, turn in zip(batch, turns, strict=True)]
-            batch = torch.stack(turned)
+            some = torch.stack([torch.rot90(image, int(turn), (1, 2)) for image, turn in zip(some, turns, strict=True)])
         else:
             wanted = torch.from_numpy(labels[rows])
-        loss = F.cross_entropy(network(batch.contiguous(memory_format=torch.channels_last)), wanted)
-        if not bool(loss.isfinite()):
-            raise NumericError(f"the evaluator's loss is {float(loss)} at step {step}; use another --seed")
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        progress(1)
+        return some.contiguous(memory_format=torch.channels_last), wanted
+
+    fit_classifier(network, batch, steps=STEPS, peak=PEAK_RATE, progress=progress)
     return FittedNetwork(network.eval(), seed, len(images), labels is not None)
 
 
