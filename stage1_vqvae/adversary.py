@@ -7,9 +7,9 @@ Letters: B batch, C channels.
 """
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -30,12 +30,23 @@ class Adversary(nn.Module):
     Attributes:
         name: Of its weights in checkpoints, and the beginning of its optimiser's name and of its numbers in the log.
         loss_terms: Names of the terms of `judged` -> their weights in the codec's loss.
+        told: Names of numbers of `forward` that are logged and no part of its loss.
         share: Of the codec's learning rate.
+        starts: Share of the steps after which it learns.
+        pulls_from: Share of the steps after which the codec learns from it.
+        rises: Share of the steps over which its pull rises to the whole.
+        pull: None: its terms are part of the loss as they are. A number: at the reconstructions its gradient is brought
+            to so many times the length of that of all other terms there.
     """
 
     name: ClassVar[str] = "adversary"
     loss_terms: ClassVar[dict[str, float | None]]
+    told: ClassVar[tuple[str, ...]] = ()
     share: float = 1.0
+    starts: float = 0.0
+    pulls_from: float = 0.0
+    rises: float = 0.0
+    pull: float | None = None
 
     @abstractmethod
     def judged(self, images: Tensor, copies: Tensor) -> dict[str, Tensor]:
@@ -43,14 +54,38 @@ class Adversary(nn.Module):
 
     @abstractmethod
     def forward(self, images: Tensor, copies: Tensor) -> dict[str, Tensor]:
-        """Return the terms of its own loss, which is their sum; no gradient flows back into the `copies`."""
+        """Return the terms of its own loss, which is their sum, and what is told; no gradient flows into `copies`."""
 
 
 MakeAdversary = Callable[[CodeSpec], Adversary]
+DECAY = 0.95  # of the running mean of both lengths
+MOST = 1e4  # times
+
+
+class Measured(torch.autograd.Function):
+    """What comes in, as it is; the gradient that comes back is measured, and multiplied by a number."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, factor: float, squared_length: Tensor) -> Tensor:
+        """Return `x`; the backward pass adds the squared length of its gradient to `squared_length`, a scalar."""
+        ctx.factor, ctx.squared_length = factor, squared_length
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        """Return the gradient times the factor."""
+        ctx.squared_length.add_(gradient.float().square().sum())
+        return gradient * ctx.factor, None, None
 
 
 class AdversaryTraining:
     """An adversary with its optimiser, in training.
+
+    Attributes:
+        network: The adversary.
+        balance: Running means of the squared lengths of the gradients of all other terms, and of its own, at the
+            reconstructions.
+        stopped_at: Step at which it was ended, since what is measured got worse; None if it was not.
 
     Args:
         make: Returns it, untrained; its weights are a function of the seed.
@@ -74,6 +109,8 @@ class AdversaryTraining:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(keyed_generator(seed, 0, "adversary weights").integers(2**63)))
             self.network = make(spec)
+        self.balance = (0.0, 0.0)
+        self.stopped_at: int | None = None
         self._runtime = runtime
         self._wrapped = runtime.wrap(self.network).train()
         self.optimizer = adamw(self.network.parameters(), learning_rate=learning_rate, weight_decay=0.0, betas=betas)
@@ -110,12 +147,54 @@ class AdversaryTraining:
                 with self._runtime.autocast():
                     terms = self._wrapped(images, copies)
                 parts = {name: term.float() * share for name, term in terms.items()}
-                sums.backward(torch.stack(list(parts.values())).sum(), parts)
+                sums.backward(self._sum(parts), parts)
         numbers = sums.finish()
-        loss = torch.stack(list(numbers.values())).sum()
+        loss = self._sum(numbers)
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), max_norm)
         named = {f"{self.name}_{name}": value for name, value in numbers.items()}
         return named | {f"{self.name}_gradient_norm": norm}, loss
+
+    def _sum(self, terms: Mapping[str, Tensor]) -> Tensor:
+        return torch.stack([term for name, term in terms.items() if name not in self.network.told]).sum()
+
+    def learns(self, progress: float) -> bool:
+        """Return whether it learns when this share of the steps is done."""
+        return self.stopped_at is None and progress >= self.network.starts
+
+    def joins(self, progress: float) -> bool:
+        """Return whether its terms are part of the codec's loss when this share of the steps is done."""
+        return self.stopped_at is None and progress >= self.network.pulls_from
+
+    def pulls(self, progress: float) -> float:
+        """Return how much of its pull the codec gets when this share of the steps is done, in [0, 1]."""
+        if not self.joins(progress):
+            return 0.0
+        rises = self.network.rises
+        return 1.0 if not rises else min(1.0, (progress - self.network.pulls_from) / rises)
+
+    def factor(self, progress: float) -> float:
+        """Return what its gradient at the reconstructions is multiplied by: 1, or so that it has the length wanted."""
+        if self.network.pull is None:
+            return 1.0
+        others, own = self.balance
+        return self.pulls(progress) * self.network.pull * min(MOST, (others / own) ** 0.5 if own > 0 else 0.0)
+
+    def note_lengths(self, others: float, own: float) -> None:
+        """Take note of the squared lengths of both gradients of a step; a running mean of them makes the `factor`."""
+        if self.balance[1] == 0:
+            self.balance = (others, own)
+        else:
+            before = self.balance
+            self.balance = (DECAY * before[0] + (1 - DECAY) * others, DECAY * before[1] + (1 - DECAY) * own)
+
+    def state(self) -> dict[str, Any]:
+        """Return what it holds beside tensors, as JSON values."""
+        return {"balance": list(self.balance), "stopped_at": self.stopped_at}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Take what `state` gave."""
+        others, own = state["balance"]
+        self.balance, self.stopped_at = (float(others), float(own)), state["stopped_at"]
 
     def step(self, learning_rate: float) -> None:
         """Take the optimiser step at a share of the codec's learning rate."""

@@ -5,8 +5,11 @@ the smallest first, and each is one strided convolution. An axis of fewer steps 
 and is kept as it is before.
 """
 
+import math
+
 Downsampling = int | tuple[int, ...]  # of every axis, or one an axis
 
+MOST_CELLS = 1024  # of the default grid of pictures whose sides differ much
 MAX_FACTOR, MAX_STEP = 4096, 13
 ALLOWED = f"a whole number from 2 to {MAX_FACTOR} without a prime factor above {MAX_STEP}, or one an axis (1: keep it)"
 
@@ -65,3 +68,25 @@ def as_one(downsampling: Downsampling, rank: int) -> Downsampling:
     if isinstance(downsampling, int) or len(downsampling) != rank or len(set(downsampling)) != 1:
         return downsampling
     return downsampling[0]
+
+
+def default_downsampling(size: tuple[int, ...]) -> int:
+    """Return pixels of one code: the least by which no side has more than 8 codes (16 above 48 px).
+
+    Of a picture much wider than high, or higher than wide, no more than a square of its shorter side would have, as
+    long as the grid has no more than 1024 codes: a strip of 32x256 has 8x64, as 32x32 has 8x8.
+    """
+    factor = _of_longest(max(size))
+    if len(size) == 2:
+        finer = min(factor, _of_longest(min(size)))
+        while finer < factor and math.prod(grid_of(size, finer)) > MOST_CELLS:
+            finer *= 2
+        factor = finer
+    return factor
+
+
+def _of_longest(side: int) -> int:
+    most_cells, factor = 8 if side <= 48 else 16, 2
+    while -(-side // factor) > most_cells:
+        factor *= 2
+    return factor

@@ -3,6 +3,7 @@
 Letters: D code dimension, K number of codes.
 """
 
+import math
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import Annotated, Literal
@@ -169,3 +170,12 @@ def refuse_unused(quantizer: QuantizerSettings, used: frozenset[str]) -> None:
 
 def _flag(name: str) -> str:
     return f"--quantizer.{name.replace('_', '-')}"
+
+
+def default_num_codes(size: tuple[int, ...], num_vectors: int) -> int:
+    """Return the largest power of two, within 32 and 512 (1024 > 48 px), that leaves each code enough vectors.
+
+    Enough are 48 training vectors, and 128 up to 16 px, where few codes tell all and leave the prior less to learn.
+    """
+    most, enough = 512 if max(size) <= 48 else 1024, 128 if max(size) <= 16 else 48
+    return max(32, min(most, 2 ** int(math.log2(max(1, num_vectors // enough)))))

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from stage1_vqvae.adversary import AdversaryTraining, MakeAdversary
 from stage1_vqvae.fast.graphs import trained_module
+from stage1_vqvae.held_out import HeldOutJudge, Kept
 from stage1_vqvae.losses import weights_for
 from stage1_vqvae.model import VQVAE
 from stage1_vqvae.perceptual.contract import Perceptual
@@ -28,7 +29,7 @@ from vq_prior.core.training.optim import adamw_and_muon, load_optimizer_tensors,
 from vq_prior.core.training.randomness import batch_rows
 from vq_prior.core.training.windows import Window
 
-PERCEPTUAL = "perceptual"  # the fitted term in checkpoints
+PERCEPTUAL, JUDGE, KEPT = "perceptual", "judge", "kept"  # in checkpoints; kept are the best weights
 MUON_SHARE = 0.5  # of the learning rate: nearer to the pictures of CIFAR-10 than the whole of it
 
 
@@ -50,6 +51,8 @@ class Training:
         window: What the next log line tells.
         adversary: The second network, or None.
         perceptual: The perceptual term, frozen, or None.
+        judge: What judges held-out reconstructions while it trains, or None.
+        kept: The weights that did best by it.
         balanced: Training rows of which every class has as many; None takes each once.
         counted: Counts of the quantiser's updates since the last log line.
         step: Optimiser steps done.
@@ -68,6 +71,8 @@ class Training:
     window: Window
     adversary: AdversaryTraining | None = None
     perceptual: Perceptual | None = None
+    judge: HeldOutJudge | None = None
+    kept: Kept = field(default_factory=Kept)
     balanced: NDArray[np.int64] | None = None
     counted: dict[str, float] = field(default_factory=lambda: {"num_revived": 0.0})
     step: int = 0
@@ -84,11 +89,20 @@ class Training:
             return batch_rows(len(self.train), self.batch_size, self.settings.seed, step)
         return self.balanced[batch_rows(len(self.balanced), self.batch_size, self.settings.seed, step)]
 
+    @property
+    def progress(self) -> float:
+        """Share of the steps that is done."""
+        assert self.settings.steps is not None
+        return self.step / self.settings.steps
+
+    @property
+    def final(self) -> dict[str, Tensor]:
+        """The weights that the run ends with: those that did best where they are judged, else the averaged ones."""
+        return self.kept.tensors or self.average.tensors
+
     def perceptual_now(self) -> Perceptual | None:
         """Return the perceptual term if it is part of the loss of this step."""
-        assert self.settings.steps is not None
-        starts = round(self.settings.loss.perceptual_start * self.settings.steps)
-        return self.perceptual if self.step >= starts else None
+        return self.perceptual if self.progress >= self.settings.loss.perceptual_start else None
 
     def done(self) -> bool:
         """Return whether no optimiser step is left."""
@@ -104,6 +118,7 @@ def prepare(
     held_out: Any,
     make_adversary: MakeAdversary | None = None,
     perceptual: Perceptual | None = None,
+    num_classes: int = 0,
 ) -> Training:
     """Return a run at step 0 from resolved settings; its codebook is not started yet, and nothing is written.
 
@@ -142,6 +157,7 @@ def prepare(
         held_out=held_out,
         window=Window(runtime, model.quantizer.level_sizes),
         adversary=adversary,
+        judge=None if settings.judge_every is None else HeldOutJudge(held_out, num_classes),
         perceptual=None if perceptual is None else perceptual.frozen().to(runtime.device),
     )
 
@@ -176,6 +192,10 @@ def save(t: Training) -> None:
     state = {"window": t.window.state(), "num_revived": counted.pop("num_revived")}
     if counted:
         state["counted"] = counted
+    if t.adversary is not None:
+        state["adversary"] = t.adversary.state()
+    if t.judge is not None:
+        state["kept"] = t.kept.state()
     if t.runtime.is_main:
         checkpoint = Checkpoint(
             t.step,
@@ -188,6 +208,9 @@ def save(t: Training) -> None:
             t.adversary.add_to(checkpoint)
         if t.perceptual is not None and t.perceptual.fitted:
             checkpoint.modules[PERCEPTUAL] = full_state(t.perceptual)
+        if t.judge is not None:
+            checkpoint.modules[JUDGE] = full_state(t.judge.network)
+            checkpoint.averages |= {KEPT: t.kept.tensors} if t.kept.tensors else {}
         save_checkpoint(t.folder / "checkpoints", checkpoint)
 
 
@@ -201,6 +224,7 @@ def resume(t: Training, checkpoint: Checkpoint) -> None:
     try:
         names = {"vqvae"} if t.adversary is None else {"vqvae", t.adversary.name}
         names |= {PERCEPTUAL} if t.perceptual is not None and t.perceptual.fitted else set()
+        names |= {JUDGE} if t.judge is not None else set()
         if checkpoint.modules.keys() != names:
             raise KeyError(f"it holds {', '.join(sorted(checkpoint.modules))}, not {', '.join(sorted(names))}")
         t.model.load_state_dict(checkpoint.modules["vqvae"], strict=True)
@@ -213,6 +237,11 @@ def resume(t: Training, checkpoint: Checkpoint) -> None:
             assert t.perceptual is not None
             t.perceptual.load_state_dict(checkpoint.modules[PERCEPTUAL], strict=True)
         state = checkpoint.state
+        if t.adversary is not None and "adversary" in state:  # a run of before it was written
+            t.adversary.load(state["adversary"])
+        if t.judge is not None:
+            t.judge.network.load_state_dict(checkpoint.modules[JUDGE], strict=True)
+            t.kept.load(state["kept"], checkpoint.averages.get(KEPT, {}))
         counted = {"num_revived": state.get("num_revived", 0.0), **state.get("counted", {})}
         t.counted = {name: float(count) for name, count in counted.items()}
     except (KeyError, RuntimeError, AssertionError, TypeError, ValueError) as error:
@@ -224,12 +253,12 @@ def resume(t: Training, checkpoint: Checkpoint) -> None:
 
 
 def is_result_of(final: Path, checkpoint: Checkpoint) -> bool:
-    """Return whether RUN/vqvae holds the averaged weights of this checkpoint."""
+    """Return whether RUN/vqvae holds the weights that a run of this checkpoint ends with."""
     try:
         if not verify_manifest(final):
             return False
         saved = read_tensors(final / WEIGHTS)
     except ArtifactError:
         return False
-    expected = checkpoint.averages.get("vqvae", {})
+    expected = checkpoint.averages.get(KEPT) or checkpoint.averages.get("vqvae", {})
     return saved.keys() == expected.keys() and all(torch.equal(saved[name], expected[name]) for name in saved)

@@ -11,10 +11,15 @@ from typing import Annotated, Literal
 
 import tyro
 
-from stage1_vqvae.factors import ALLOWED, Downsampling, as_one, can_be_taken, factors_of, grid_of
+from stage1_vqvae.factors import ALLOWED, Downsampling, as_one, can_be_taken, default_downsampling, factors_of, grid_of
 from stage1_vqvae.modalities import MODALITIES, in_form, own_settings, with_own_settings
 from stage1_vqvae.modalities.pictures.settings import CodecSize, PictureSize, chosen_size
-from stage1_vqvae.quantizer_settings import QuantizerSettings, check_quantizer_settings, fixed_code_dim
+from stage1_vqvae.quantizer_settings import (
+    QuantizerSettings,
+    check_quantizer_settings,
+    default_num_codes,
+    fixed_code_dim,
+)
 from vq_prior.core.errors import UsageError
 from vq_prior.core.modality import Facts, Form, KindSettings, Modality
 from vq_prior.core.settings import (
@@ -42,7 +47,6 @@ from vq_prior.core.spec import MAX_LEVELS, by
 from vq_prior.core.training.tracking import ReportTo, require_tracker
 
 FEW_IMAGES = 5000
-MOST_CELLS = 1024  # of the default grid of pictures whose sides differ much
 LEVEL_DROPOUT = (0.05, 0.2)  # of depth 2, and deeper
 TINY = 16  # longest side in pixels of images that need small networks and no bf16
 
@@ -105,6 +109,13 @@ class LossSettings(Settings):
     """Weight of the perceptual term; left out: that of its kind."""
     perceptual_start: Annotated[float, Within(0, 1)] = 0.5
     """Share of the steps after which the perceptual term joins."""
+    adversarial: Literal["relativistic", "hinge"] | None = None
+    """Adversarial term, of a discriminator of patches that is trained beside the codec: relativistic (R3GAN) or hinge,
+    both with the penalties R1 and R2. Held-out reconstructions are judged while it trains, what did best is kept."""
+    adversarial_weight: Annotated[float, Within(0, 100)] = 0.2
+    """Length of its gradient at the reconstructions, as a share of that of all other terms there."""
+    adversarial_start: Annotated[float, Within(0, 1)] = 0.5
+    """Share of the steps after which the codec learns from the discriminator, which learns from half of it on."""
 
 
 @dataclass
@@ -168,6 +179,10 @@ class TrainVQVAE(PictureSize, KindSettings, Settings):
     augment: bool | None = None
     """Shift the training images by up to half a code and mirror every other one; left out: with fewer than 5,000 of
     more than 16 px, which a codec would learn by heart. Codes are always those of the images as they are."""
+    judge_every: Annotated[int | None, Within(1)] = None
+    """Steps between two measurements of held-out reconstructions in the features of a small network that is fitted to
+    the data first (rFID); the weights that did best are written. Left out: with --loss.adversarial 20 in all, else
+    none."""
     average_decay: Annotated[float, Within(0, 1, below=True)] = 0.99
     """Share of the averaged weights (those that are saved) that one step keeps."""
     log_every: Annotated[int, Within(1, 10**9), Free(told=True)] = 50
@@ -284,9 +299,10 @@ def check(settings: TrainVQVAE | ExtractCodes | Reconstruct) -> None:
         )
     if {"encoder", "decoder"} <= set(settings.freeze):
         raise UsageError("--freeze encoder decoder leaves no network to train; leave out one")
-    for name in ("perceptual_weight", "perceptual_start"):
-        if settings.loss.perceptual is None and f"loss.{name}" in given_names(settings):
-            raise UsageError(f"--loss.{name.replace('_', '-')} goes with --loss.perceptual; give one or leave it out")
+    for term in ("perceptual", "adversarial"):
+        for name in (f"{term}_weight", f"{term}_start"):
+            if getattr(settings.loss, term) is None and f"loss.{name}" in given_names(settings):
+                raise UsageError(f"--loss.{name.replace('_', '-')} goes with --loss.{term}; give one or leave it out")
 
 
 def _check_model(model: ModelSettings) -> None:
@@ -322,7 +338,7 @@ def resolve(settings: TrainVQVAE, facts: Facts, device_type: str, *, modality: M
     )
     size = transform.shape
     settings = with_own_settings(settings, modality, modality.values.settings_of(transform))
-    downsampling = as_one(settings.model.downsampling or _default_downsampling(size), len(size))
+    downsampling = as_one(settings.model.downsampling or default_downsampling(size), len(size))
     if not isinstance(downsampling, int):
         _require("--model.downsampling", len(downsampling) == len(size), f"{len(size)} numbers", downsampling)
     downsampling = _of_coarsest(settings, downsampling, size)
@@ -346,6 +362,7 @@ def resolve(settings: TrainVQVAE, facts: Facts, device_type: str, *, modality: M
         settings,
         steps=steps,
         batch_size=settings.batch_size or (64 if small_machine else 256),
+        judge_every=settings.judge_every or (max(1, steps // 20) if settings.loss.adversarial else None),
         augment=settings.augment if settings.augment is not None else facts.num_train < FEW_IMAGES and not tiny,
         learning_rate=settings.learning_rate or (3e-3 if tiny else 2e-3 if several and small_machine else 1e-3),
         model=model,
@@ -361,7 +378,7 @@ def _resolved_quantizer(settings: TrainVQVAE, size: tuple[int, ...], num_vectors
     """
     quantizer = settings.quantizer
     sizes = quantizer.level_codes
-    num_codes = sizes[0] if sizes else quantizer.num_codes or _default_num_codes(size, num_vectors)
+    num_codes = sizes[0] if sizes else quantizer.num_codes or default_num_codes(size, num_vectors)
     deep, dropout = quantizer.depth > 1, LEVEL_DROPOUT[quantizer.depth > 2]
     if quantizer.level_dropout is not None and not (deep or settings.levels > 1):
         raise UsageError("--quantizer.level-dropout needs several levels: --levels or --quantizer.depth above 1")
@@ -412,34 +429,3 @@ def trained_form(settings: TrainVQVAE) -> tuple[Modality, Form]:
     own, channels = own_settings(modality, settings), settings.model.channels
     form = modality.values.transform(own, None, channels=channels, device_type="cpu")
     return in_form(modality, form), form
-
-
-def _default_downsampling(size: tuple[int, ...]) -> int:
-    """Return pixels of one code: the least by which no side has more than 8 codes (16 above 48 px).
-
-    Of a picture much wider than high, or higher than wide, no more than a square of its shorter side would have, as
-    long as the grid has no more than 1024 codes: a strip of 32x256 has 8x64, as 32x32 has 8x8.
-    """
-    factor = _of_longest(max(size))
-    if len(size) == 2:
-        finer = min(factor, _of_longest(min(size)))
-        while finer < factor and math.prod(grid_of(size, finer)) > MOST_CELLS:
-            finer *= 2
-        factor = finer
-    return factor
-
-
-def _of_longest(side: int) -> int:
-    most_cells, factor = 8 if side <= 48 else 16, 2
-    while -(-side // factor) > most_cells:
-        factor *= 2
-    return factor
-
-
-def _default_num_codes(size: tuple[int, ...], num_vectors: int) -> int:
-    """Return the largest power of two, within 32 and 512 (1024 > 48 px), that leaves each code enough vectors.
-
-    Enough are 48 training vectors, and 128 up to 16 px, where few codes tell all and leave the prior less to learn.
-    """
-    most, enough = 512 if max(size) <= 48 else 1024, 128 if max(size) <= 16 else 48
-    return max(32, min(most, 2 ** int(math.log2(max(1, num_vectors // enough)))))

@@ -3,25 +3,22 @@
 import shlex
 import time
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
 
 from stage1_vqvae.adversary import MakeAdversary
 from stage1_vqvae.architecture import Architecture, VQVAEConfig
 from stage1_vqvae.collapse import COLLAPSED, named_use, remedy, watch
 from stage1_vqvae.data.loading import load_rows
 from stage1_vqvae.data.sources import Data, open_data_of, require_labels
+from stage1_vqvae.discriminator import adversary_of
 from stage1_vqvae.evaluate import evaluate_codec, reconstructed, summary
 from stage1_vqvae.factors import factors_of
-from stage1_vqvae.level_dropout import drawn_levels
-from stage1_vqvae.losses import coarse_terms, even_rows, reconstruction_terms, weighted_sum
 from stage1_vqvae.modalities import preprocessing
-from stage1_vqvae.model import VQVAE, VQVAEOutput, save_codec
+from stage1_vqvae.model import VQVAE, save_codec
+from stage1_vqvae.passes import passes
 from stage1_vqvae.perceptual import Making, kind_of
 from stage1_vqvae.plan import describe, dry_run_text
 from stage1_vqvae.quantizers import quantizer_class
@@ -36,7 +33,6 @@ from vq_prior.core.errors import Stopped, UsageError
 from vq_prior.core.modality import Stored
 from vq_prior.core.processes.collectives import gather_rows
 from vq_prior.core.processes.control import signal_control
-from vq_prior.core.processes.gradients import StepSums
 from vq_prior.core.processes.runtime import Runtime, has_native_bf16, start_runtime
 from vq_prior.core.processes.threads import threads_record, using_threads
 from vq_prior.core.training.memory import memory_advice
@@ -108,6 +104,7 @@ def train_vqvae(settings: TrainVQVAE, make_adversary: MakeAdversary | None = Non
     perceptual = None if making is None else kind_of(making.name)(making)
     inputs = {"data": data.data_id} | ({} if make_adversary is None else {"adversary": make_adversary.__name__})
     inputs |= {} if perceptual is None else perceptual.inputs()
+    own_adversary = adversary_of(settings.loss)
     config = run_config("train-vqvae", settings, inputs | ({} if base is None else {"from": base_id(base)}))
     checkpoint = _checkpoint_of(typed, runtime, folder, config)
     if checkpoint is not None and checkpoint.step >= (settings.steps or 0) and is_result_of(final, checkpoint):
@@ -116,7 +113,10 @@ def train_vqvae(settings: TrainVQVAE, make_adversary: MakeAdversary | None = Non
     # Every row is read before anything is created at --out.
     workers = settings.num_workers
     train, held_out = (load_rows(rows, *form, num_workers=workers) for rows in (data.train, data.validation))
-    training = prepare(settings, runtime, model, train, held_out, make_adversary, perceptual)
+    classes = 0 if data.train.labels is None else len(data.label_names)
+    training = prepare(
+        settings, runtime, model, train, held_out, make_adversary or own_adversary, perceptual, num_classes=classes
+    )
     training.balanced = balanced
     if checkpoint is not None:
         resume(training, checkpoint)
@@ -131,6 +131,8 @@ def train_vqvae(settings: TrainVQVAE, make_adversary: MakeAdversary | None = Non
             start_codebook(training)
         if checkpoint is None and making is not None:
             fit_perceptual(training, making)
+        if checkpoint is None and training.judge is not None:
+            training.judge.fit(train, data.train.labels, classes, seed=settings.seed, runtime=runtime)
         run_steps(training)
     record = _record(explained(typed, settings, lambda some: chosen(some)[1]), data)
     finish(training, replace(record, changes=changes), final)
@@ -267,10 +269,11 @@ def run_steps(t: Training) -> None:
                 update(t, learning_rate)
             measured_steps += 1
             log.advance()
-            if t.step % s.log_every == 0 or t.done():
+            judged = judge(t, log)
+            if t.step % s.log_every == 0 or t.done() or judged:
                 seconds, num_images = time.monotonic() - window_start, t.window.steps * t.batch_size
                 uses, values = t.window.counts.read(reset=True), t.window.read()
-                values |= named_use(uses) | t.counted | _error_without(t)
+                values |= named_use(uses) | t.counted | _error_without(t) | judged
                 values |= {"learning_rate": learning_rate, "images_per_second": measured_steps * t.batch_size / seconds}
                 log.write(t.step, values)
                 watch(uses, t.model.spec.levels, num_images, t.step, s, log)
@@ -308,68 +311,11 @@ def set_rates(t: Training) -> float:
     return learning_rate
 
 
-def passes(t: Training, images: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-    """Do the passes of one step; every weight's gradient is that of the batch, at most the largest norm long.
-
-    Args:
-        t: The run.
-        images: This process's share of the batch, [share, C, *shape] on its device.
-
-    Returns:
-        The unweighted terms of the losses; the loss, that of an adversary included; and the norm of the gradients. The
-        same on every process.
-    """
-    s, B = t.settings, t.batch_size
-    sums, first = StepSums(t.runtime, t.module), t.runtime.share(B).start
-    pieces = t.runtime.pieces(B, s.gradient_accumulation_steps)
-    seen = []  # by the adversary, after the codec
-    for piece in pieces:
-        noise = partial(_row_noise, s.seed, t.step, piece.start)
-        t.model.quantizer.begin_step(progress=t.step / (s.steps or 1), noise=noise, sums=t.runtime.sum_over_piece)
-        share, count = s.quantizer.level_dropout, len(t.model.quantizer.level_sizes)
-        t.model.first_levels = drawn_levels(piece, count, share, seed=s.seed, step=t.step)
-        part = (piece.stop - piece.start) / B
-        if t.model.coarse_rows is not None:
-            t.model.coarse_rows = even_rows(piece.start, piece.stop - piece.start)
-        of_piece = images[piece.start - first : piece.stop - first]
-        with sums.piece(last=piece is pieces[-1]):
-            terms, output = losses(t, of_piece, piece.start)
-            loss = weighted_sum(terms, t.weights) * part
-            sums.backward(loss, {name: term * part for name, term in terms.items()} | {"loss": loss})
-        t.window.counts.add(output.codes)
-        if t.adversary is not None:
-            seen.append((of_piece, output.images.detach(), part))
-    numbers = sums.finish()
-    total = numbers.pop("loss")
-    norm = nn.utils.clip_grad_norm_(t.model.parameters(), s.max_gradient_norm)
-    if t.adversary is not None:
-        measured, its_loss = t.adversary.passes(seen, s.max_gradient_norm)
-        numbers |= measured
-        total, norm = total + its_loss, norm + measured[f"{t.adversary.name}_gradient_norm"]
-    return numbers, total, norm
-
-
-def losses(t: Training, images: Tensor, first: int) -> tuple[dict[str, Tensor], VQVAEOutput]:
-    """Return the unweighted terms of the loss, and what the codec made of images from place `first` of the batch on."""
-    with t.runtime.autocast():
-        output: VQVAEOutput = t.module(images)
-    kind = t.settings.loss.reconstruction
-    terms = reconstruction_terms(images, output.images, kind=kind) | output.loss
-    terms |= coarse_terms(images, output.coarse, t.model.coarse_rows, kind=kind, first=first)
-    if (perceptual := t.perceptual_now()) is not None:
-        with t.runtime.autocast():
-            terms["perceptual"] = perceptual(images, output.images).float()
-    if t.adversary is not None:
-        with t.adversary.frozen() as adversary, t.runtime.autocast():
-            terms |= {name: term.float() for name, term in adversary.judged(images, output.images).items()}
-    return terms, output
-
-
 def update(t: Training, learning_rate: float) -> None:
     """Take the optimiser step that the gradients ask for, and all that follows one."""
     for optimizer in t.optimizers.values():
         optimizer.step()
-    if t.adversary is not None:
+    if t.adversary is not None and t.adversary.learns(t.progress):
         t.adversary.step(learning_rate)
     if "quantizer" not in t.settings.freeze:
         rng = keyed_generator(t.settings.seed, t.step, "quantizer")
@@ -378,6 +324,27 @@ def update(t: Training, learning_rate: float) -> None:
     t.step += 1
     t.window.steps += 1
     t.average.update(t.model, t.step)
+
+
+def judge(t: Training, log: RunLog) -> dict[str, float]:
+    """Return the distance of held-out reconstructions, {} where this step is not judged; keep the best weights.
+
+    An adversary under which it gets worse and worse is ended.
+    """
+    every = t.settings.judge_every
+    if t.judge is None or every is None or not (t.step % every == 0 or t.done()):
+        return {}
+    with t.average.swapped_into(t.model):
+        distance = t.judge.distance(t.model, t.runtime)
+    pulls = t.adversary is not None and t.adversary.pulls(t.progress) > 0
+    if t.kept.note(t.step, distance, t.average.tensors) and pulls:
+        assert t.adversary is not None
+        t.adversary.stopped_at = t.step
+        log.say(
+            f"step {t.step}: held-out reconstructions are at distance {distance:.4g}, {t.kept.distance:.4g} after step "
+            f"{t.kept.step}; the {t.adversary.name} is ended, the weights of step {t.kept.step} are kept"
+        )
+    return {"rfid": distance}
 
 
 def _stored(t: Training, step: int) -> Stored:
@@ -389,11 +356,6 @@ def _stored(t: Training, step: int) -> Stored:
         rng = keyed_generator(s.seed, step, "augmentation")
         stored = t.train.modality.values.augment(stored, rng, most=min(factors) // 2, rows=share)
     return stored
-
-
-def _row_noise(seed: int, step: int, first: int, row: int) -> np.random.Generator:
-    """Return the generator of row `row` of a piece that begins at row `first` of the global batch."""
-    return keyed_generator(seed, step, f"quantizer noise {first + row}")
 
 
 def _error_without(t: Training) -> dict[str, float]:
@@ -424,8 +386,11 @@ def finish(t: Training, record: TrainingRecord, final: Path) -> None:
     model, device, settings = t.model, t.runtime.device, t.settings
     model.eval()
     raw = evaluate_codec(model, t.held_out, device=device)
-    model.load_state_dict(t.average.tensors)
+    model.load_state_dict(t.final)
     result = evaluate_codec(model, t.held_out, device=device) | threads_record(t.folder)
+    if t.kept.step is not None:
+        result |= {"rfid": t.kept.distance, "kept_step": t.kept.step}
+        print(f"of the weights that were judged, those of step {t.kept.step} did best: rFID {t.kept.distance:.4g}")
     with new_folder(final) as staging:
         save_codec(model, staging)
         write_record(staging, replace(record, measured=result))

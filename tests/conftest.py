@@ -58,7 +58,7 @@ def _one_thread() -> None:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fit the evaluator's embedded network for a moment, not for its 800 steps; commands in this process alone."""
-    monkeypatch.setattr("vq_prior.judge.evaluator.STEPS", 40)
+    monkeypatch.setattr("stage1_vqvae.modalities.pictures.classifier.STEPS", 40)
     monkeypatch.setattr("vq_prior.judge.evaluate.STEPS", 40)
 
 

@@ -136,7 +136,7 @@ def judged_by(network: Any, run: Path, data: str) -> dict[str, float]:
     from stage1_vqvae.codecs import open_codec
     from stage1_vqvae.data.loading import load_rows
     from stage1_vqvae.data.sources import open_data
-    from vq_prior.judge.features import frechet_distance
+    from vq_prior.core.training.frechet import frechet_distance
 
     codec, source = open_codec(run), open_data(data, say=lambda _: None)
     rows = load_rows(source.validation, codec.modality, codec.transform)

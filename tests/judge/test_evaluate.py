@@ -14,12 +14,13 @@ from transformers import BertConfig, BertModel, ResNetConfig, ResNetModel
 from stage1_vqvae.codecs import open_codec
 from stage1_vqvae.data.loading import load_rows
 from stage1_vqvae.data.sources import open_data
+from stage1_vqvae.modalities.pictures.classifier import fit_network, gather_small
 from stage1_vqvae.modalities.pictures.quality import psnr as psnr_of
 from stage1_vqvae.modalities.pictures.quality import ssim as ssim_of
 from vq_prior.cli import main
-from vq_prior.judge.evaluator import NamedFeatures, fit_network, gather_small
+from vq_prior.core.training.frechet import frechet_distance
+from vq_prior.judge.evaluator import NamedFeatures
 from vq_prior.judge.features import (
-    frechet_distance,
     inception_score,
     kernel_distance,
     neighbour_distances,
@@ -173,7 +174,7 @@ def test_without_labels_the_evaluator_learns_quarter_turns(tmp_path):
 
 
 def test_the_embedded_network_learns_digits_and_does_not_see_its_neighbours(monkeypatch):
-    monkeypatch.setattr("vq_prior.judge.evaluator.STEPS", 250)
+    monkeypatch.setattr("stage1_vqvae.modalities.pictures.classifier.STEPS", 250)
     data = open_data("digits")
     pixels = np.stack([data.train.encoded(row) for row in range(len(data.train))])[..., None]
     images = gather_small([pixels])

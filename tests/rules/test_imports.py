@@ -130,7 +130,8 @@ ROOMS = {
     "one work": (
         "stage1_vqvae.train",
         "stage1_vqvae.run",
-        "stage1_vqvae.run",
+        "stage1_vqvae.passes",
+        "stage1_vqvae.held_out",
         "stage1_vqvae.extract",
         "stage1_vqvae.evaluate",
         "stage1_vqvae.resize",

@@ -19,6 +19,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from stage1_vqvae.data.loading import MAX_CACHE_BYTES
+from stage1_vqvae.modalities.pictures.classifier import (
+    MAX_FITTED,
+    STEPS,
+    FittedNetwork,
+    Pixels,
+    fit_network,
+    gather_small,
+)
 from stage2_prior.sampling_settings import Sampling
 from vq_prior import __version__
 from vq_prior.core.config import pretty_json
@@ -26,20 +34,11 @@ from vq_prior.core.disk.artifacts import write_atomic
 from vq_prior.core.disk.places import make_folder, true_place
 from vq_prior.core.errors import ArtifactError, UsageError
 from vq_prior.core.labels import one_form
+from vq_prior.core.training.frechet import frechet_distance
 from vq_prior.core.training.randomness import MAX_SEED
 from vq_prior.core.training.runs import by_number, flatten
-from vq_prior.judge.evaluator import (
-    MAX_FITTED,
-    NAMES,
-    STEPS,
-    Evaluator,
-    FittedNetwork,
-    NamedFeatures,
-    Pixels,
-    fit_network,
-    gather_small,
-)
-from vq_prior.judge.features import Overlap, frechet_distance, inception_score, kernel_distance, overlap
+from vq_prior.judge.evaluator import NAMES, Evaluator, NamedFeatures
+from vq_prior.judge.features import Overlap, inception_score, kernel_distance, overlap
 from vq_prior.settings import Evaluate
 
 if TYPE_CHECKING:
