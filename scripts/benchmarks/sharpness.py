@@ -138,7 +138,7 @@ def judged_by(network: Any, run: Path, data: str) -> dict[str, float]:
     from stage1_vqvae.data.sources import open_data
     from vq_prior.core.training.frechet import frechet_distance
 
-    codec, source = open_codec(run), open_data(data, say=lambda _: None)
+    codec, source = open_codec(run), open_data(data)
     rows = load_rows(source.validation, codec.modality, codec.transform)
     seen: dict[str, list[Any]] = {"features": [], "copied": [], "named": [], "energy": [], "own_energy": []}
     first = 0
