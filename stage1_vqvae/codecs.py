@@ -59,7 +59,7 @@ def modality_of(path: str | Path) -> Modality:
     """
     folder = find_codec(Path(path))
     described = read_json(folder / PREPROCESSOR) if (folder / PREPROCESSOR).is_file() else {}
-    if not isinstance(described, dict) or not {"modality", "range"} & described.keys():
+    if not isinstance(described, dict) or not {"modality", "range", "alpha"} & described.keys():
         return PICTURES
     return read_preprocessing(described, str(folder / PREPROCESSOR))[0]
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from stage1_vqvae.codecs import open_codec
 from stage1_vqvae.data.loading import LoadedRows, load_rows
 from stage1_vqvae.data.sources import open_data_of, rows_called
-from stage1_vqvae.modalities import psnr_range
+from stage1_vqvae.modalities import measured_of
 from stage1_vqvae.modalities.sheets import sheet_bytes
 from stage1_vqvae.settings import Reconstruct, check
 from vq_prior.core.config import pretty_json
@@ -39,7 +39,7 @@ def evaluate_codec(
 
     Returns:
         `num_images`; the mean of each measure of this kind of data, of pictures `mse` ([-1, 1] scale), `psnr` (dB) and
-        `ssim`, and `psnr_range` where that is not of a byte; and per level, over the whole set, `usage` in [0, 1],
+        `ssim`, and what these are of, see `measured_of`; and per level, over the whole set, `usage` in [0, 1],
         `perplexity` and `num_codes`. Of several levels that can be left out, the means of the measures over up to 1,024
         rows: `to_here`, decoded from the first levels up to this one, and `without` it alone.
     """
@@ -62,7 +62,7 @@ def evaluate_codec(
         some = np.arange(min(len(rows), ROWS_OF_LEVELS)) * len(rows) // min(len(rows), ROWS_OF_LEVELS)
         for found, errors in zip(levels, level_errors(codec, rows, some, device=device), strict=True):
             found |= errors
-    return {"num_images": len(rows), **means, **psnr_range(rows.transform), "levels": levels}
+    return {"num_images": len(rows), **means, **measured_of(rows.transform), "levels": levels}
 
 
 def level_errors(

@@ -150,7 +150,7 @@ def prepare(
         folder=settings.out / "vqvae-training",
         model=model,
         module=module,
-        optimizers=_optimizers(settings, model),
+        optimizers=optimizers_of(settings, model),
         weights=weights,
         average=new_average(settings, model),
         train=train,
@@ -174,7 +174,7 @@ def new_average(settings: TrainVQVAE, model: VQVAE) -> WeightAverage:
     return WeightAverage(model, decay=settings.average_decay, copied=tuple(f"{part}." for part in sorted(copied)))
 
 
-def _optimizers(settings: TrainVQVAE, model: VQVAE) -> dict[str, torch.optim.Optimizer]:
+def optimizers_of(settings: TrainVQVAE, model: VQVAE) -> dict[str, torch.optim.Optimizer]:
     """Return the optimisers by name; Muon has the kernels between hidden layers, at half of the learning rate."""
     rate = settings.learning_rate
     assert rate is not None

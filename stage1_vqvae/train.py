@@ -20,7 +20,7 @@ from stage1_vqvae.modalities import preprocessing
 from stage1_vqvae.model import VQVAE, save_codec
 from stage1_vqvae.passes import passes
 from stage1_vqvae.perceptual import Making, kind_of
-from stage1_vqvae.plan import describe, dry_run_text
+from stage1_vqvae.plan import describe, dry_run_text, measured_cost
 from stage1_vqvae.quantizers import quantizer_class
 from stage1_vqvae.run import Training, is_result_of, new_average, prepare, resume, save
 from stage1_vqvae.settings import TINY, TrainVQVAE, check, resolve, trained_form
@@ -96,12 +96,12 @@ def train_vqvae(settings: TrainVQVAE, make_adversary: MakeAdversary | None = Non
     model, form = new_codec(settings), trained_form(settings)
     for line in (*data.told_of(form[1]), describe(settings, model), *take_weights(model, base)):
         runtime.say(line)
-    if settings.dry_run:
-        runtime.say(dry_run_text(settings, model, runtime))
-        return final
-    require_free_space(folder, 12 * sum(tensor.nbytes for tensor in model.state_dict().values()))
     making = _making(settings, model, data, runtime)
     perceptual = None if making is None else kind_of(making.name)(making)
+    if settings.dry_run:
+        runtime.say(dry_run_text(settings, measured_cost(settings, runtime, model, perceptual)))
+        return final
+    require_free_space(folder, 12 * sum(tensor.nbytes for tensor in model.state_dict().values()))
     inputs = {"data": data.data_id} | ({} if make_adversary is None else {"adversary": make_adversary.__name__})
     inputs |= {} if perceptual is None else perceptual.inputs()
     own_adversary = adversary_of(settings.loss)
@@ -113,6 +113,9 @@ def train_vqvae(settings: TrainVQVAE, make_adversary: MakeAdversary | None = Non
     # Every row is read before anything is created at --out.
     workers = settings.num_workers
     train, held_out = (load_rows(rows, *form, num_workers=workers) for rows in (data.train, data.validation))
+    if checkpoint is None:
+        with memory_advice(settings, runtime):
+            runtime.say(measured_cost(settings, runtime, model, perceptual).describe(settings.steps or 0))
     classes = 0 if data.train.labels is None else len(data.label_names)
     training = prepare(
         settings, runtime, model, train, held_out, make_adversary or own_adversary, perceptual, num_classes=classes

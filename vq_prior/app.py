@@ -236,8 +236,11 @@ def _reconstruct_tab(pipe: VQPriorPipeline) -> None:
 
 
 def pictures_of(pipe: VQPriorPipeline, values: Tensor) -> list[Image.Image]:
-    """Return a picture of each value."""
-    return [to_picture(pixels) for pixels in pipe.codec.modality.show.pictures(values)]
+    """Return a picture of each value, as transparent as it is."""
+    kind = pipe.codec.modality
+    pixels = kind.values.to_stored(values) if kind.show.output == "images" else kind.show.pictures(values)
+    # The page has 8 bits of each number.
+    return [to_picture(each) for each in (pixels if pixels.dtype == np.uint8 else kind.show.pictures(values))]
 
 
 def _nearness(pipe: VQPriorPipeline, values: Tensor, copies: Tensor) -> str:
@@ -257,7 +260,8 @@ def over(picture: Image.Image, codes: np.ndarray, chosen: tuple[int, int] | None
     """Return a picture enlarged, its grid of code numbers [rows, columns] over it; the chosen cell is framed."""
     rows, columns = codes.shape
     size = (columns * CELL, rows * CELL)
-    ground = picture.convert("RGB").resize(size, resample=Image.Resampling.NEAREST)
+    white = Image.new("RGBA", picture.size, "white")
+    ground = Image.alpha_composite(white, picture.convert("RGBA")).convert("RGB").resize(size, Image.Resampling.NEAREST)
     pen, font = ImageDraw.Draw(ground), ImageFont.load_default(size=12)
     for row in range(rows):
         for column in range(columns):

@@ -186,14 +186,23 @@ def with_own_settings(settings: Any, modality: Modality, own: Any) -> Any:
 
 
 def in_form(modality: Modality, form: Form) -> Modality:
-    """Return the kind set to store, write and measure values of one form: pictures in the units of a range."""
-    return pictures_in(getattr(form, "range", None)) if modality.name == PICTURES.name else modality
+    """Return the kind set to store, write and measure values of one form: pictures in the units of a range, or with
+    alpha.
+    """
+    if modality.name != PICTURES.name:
+        return modality
+    return pictures_in(getattr(form, "range", None), alpha=getattr(form, "alpha", None) == "keep")
 
 
-def psnr_range(form: Form) -> dict[str, str]:
-    """Return the range that PSNR is of, to stand beside it; nothing where it is that of a byte, or there is none."""
-    chosen = getattr(form, "range", None)
-    return {"psnr_range": "{}..{}".format(*chosen)} if chosen else {}
+def measured_of(form: Form) -> dict[str, str]:
+    """Return what the measures are of where that is not plain pictures of bytes, to stand beside them.
+
+    Returns:
+        `psnr_range`, the range of pictures of more bits, or `measures_of`, of pictures with alpha; else nothing.
+    """
+    chosen, alpha = getattr(form, "range", None), getattr(form, "alpha", None)
+    of_range = {"psnr_range": "{}..{}".format(*chosen)} if chosen else {}
+    return of_range | ({"measures_of": "colour over white and alpha"} if alpha == "keep" else {})
 
 
 def told_of_form(modality: Modality, transform: Form, headers: Sequence[Header]) -> Sequence[str]:

@@ -23,7 +23,7 @@ RAMP = np.array([[33, 102, 172], [247, 247, 247], [178, 24, 43]], dtype=np.float
 
 
 def to_picture(pixels: Pixels) -> Image.Image:
-    """Return a PIL image (grey or RGB) from uint8 pixels [height, width, 1 or 3]."""
+    """Return a PIL image (grey or RGB, with alpha or without) from uint8 pixels [height, width, 1 to 4]."""
     return Image.fromarray(np.ascontiguousarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels))
 
 
@@ -112,13 +112,17 @@ class Sheets:
         """Return a picture of each value, [B, height, width, 1 or 3] uint8."""
         raise NotImplementedError
 
+    def on_sheet(self, values: Tensor) -> Pixels:
+        """Return what stands for each value on a sheet: its picture."""
+        return self.pictures(values)
+
     def sheet(self, values: Tensor, *, columns: int | None = None) -> Image.Image:
         """Return one picture of many values, `columns` in a row; None makes it about square."""
-        return picture_grid(self.pictures(values), columns=columns)
+        return picture_grid(self.on_sheet(values), columns=columns)
 
     def pairs(self, values: Tensor, copies: Tensor, *, columns: int = 8) -> Image.Image:
         """Return one picture in which every row of values stands above the row of their reconstructions."""
-        return pair_grid(self.pictures(values), self.pictures(copies), columns=columns)
+        return pair_grid(self.on_sheet(values), self.on_sheet(copies), columns=columns)
 
     def beside(self, first: NDArray[Any], second: NDArray[Any]) -> NDArray[Any] | None:  # noqa: ARG002
         """Return None: a kind has no value that shows two of them, unless it says how."""

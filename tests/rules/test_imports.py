@@ -130,6 +130,7 @@ ROOMS = {
     "one work": (
         "stage1_vqvae.train",
         "stage1_vqvae.run",
+        "stage1_vqvae.plan",
         "stage1_vqvae.passes",
         "stage1_vqvae.held_out",
         "stage1_vqvae.extract",

@@ -260,6 +260,9 @@ class Quality(Protocol):
     """In the order they are told; "mse" is always one of them."""
     losses: Mapping[str, "Callable[[], Callable[[Tensor, Tensor], Tensor]]"]
     """Makers of further training losses: each takes values and reconstructions [B, C, *shape] and gives a scalar."""
+    statistics: Mapping[str, "Callable[[Tensor], Tensor]"]
+    """Numbers of each value by itself, [B] from [B, C, *shape]: their means over data and samples are told beside each
+    other. A kind may lack it."""
 
     def of_set(
         self, pairs: "Callable[[], Iterator[tuple[Tensor, Tensor]]]", shape: tuple[int, ...], *, network: str

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stage1_vqvae.collapse import COLLAPSED
-from stage1_vqvae.modalities import psnr_range
+from stage1_vqvae.modalities import measured_of
 from stage1_vqvae.modalities.pictures.quality import mse
 from vq_prior.core.training.code_use import perplexity
 from vq_prior.judge.finding import Examined, Finding
@@ -53,7 +53,7 @@ def examine_codec(codec: "Codec", train: Tensor, images: Tensor) -> Examined:
     explained = 1 - float(mse(images, copies).mean()) / variance
     measures = {name: measure for name, measure in codec.modality.quality.measures.items() if name == "psnr"}
     result.measured |= {name: float(measure.function(images, copies).mean()) for name, measure in measures.items()}
-    result.measured |= psnr_range(codec.transform)
+    result.measured |= measured_of(codec.transform)
     result.measured["variance_kept"] = explained
     alone = _without_quantiser(codec, images)
     if alone is not None:

@@ -19,11 +19,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from stage1_vqvae.data.loading import MAX_CACHE_BYTES
+from stage1_vqvae.modalities import measured_of
 from stage1_vqvae.modalities.pictures.classifier import (
     MAX_FITTED,
     STEPS,
     FittedNetwork,
-    Pixels,
     fit_network,
     gather_small,
 )
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from stage1_vqvae.data.rows import DataRows
     from stage1_vqvae.data.sources import Data
     from stage2_prior.prior import CausalPrior
+    from vq_prior.core.modality import Modality
     from vq_prior.core.processes.runtime import Runtime
     from vq_prior.core.spec import Codec
     from vq_prior.model.pipeline import VQPriorPipeline
@@ -135,22 +136,29 @@ class _Seen:
     Attributes:
         network: The embedded network.
         evaluator: What gives the features.
+        modality: What the values are.
         judged: Whether class probabilities are wanted.
         kept: Whether the images themselves are wanted, small.
     """
 
     network: FittedNetwork
     evaluator: Evaluator
+    modality: "Modality"
     judged: bool = False
     kept: bool = False
     features: list[torch.Tensor] = field(default_factory=list)
     probabilities: list[torch.Tensor] = field(default_factory=list)
     small: list[torch.Tensor] = field(default_factory=list)
     digest: Any = field(default_factory=sha256)
+    sums: dict[str, float] = field(default_factory=dict)
 
-    def take(self, batches: Iterable[Pixels]) -> "_Seen":
-        """See every batch [n, height, width, C] and return self."""
-        for pixels in batches:
+    def take(self, batches: Iterable[Tensor]) -> "_Seen":
+        """See the pictures of every batch of values [n, C, *shape] and return self."""
+        statistics = getattr(self.modality.quality, "statistics", {})  # a kind may have none
+        for values in batches:
+            for name, statistic in statistics.items():
+                self.sums[name] = self.sums.get(name, 0.0) + float(statistic(values).double().sum())
+            pixels = self.modality.show.pictures(values)
             self.digest.update(np.ascontiguousarray(pixels).tobytes())
             self.features.append(self.evaluator.features(pixels))
             if self.judged:
@@ -158,6 +166,10 @@ class _Seen:
             if self.kept:
                 self.small.append(gather_small([pixels]))
         return self
+
+    def means(self) -> dict[str, float]:
+        """Return the mean of each number that the kind of data has for a value by itself."""
+        return {name: total / len(self) for name, total in self.sums.items()}
 
     def __len__(self) -> int:
         return sum(map(len, self.features))
@@ -182,7 +194,7 @@ def _measure(
 ) -> dict[str, Any]:
     from stage1_vqvae.evaluate import evaluate_codec, reconstructed
 
-    held_out, pictures = _loaded(settings, codec, data.validation), codec.modality.show.pictures
+    held_out, kind = _loaded(settings, codec, data.validation), codec.modality
     result: dict[str, Any] = {
         "format_version": 1,
         "vq_prior": __version__,
@@ -198,13 +210,15 @@ def _measure(
     evaluator = named or network
     rows = _spread(len(data.train), settings.num_images)
     real = _loaded(settings, codec, data.train.subset(rows), max_bytes=MOST_BYTES)
-    reference = _Seen(network, evaluator).take(_batches(real))
+    reference = _Seen(network, evaluator, kind).take(_batches(real))
     result["reference"] = {"split": "train", "num_images": len(real), "pixels_sha256": reference.digest.hexdigest()}
-    result["evaluator"] = evaluator.describe()
-    copies = (pictures(reconstructed(codec, v)) for v in real.batches(ROWS_AT_ONCE, runtime.device))
-    result["reconstructions"] = _Seen(network, evaluator).take(copies).against(reference)
-    floor = _Seen(network, evaluator).take(_batches(held_out, _spread(len(held_out), settings.num_images)))
-    result["held_out"] = {"num_images": len(floor), **floor.against(reference)}
+    result["reference"] |= reference.means()
+    result["evaluator"] = evaluator.describe() | ({"sees": "images over white"} if _has_alpha(codec) else {})
+    copies = (reconstructed(codec, v) for v in real.batches(ROWS_AT_ONCE, runtime.device))
+    seen = _Seen(network, evaluator, kind).take(copies)
+    result["reconstructions"] = seen.against(reference) | seen.means()
+    floor = _Seen(network, evaluator, kind).take(_batches(held_out, _spread(len(held_out), settings.num_images)))
+    result["held_out"] = {"num_images": len(floor), **floor.against(reference), **floor.means()}
     if pipeline is not None:
         classes = None if data.train.labels is None else data.train.labels[rows]
         samples = _samples(settings, pipeline, classes, real, sampling, reference, data, held_out)
@@ -225,11 +239,15 @@ def _loaded(settings: Evaluate, codec: "Codec", rows: "DataRows", max_bytes: int
     return load_rows(rows, codec.modality, codec.transform, num_workers=settings.num_workers, max_bytes=max_bytes)
 
 
-def _batches(loaded: "LoadedRows", rows: NDArray[np.int64] | None = None) -> Iterator[Pixels]:
-    """Yield the pictures of rows, as the networks of the evaluator see them."""
+def _batches(loaded: "LoadedRows", rows: NDArray[np.int64] | None = None) -> Iterator[Tensor]:
+    """Yield the values of rows."""
     numbers = np.arange(len(loaded), dtype=np.int64) if rows is None else rows
     for first in range(0, len(numbers), ROWS_AT_ONCE):
-        yield loaded.modality.show.pictures(loaded.batch(numbers[first : first + ROWS_AT_ONCE]))
+        yield loaded.batch(numbers[first : first + ROWS_AT_ONCE])
+
+
+def _has_alpha(codec: "Codec") -> bool:
+    return "measures_of" in measured_of(codec.transform)
 
 
 def _fit(settings: Evaluate, codec: "Codec", data: "Data", held_out: "LoadedRows") -> FittedNetwork:
@@ -247,7 +265,7 @@ def _fit(settings: Evaluate, codec: "Codec", data: "Data", held_out: "LoadedRows
         classes = len(data.label_names)
         labels = rows.labels if classes > 1 else None
         network = fit_network(images, labels, classes, seed=settings.seed, progress=bar.update)
-    unseen = gather_small(_batches(held_out))
+    unseen = gather_small(map(modality.show.pictures, _batches(held_out)))
     if network.labelled and data.validation.labels is not None:
         network.scores["accuracy"] = network.accuracy(unseen, data.validation.labels)
     else:
@@ -283,20 +301,21 @@ def _samples(
         **sampling.words(),
     )
 
-    def drawn() -> Iterator[Pixels]:
+    def drawn() -> Iterator[Tensor]:
         with _bar("draw samples", count, "image") as bar:
             for batch in batches:
-                yield pipeline.codec.modality.show.pictures(batch.drawn)
+                yield batch.drawn
                 bar.update(len(batch.drawn))
 
-    network = reference.network
-    seen = _Seen(network, reference.evaluator, judged=network.labelled, kept=conditional).take(drawn())
+    network, kind = reference.network, reference.modality
+    seen = _Seen(network, reference.evaluator, kind, judged=network.labelled, kept=conditional).take(drawn())
     result: dict[str, Any] = {
         "num_images": count,
         "seed": settings.seed,
         "sampling": sampling.words(),
         "pixels_sha256": seen.digest.hexdigest(),
         **seen.against(reference, manifolds=True),
+        **seen.means(),
         "inception_score": inception_score(torch.cat(seen.probabilities)) if network.labelled else None,
         "classification_accuracy": None,
     }
@@ -305,7 +324,7 @@ def _samples(
             student = fit_network(
                 torch.cat(seen.small), classes, len(data.label_names), seed=settings.seed, progress=bar.update
             )
-        unseen = gather_small(_batches(held_out))
+        unseen = gather_small(map(kind.show.pictures, _batches(held_out)))
         scores = {"fitted_to_samples": student.accuracy(unseen, data.validation.labels)}
         result["classification_accuracy"] = scores | {"fitted_to_images": network.scores["accuracy"]}
     return result

@@ -48,11 +48,14 @@ def images_of(given: GivenImage, codec: Codec) -> Tensor:
 
 
 def _is_one(given: NDArray[Any], codec: Codec) -> bool:
-    """Return whether an array is one image: [height, width, 1 or 3], or a grey one without an axis of channels."""
+    """Return whether an array is one image: [height, width, 1 or 3], of a codec with alpha 1 to 4, or grey without an
+    axis of channels.
+    """
     rank = codec.spec.rank
     if codec.modality.show.output != "images":
         return given.ndim == rank + 1
-    return given.ndim == rank or (given.ndim == rank + 1 and given.shape[-1] in (1, 3))
+    channels = {1, 3, codec.spec.channels, 2 * (codec.spec.channels == 4)}
+    return given.ndim == rank or (given.ndim == rank + 1 and given.shape[-1] in channels)
 
 
 def _stored(given: Any, codec: Codec, number: int) -> Any:

@@ -1,4 +1,4 @@
-"""Pictures: grey or colour, brought to one size."""
+"""Pictures: grey or colour, with alpha or without, brought to one size."""
 
 from dataclasses import replace
 from functools import cache, partial
@@ -8,13 +8,13 @@ from stage1_vqvae.modalities.pictures.settings import COLUMNS, SUFFIXES, Picture
 from vq_prior.core.modality import Modality, Signs
 
 
-def _parts(range: Range | None = None) -> tuple[Any, Any, Any, Any]:
+def _parts(range: Range | None = None, alpha: bool = False) -> tuple[Any, Any, Any, Any]:
     from stage1_vqvae.modalities.pictures.files import PictureFiles
     from stage1_vqvae.modalities.pictures.quality import PictureQuality
     from stage1_vqvae.modalities.pictures.show import PictureShow
     from stage1_vqvae.modalities.pictures.values import PictureValues
 
-    return PictureFiles(range), PictureValues(range), PictureQuality(range), PictureShow()
+    return PictureFiles(range), PictureValues(range), PictureQuality(range, alpha=alpha), PictureShow()
 
 
 PICTURES = Modality(
@@ -34,6 +34,11 @@ PICTURES = Modality(
 
 
 @cache
-def pictures_in(range: Range | None) -> Modality:
-    """Return pictures whose stored numbers are those of a range, in the units of their source; None is 8 bits."""
-    return PICTURES if range is None else replace(PICTURES, parts=partial(_parts, range))
+def pictures_in(range: Range | None, *, alpha: bool = False) -> Modality:
+    """Return pictures whose stored numbers are those of a range, in the units of their source, or that have alpha.
+
+    Args:
+        range: Of pictures of more than 8 bits; None is 8 bits.
+        alpha: Whether the last channel is alpha.
+    """
+    return replace(PICTURES, parts=partial(_parts, range, alpha)) if range is not None or alpha else PICTURES

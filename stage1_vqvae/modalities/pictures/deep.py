@@ -20,7 +20,7 @@ from PIL import Image
 
 from stage1_vqvae.modalities.pictures.fitting import fitted, percent
 from stage1_vqvae.modalities.pictures.opening import Encoded, open_picture, upright
-from stage1_vqvae.modalities.pictures.settings import MAX_STEPS, Range
+from stage1_vqvae.modalities.pictures.settings import MAX_STEPS, PictureHeader, Range
 from stage1_vqvae.modalities.pictures.tiff import signed_bytes
 from vq_prior.core.errors import UsageError
 from vq_prior.core.modality import Header
@@ -52,7 +52,7 @@ class Numbers:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DeepHeader(Header):
+class DeepHeader(PictureHeader):
     """What is known of a picture of more than 8 bits.
 
     Attributes:
@@ -195,7 +195,7 @@ def deep_header(numbers: Numbers, *, several: bool) -> DeepHeader:
     quantiles = (int(flat.min()), *map(int, some[1:-1]), int(flat.max()))
     channels = 1 if values.ndim == 2 else 3
     shape, bounds = (values.shape[0], values.shape[1]), {"least": numbers.least, "most": numbers.most}
-    return DeepHeader(shape, channels, several, quantiles=quantiles, **bounds)
+    return DeepHeader(shape, channels, several, alpha is not None, quantiles=quantiles, **bounds)
 
 
 def range_of(headers: Sequence[Header]) -> Range | None:
@@ -266,7 +266,9 @@ def _share_beyond(header: DeepHeader, low: int, high: int) -> float:
     return below + (1 - float(np.interp(high, numbers, SHARES)) if most > high else 0.0)
 
 
-def stored_numbers(numbers: Numbers, chosen: Range, shape: tuple[int, int], channels: int, fit: str) -> NDArray[Any]:
+def stored_numbers(
+    numbers: Numbers, chosen: Range, shape: tuple[int, int], channels: int, fit: str, resize: str
+) -> NDArray[Any]:
     """Return numbers cut to a range and brought to a size and channels, [height, width, C], in their own units.
 
     Transparency is laid over white, the largest number of the range.
@@ -284,7 +286,8 @@ def stored_numbers(numbers: Numbers, chosen: Range, shape: tuple[int, int], chan
         alpha = numbers.alpha if grey else numbers.alpha[..., None]
         part = part * alpha + (1 - alpha)
     layers = [part] if grey else [part[..., channel] for channel in range(3)]
-    brought = np.stack([np.asarray(fitted(Image.fromarray(np.ascontiguousarray(x)), shape, fit)) for x in layers], -1)
+    pictures = [fitted(Image.fromarray(np.ascontiguousarray(x)), shape, fit, resize=resize) for x in layers]
+    brought = np.stack([np.asarray(picture) for picture in pictures], -1)
     whole = np.floor(brought.clip(0, 1) * span + np.float32(0.5)).astype(np.int64) + low
     return np.repeat(whole, channels // whole.shape[-1], axis=2).astype(dtype)
 

@@ -3,11 +3,11 @@
 1. The first frame is taken, or that which a row is of, and the EXIF rotation applied.
 2. 16-bit grey becomes 8-bit: round(v * 255 / 65535). A codec with a range keeps the numbers of more than 8 bits that
    lie in it, see `deep.py`; pictures of 8 bits are spread over it.
-3. Transparency (alpha, palette or colour key) is laid over white.
+3. Transparency (alpha, palette or colour key) is laid over white, or kept: see `alpha.py`.
 4. Anything else (palette, CMYK, YCbCr, ...) becomes RGB; grey codecs take the luma (ITU-R 601-2).
 5. The largest centred part of the wanted proportions is resized to the wanted size by an
    antialiased bicubic filter: short side to size, then centre crop. A picture that has the size is left as it is.
-   With `--fit pad` or `stretch` the whole picture is: see `fitting.py`.
+   With `--fit pad` or `stretch` the whole picture is, and `--resize nearest` mixes no pixels: see `fitting.py`.
 
 Letters: C channels.
 """
@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from stage1_vqvae.modalities.pictures.alpha import is_transparent, resized, straight
 from stage1_vqvae.modalities.pictures.deep import (
     DeepHeader,
     deep_header,
@@ -46,7 +47,7 @@ from stage1_vqvae.modalities.pictures.opening import (
     undecodable,
     upright,
 )
-from stage1_vqvae.modalities.pictures.settings import MAX_STEPS, Range
+from stage1_vqvae.modalities.pictures.settings import MAX_STEPS, PictureHeader, Range
 from stage1_vqvae.modalities.pictures.tiff import require_one_reading
 from stage1_vqvae.modalities.pictures.values import Transform
 from stage1_vqvae.modalities.sheets import png_bytes, to_picture
@@ -59,7 +60,7 @@ def read_header(encoded: Encoded, name: Called) -> Header:
     One of more than 8 bits is decoded, for its numbers are part of what is to be known.
     """
     if (plain := _plain(encoded)) is not None:
-        return Header((plain.height, plain.width), plain.channels)
+        return PictureHeader((plain.height, plain.width), plain.channels)
     called = name()
     encoded, picture = opened(encoded, called)
     several = picture is not None and holds_several(picture)
@@ -77,7 +78,7 @@ def read_header(encoded: Encoded, name: Called) -> Header:
     if picture.mode == "P" and (palette := _palette(picture, called)):
         colours = np.asarray(palette).reshape(-1, 3)
         grey = bool((colours == colours[:, :1]).all())
-    return Header((height, width), 1 if grey else 3, several)
+    return PictureHeader((height, width), 1 if grey else 3, several, is_transparent(picture))
 
 
 def _palette(picture: Image.Image, name: str) -> list[int] | None:
@@ -125,7 +126,8 @@ def _read_numbers(
         return widened(picture_array(picture, replace(transform, range=None), name), transform.range)
     try:
         numbers = numbers_of(encoded, picture)
-        return stored_numbers(numbers, transform.range, transform.shape, transform.channels, transform.fit)
+        form = transform.shape, transform.channels, transform.fit, transform.resize
+        return stored_numbers(numbers, transform.range, *form)
     except Exception as error:
         raise undecodable(name, error) from error
 
@@ -135,14 +137,17 @@ def picture_array(picture: Image.Image, transform: Transform, name: str) -> NDAr
     if transform.range is not None:
         return _read_numbers(None, picture, transform, name)
     try:
-        if picture.format == "JPEG":
+        if picture.format == "JPEG" and transform.resize != "nearest":
             side = 2 * max(transform.height, transform.width)
             picture.draft(None, (side, side))
+        if transform.alpha == "keep":
+            pixels = straight(_with_key(upright(picture)), transform.channels)
+            return resized(pixels, transform.shape, transform.fit, transform.resize)
         picture = _on_white(_eight_bits(upright(picture)))
         mode = "L" if transform.channels == 1 else "RGB"
         if picture.mode != mode:
             picture = picture.convert(mode)
-        picture = fitted(picture, transform.shape, transform.fit)
+        picture = fitted(picture, transform.shape, transform.fit, resize=transform.resize)
     except Exception as error:
         raise undecodable(name, error) from error
     pixels = np.asarray(picture, dtype=np.uint8)
@@ -152,7 +157,8 @@ def picture_array(picture: Image.Image, transform: Transform, name: str) -> NDAr
 def _whole_jpeg(encoded: Encoded, transform: Transform) -> NDArray[np.uint8] | None:
     """Return the pixels of a common JPEG that is not to be shrunk while it is decoded; None for any other picture."""
     plain = _plain(encoded)
-    if plain is None or min(plain.height, plain.width) >= 4 * max(transform.height, transform.width):
+    shrunk = transform.resize != "nearest"  # by the decoder, if much is to be lost
+    if plain is None or (shrunk and min(plain.height, plain.width) >= 4 * max(transform.height, transform.width)):
         return None
     assert isinstance(encoded, bytes)
     try:
@@ -169,6 +175,15 @@ def _eight_bits(picture: Image.Image) -> Image.Image:
     return picture
 
 
+def _with_key(picture: Image.Image) -> Image.Image:
+    """Return a picture in 8 bits; grey of 16 bits with a transparent number gets a channel of alpha."""
+    eight, key = _eight_bits(picture), picture.info.get("transparency")
+    if eight is picture or not isinstance(key, int):
+        return eight
+    opaque = np.where(np.asarray(picture) == key, 0, 255).astype(np.uint8)
+    return Image.merge("LA", (eight, Image.fromarray(opaque)))
+
+
 def eight_bits(numbers: Any) -> NDArray[np.uint8]:
     """Return numbers of 0..65535 as 0..255; those beyond are cut."""
     values = numbers.astype(np.float64).clip(0, 65535)
@@ -177,7 +192,7 @@ def eight_bits(numbers: Any) -> NDArray[np.uint8]:
 
 
 def _on_white(picture: Image.Image) -> Image.Image:
-    if picture.mode not in ("RGBA", "LA", "PA", "La", "RGBa") and "transparency" not in picture.info:
+    if not is_transparent(picture):
         return picture
     grey = picture.mode in ("L", "LA", "La")
     picture = picture.convert("RGBA")
@@ -208,7 +223,7 @@ class PictureFiles:
     extension = ".png"
     read = staticmethod(read_picture)
     frames = staticmethod(all_frames)
-    header_kinds = (Header, DeepHeader)
+    header_kinds = (PictureHeader, DeepHeader)
     reader_version = staticmethod(reader_version)
 
     def __init__(self, range: Range | None = None) -> None:
@@ -232,7 +247,7 @@ class PictureFiles:
         return Transform(height, width, header.channels, range=own)
 
     def encode(self, stored: NDArray[Any]) -> bytes:
-        """Return the PNG file of pixels [height, width, 1 or 3], of 16 bits in the source's units where these are."""
+        """Return the PNG file of pixels [height, width, C], of 16 bits in the source's units where these are."""
         if self.range is None or stored.dtype == np.uint8:
             return png_bytes(to_picture(stored))
         return deep_png(stored, png_offset(self.range))

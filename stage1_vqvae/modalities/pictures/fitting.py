@@ -1,36 +1,44 @@
-"""How a picture comes into a size of other proportions: cut, with its border repeated, or stretched. Imports no torch.
+"""How a picture comes into a size of other proportions: cut, with something around it, or stretched. Imports no torch.
 
 Sizes are (height, width).
 """
 
 from collections.abc import Sequence
 from math import prod
+from typing import Literal
 
 import numpy as np
 from PIL import Image
 
 Shape = tuple[int, int]
+Border = Literal["edge", "constant"]
 
 
-def fitted(picture: Image.Image, shape: Shape, fit: str) -> Image.Image:
-    """Return a picture brought to a size by an antialiased bicubic filter; one that has the size is left as it is.
+def fitted(
+    picture: Image.Image, shape: Shape, fit: str, *, resize: str = "bicubic", around: Border = "edge"
+) -> Image.Image:
+    """Return a picture brought to a size; one that has the size is left as it is.
 
     Args:
         picture: Of any size.
         shape: Height and width wanted.
         fit: "crop" takes the largest centred part of the wanted proportions; "pad" keeps the whole picture, centred,
-            and repeats the pixels of its border around it; "stretch" keeps the whole and changes its proportions.
+            with something around it; "stretch" keeps the whole and changes its proportions.
+        resize: "bicubic" is Pillow's antialiased filter; "nearest" takes pixels as they are, see `nearest_part`.
+        around: What "pad" puts around a picture: the pixels of its border ("edge"), or zeros ("constant").
     """
     width, height = picture.size
     down, across = shape
     if (height, width) == shape:
         return picture
+    if resize == "nearest":
+        return _nearest(picture, shape, fit, around)
     if fit == "stretch":
         return picture.resize((across, down), Image.Resampling.BICUBIC)
     if fit == "pad":
         scale = min(across / width, down / height)
         inner = max(1, round(height * scale)), max(1, round(width * scale))
-        return _bordered(picture.resize(inner[::-1], Image.Resampling.BICUBIC), shape)
+        return _bordered(picture.resize(inner[::-1], Image.Resampling.BICUBIC), shape, around)
     scale = min(width / across, height / down)
     wide, high = across * scale, down * scale
     left, top = (width - wide) / 2, (height - high) / 2
@@ -38,12 +46,44 @@ def fitted(picture: Image.Image, shape: Shape, fit: str) -> Image.Image:
     return picture.resize((across, down), Image.Resampling.BICUBIC, box=box)
 
 
-def _bordered(picture: Image.Image, shape: Shape) -> Image.Image:
-    """Return a picture of the size, the given one in its middle, the pixels of its border repeated around it."""
+def _bordered(picture: Image.Image, shape: Shape, around: Border) -> Image.Image:
+    """Return a picture of the size, the given one in its middle, the pixels of its border or zeros around it."""
     pixels = np.asarray(picture)
     missing = [wanted - side for wanted, side in zip(shape, pixels.shape[:2], strict=True)]
-    around = [(each // 2, each - each // 2) for each in missing]
-    return Image.fromarray(np.pad(pixels, [*around, *[(0, 0)] * (pixels.ndim - 2)], mode="edge"))
+    margins = [(each // 2, each - each // 2) for each in missing] + [(0, 0)] * (pixels.ndim - 2)
+    return Image.fromarray(np.pad(pixels, margins, mode=around))
+
+
+def nearest_part(shape: Sequence[int], wanted: Sequence[int], fit: str) -> tuple[Shape, Shape]:
+    """Return the size of the centred part that "nearest" takes of a picture, in whole pixels, and to which it brings
+    that.
+
+    "pad" enlarges by the largest whole factor with which the picture has room, so that its pixels stay alike.
+
+    >>> nearest_part((16, 24), (64, 64), "pad"), nearest_part((16, 24), (64, 64), "crop")
+    (((16, 24), (32, 48)), ((16, 16), (64, 64)))
+    """
+    (height, width), (down, across) = shape, wanted
+    if fit == "pad":
+        factor = min(down // height, across // width)
+        scale = factor or min(down / height, across / width)
+        return (height, width), (max(1, round(height * scale)), max(1, round(width * scale)))
+    if fit == "stretch":
+        return (height, width), (down, across)
+    if height * across <= width * down:
+        return (height, max(1, round(height * across / down))), (down, across)
+    return (max(1, round(width * down / across)), width), (down, across)
+
+
+def _nearest(picture: Image.Image, shape: Shape, fit: str, around: Border) -> Image.Image:
+    """Return a picture brought to a size, each of its pixels the one in whose area its centre lies."""
+    pixels = np.asarray(picture)
+    part, inner = nearest_part(pixels.shape[:2], shape, fit)
+    rows, columns = (
+        (whole - side) // 2 + (2 * np.arange(wanted) + 1) * side // (2 * wanted)
+        for whole, side, wanted in zip(pixels.shape, part, inner, strict=False)
+    )
+    return _bordered(Image.fromarray(pixels[rows][:, columns]), shape, around)
 
 
 def cut_away(shape: Sequence[int], wanted: Sequence[int]) -> float:
@@ -70,6 +110,18 @@ def told_of_cuts(shapes: Sequence[Sequence[int]], wanted: Shape) -> str | None:
         f"{mean} cut away{most}: {sizes} are cut to the proportions of {wanted[0]} x {wanted[1]}; "
         "train-vqvae --fit pad or stretch keeps all"
     )
+
+
+def told_of_nearest(shapes: Sequence[Sequence[int]], wanted: Shape, fit: str) -> str | None:
+    """Return how many pictures of these sizes "nearest" resizes, and how evenly, in words; None where it is none."""
+    parts = [nearest_part(shape, wanted, fit) for shape in shapes if tuple(shape) != wanted]
+    resized = [(part, inner) for part, inner in parts if part != inner]
+    if not resized:
+        return None
+    uneven = sum(any(a % b and b % a for a, b in zip(part, inner, strict=True)) for part, inner in resized)
+    evenly = f"{uneven} of them by no whole factor, so that their pixels differ in size" if uneven else "whole factors"
+    size = f"{wanted[0]} x {wanted[1]}"
+    return f"{len(resized)} of {len(shapes)} images are resized to {size} by nearest, {evenly}"
 
 
 def told_of_scaling(shapes: Sequence[Sequence[int]], wanted: Shape) -> str | None:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stage1_vqvae.modalities.pictures.alpha import on_white
 from stage1_vqvae.modalities.pictures.values import to_pixels
 from stage1_vqvae.modalities.sheets import to_picture
 from vq_prior.core.config import canonical_json, read_json
@@ -91,12 +92,12 @@ def network_inputs(images: Tensor, processor: Any, config: Any) -> Tensor:
     """Return images [B, C, height, width] in [-1, 1] as a model of transformers takes them.
 
     Args:
-        images: The images.
+        images: The images; those with alpha enter laid over white.
         processor: Its image processor; None where it has none: images enter in [-1, 1] then, grey repeated over its
             channels, at its `image_size` if it has one.
         config: Its config.
     """
-    channels = getattr(config, "num_channels", 3)
+    channels, images = getattr(config, "num_channels", 3), on_white(images)
     if processor is not None:
         pictures = [to_picture(pixels) for pixels in to_pixels(images)]
         pictures = [picture.convert("L" if channels == 1 else "RGB") for picture in pictures]

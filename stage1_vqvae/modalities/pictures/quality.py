@@ -11,11 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stage1_vqvae.modalities.pictures.alpha import on_white, share_transparent
 from stage1_vqvae.modalities.pictures.settings import Range
 from vq_prior.core.errors import EnvironmentFault, in_one_line
 from vq_prior.core.modality import Measure
 from vq_prior.core.processes.packages import bring_in, broken
 
+OF_ALPHA = "colour over white and alpha"
 MS_SSIM_SIDE = 176  # five scales of an 11-pixel window, as torchmetrics counts
 Pairs = Callable[[], Iterator[tuple[Tensor, Tensor]]]
 
@@ -79,15 +81,20 @@ class PictureQuality:
 
     Args:
         range: Of pictures of more than 8 bits, which the signal-to-noise ratio is of; None is 8 bits.
+        alpha: Whether pictures have alpha: errors are then those of the colour over white and of alpha, channels that
+            count alike, and perceptual distances those of the colour over white.
     """
 
-    def __init__(self, range: Range | None = None) -> None:
+    def __init__(self, range: Range | None = None, *, alpha: bool = False) -> None:
         of = "" if range is None else " of the range {}..{}".format(*range)
+        also = f", {OF_ALPHA}" if alpha else ""
+        decibel = f"dB{of}" + (f" ({OF_ALPHA})" if alpha else "")
         self.measures = {
-            "mse": Measure(mse, "mean squared error of reconstructions, of values in [-1, 1]", ".5f"),
-            "psnr": Measure(psnr, f"PSNR of reconstructions (dB{of})", ".2f", f"dB{of}"),
-            "ssim": Measure(ssim, "SSIM of reconstructions", ".4f"),
+            "mse": Measure(mse, f"mean squared error of reconstructions, of values in [-1, 1]{also}", ".5f"),
+            "psnr": Measure(psnr, f"PSNR of reconstructions (dB{of}{also})", ".2f", decibel),
+            "ssim": Measure(ssim, f"SSIM of reconstructions{also}", ".4f"),
         }
+        self.statistics = {"transparent": share_transparent} if alpha else {}
 
     losses = {f"lpips-{name}": partial(perceptual_distance, name) for name in ("alex", "vgg", "squeeze")}  # noqa: RUF012
 
@@ -105,7 +112,7 @@ class PictureQuality:
                 count += len(images)
             if lpips is not None:
                 lpips = lpips.to(images.device)
-                lpips.update(*(x.expand(-1, 3, -1, -1) for x in (copies, images)))
+                lpips.update(*(on_white(x).expand(-1, 3, -1, -1) for x in (copies, images)))
         return {
             "ms_ssim": scores / count if count else None,
             "lpips": None if lpips is None else float(lpips.compute()),

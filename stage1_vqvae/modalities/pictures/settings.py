@@ -6,16 +6,33 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from vq_prior.core.errors import UsageError
-from vq_prior.core.modality import Facts
+from vq_prior.core.modality import Facts, Header
 from vq_prior.core.settings import Unsaid
 
 MAX_SIDE = 4096
 FITS = ("crop", "pad", "stretch")
+ALPHAS, RESIZES = ("white", "keep"), ("bicubic", "nearest")  # the first of each is what is done where nothing is said
 Range = tuple[int, int]  # the least and the largest number of pictures of more than 8 bits that a codec tells apart
 MAX_STEPS = 65_535
 SQUARES = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pnm")
 COLUMNS = ("image", "img", "jpg", "png", "pixels")
+
+
+@dataclass(frozen=True)
+class PictureHeader(Header):
+    """What is known of a picture before it is decoded.
+
+    Attributes:
+        alpha: Whether it says of its pixels how much they cover: by a channel, a palette or a transparent colour.
+    """
+
+    alpha: bool = False
+
+
+def has_alpha(header: Header) -> bool:
+    """Return whether a row with this header may be transparent."""
+    return isinstance(header, PictureHeader) and header.alpha
 
 
 @dataclass(kw_only=True)
@@ -26,8 +43,14 @@ class PictureSize:
     """Side in pixels ("32"), or height x width ("48x40"); left out: the size of the images, or a square near it."""
     fit: Annotated[Literal["crop", "pad", "stretch"] | None, Unsaid()] = None
     """How images of other proportions come into that size: crop (the largest centred part of them, and how much is cut
-    away is said), pad (the whole, its border repeated around it) or stretch (the whole, out of proportion). Left out:
-    crop."""
+    away is said), pad (the whole, around it its border repeated, or with --alpha keep nothing) or stretch (the whole,
+    out of proportion). Left out: crop."""
+    resize: Annotated[Literal["bicubic", "nearest"] | None, Unsaid()] = None
+    """How images of another size are resized: bicubic (smoothed) or nearest (pixel art: every pixel is one of the
+    image, none is mixed; with --fit pad enlarged by whole factors). Left out: bicubic."""
+    alpha: Annotated[Literal["white", "keep"] | None, Unsaid()] = None
+    """What becomes of transparency: white (images are laid over it) or keep (the codec has alpha as one more channel,
+    and its images come out as transparent as the data). Left out: white."""
     range: Annotated[str | None, Unsaid()] = field(default="data", metadata={"before": None})
     """Of images of more than 8 bits: which of their numbers are kept apart, LOW..HIGH (0..4095), others are cut to
     these; data (from the least to the largest number there is) or 8-bit (0..65535, as 256 steps)."""

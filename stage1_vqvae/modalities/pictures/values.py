@@ -12,14 +12,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from stage1_vqvae.modalities.pictures.alpha import keeps_alpha, pixels_of, values_of
 from stage1_vqvae.modalities.pictures.deep import DeepHeader, dtype_of, range_of, told_of_range
-from stage1_vqvae.modalities.pictures.fitting import told_of_cuts, told_of_scaling
+from stage1_vqvae.modalities.pictures.fitting import told_of_cuts, told_of_nearest, told_of_scaling
 from stage1_vqvae.modalities.pictures.settings import (
+    ALPHAS,
     FITS,
     MAX_STEPS,
+    RESIZES,
     PictureSize,
     Range,
     default_size,
+    has_alpha,
     parse_range,
     parse_size,
 )
@@ -39,10 +43,12 @@ class Transform:
     Attributes:
         height: In pixels.
         width: In pixels.
-        channels: 1 or 3.
+        channels: 1 or 3, and one more where alpha is kept.
         fit: What becomes of other proportions: "crop", "pad" or "stretch", see `fitting.py`.
         range: Least and largest number of pictures of more than 8 bits that are told apart, see `deep.py`; None is
             8 bits.
+        alpha: What becomes of transparency: "white" lies under it, or "keep", see `alpha.py`.
+        resize: How other sizes become this one: "bicubic" or "nearest", see `fitting.py`.
     """
 
     height: int
@@ -50,6 +56,8 @@ class Transform:
     channels: int
     fit: str = "crop"
     range: Range | None = None
+    alpha: str = "white"
+    resize: str = "bicubic"
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -62,6 +70,8 @@ class Transform:
         """
         options: dict[str, Any] = {} if self.fit == "crop" else {"fit": self.fit}
         options |= {} if self.range is None else {"range": list(self.range)}
+        options |= {} if self.alpha == "white" else {"alpha": self.alpha}
+        options |= {} if self.resize == "bicubic" else {"resize": self.resize}
         return description_of(self.shape, self.channels) | options
 
 
@@ -146,6 +156,33 @@ def _described_range(saved: Any, where: str) -> Range | None:
         raise ArtifactError(f"{where}: range must be two numbers of at most {MAX_STEPS} apart, got {saved}") from error
 
 
+def _require_alpha(text: str | None, facts: Facts | None) -> None:
+    """Raise `UsageError` if no picture has alpha, or a range was asked for: alpha is kept of 8 bits."""
+    if text not in (None, "data", "8-bit"):
+        raise UsageError(f"--alpha keep keeps 8 bits of each number, and --range {text} asks for more; leave one out")
+    headers = () if facts is None else facts.headers
+    if headers and not any(map(has_alpha, headers)):
+        none = f"none of these {len(headers)} has it"
+        raise UsageError(f"--alpha keep is for images with alpha, and {none}; leave it out, or give other data")
+
+
+def _told_of_alpha(headers: Sequence[Header], alpha: str) -> list[str]:
+    """Return how many pictures with these headers may be transparent, and what becomes of it, in words."""
+    count = sum(map(has_alpha, headers))
+    some = f"{count} of {len(headers)} images have alpha"
+    if alpha == "keep":
+        return [f"{some}, which is kept" + ("" if count == len(headers) else "; the others are opaque")]
+    return [f"{some}: white lies under it; train-vqvae --alpha keep keeps it"] if count else []
+
+
+def _described(description: Mapping[str, Any], name: str, known: Sequence[str], where: str) -> str:
+    """Return an entry of a description that is one of some words, the first where it is absent."""
+    value = description.get(name, known[0])
+    if value not in known:
+        raise ArtifactError(f"{where}: {name} must be one of {', '.join(known)}, got {str(value)[:60]!r}")
+    return str(value)
+
+
 class PictureValues:
     """Pictures as numbers; implements `vq_prior.core.modality.Values`.
 
@@ -168,7 +205,7 @@ class PictureValues:
     def to_values(self, stored: Tensor) -> Tensor:
         """Return images [B, C, height, width] float32 in [-1, 1] of what is stored, [B, height, width, C]."""
         if stored.dtype == torch.uint8:
-            return to_unit_range(stored)
+            return values_of(stored) if keeps_alpha(stored.shape[-1]) else to_unit_range(stored)
         assert self.range is not None, "numbers of more than 8 bits belong to pictures in their form, see in_form"
         low, high = self.range
         part = stored.movedim(-1, 1).to(torch.float32).sub_(low)
@@ -177,7 +214,7 @@ class PictureValues:
     def to_stored(self, values: Tensor) -> NDArray[Any]:
         """Return what is stored, [B, height, width, C], of images in [-1, 1]; values beyond are cut."""
         if self.range is None:
-            return to_pixels(values)
+            return pixels_of(values) if keeps_alpha(values.shape[1]) else to_pixels(values)
         low, high = self.range
         part = values.detach().float().add(1.0).mul((high - low) / 2).round().clamp(0, high - low)
         numbers = part.to(torch.int32).add(low).movedim(1, -1).contiguous().cpu().numpy()
@@ -190,11 +227,18 @@ class PictureValues:
         self, settings: PictureSize, facts: Facts | None, *, channels: int | None, device_type: str
     ) -> Transform:
         """Return the size asked for, or one that fits most pictures, and grey where every picture is grey."""
-        if channels not in (None, 1, 3):
-            raise UsageError(f"--model.channels must be 1 or 3 for pictures, got {channels}")
+        keep = settings.alpha == "keep"
+        if channels not in ((None, 2, 4) if keep else (None, 1, 3)):
+            allowed = "2 or 4 with --alpha keep" if keep else "1 or 3 for pictures (2 or 4 with --alpha keep)"
+            raise UsageError(f"--model.channels must be {allowed}, got {channels}")
         fit = settings.fit or "crop"
-        if fit not in FITS:
-            raise UsageError(f"--fit must be one of {', '.join(FITS)}, got {fit}")
+        for flag, value, known in (
+            ("fit", fit, FITS),
+            ("alpha", settings.alpha or ALPHAS[0], ALPHAS),
+            ("resize", settings.resize or RESIZES[0], RESIZES),
+        ):
+            if value not in known:
+                raise UsageError(f"--{flag} must be one of {', '.join(known)}, got {value}")
         if settings.image_size:
             height, width = parse_size(settings.image_size)
         else:
@@ -202,14 +246,22 @@ class PictureValues:
             height, width = default_size(facts, device_type, whole=fit != "crop")
         if channels is None:
             assert facts is not None
-            channels = 1 if facts.channels == 1 else 3
-        return Transform(height, width, channels, fit, _chosen_range(settings.range, facts))
+            channels = (1 if facts.channels == 1 else 3) + keep
+        if keep:
+            _require_alpha(settings.range, facts)
+        chosen = None if keep else _chosen_range(settings.range, facts)
+        return Transform(
+            height, width, channels, fit, chosen, settings.alpha or ALPHAS[0], settings.resize or RESIZES[0]
+        )
 
     def settings_of(self, transform: Transform) -> PictureSize:
-        """Return the size as it is typed, and fit and range where they differ from the original defaults."""
+        """Return the size as it is typed, and the other flags where they differ from the original defaults."""
         size = f"{transform.height}x{transform.width}"
         fit: Any = None if transform.fit == "crop" else transform.fit
-        return PictureSize(image_size=size, fit=fit, range=transform.range and "{}..{}".format(*transform.range))
+        alpha: Any = None if transform.alpha == "white" else transform.alpha
+        resize: Any = None if transform.resize == "bicubic" else transform.resize
+        chosen = transform.range and "{}..{}".format(*transform.range)
+        return PictureSize(image_size=size, fit=fit, range=chosen, alpha=alpha, resize=resize)
 
     def from_description(self, description: Mapping[str, Any], where: str) -> Transform:
         """Return the transform that `describe` told of."""
@@ -217,25 +269,35 @@ class PictureValues:
         sides = size if isinstance(size, list) and len(size) == 2 else [0]
         if not all(type(side) is int and 1 <= side <= 65_536 for side in sides):
             raise ArtifactError(f"{where}: image_size must be [height, width], got {str(size)[:60]}")
-        if type(channels) is not int or channels not in (1, 3):
-            raise ArtifactError(f"{where}: channels must be 1 or 3 for pictures, got {str(channels)[:60]}")
+        options = {
+            name: _described(description, name, known, where)
+            for name, known in (("fit", FITS), ("alpha", ALPHAS), ("resize", RESIZES))
+        }
+        some = (2, 4) if options["alpha"] == "keep" else (1, 3)
+        if type(channels) is not int or channels not in some:
+            allowed = f"{some[0]} or {some[1]} for pictures" + (" with alpha" if some[0] == 2 else "")
+            raise ArtifactError(f"{where}: channels must be {allowed}, got {str(channels)[:60]}")
         if description.get("rule") != RULE:
             raise ArtifactError(f"{where}: rule must be {RULE!r}, got {str(description.get('rule'))[:80]!r}")
-        fit = description.get("fit", "crop")
-        if fit not in FITS:
-            raise ArtifactError(f"{where}: fit must be one of {', '.join(FITS)}, got {str(fit)[:60]!r}")
-        return Transform(sides[0], sides[1], channels, fit, _described_range(description.get("range"), where))
+        chosen = _described_range(description.get("range"), where)
+        if chosen is not None and options["alpha"] == "keep":
+            raise ArtifactError(f"{where}: range must be left out with alpha, which has 8 bits")
+        return Transform(sides[0], sides[1], channels, range=chosen, **options)
 
     def told(self, transform: Transform, headers: Sequence[Header]) -> list[str]:
         """Return what the transform takes away from pictures with these headers, a sentence each."""
-        cuts = told_of_cuts([header.shape for header in headers], transform.shape) if transform.fit == "crop" else None
+        shapes, shape = [header.shape for header in headers], transform.shape
+        cuts = told_of_cuts(shapes, shape) if transform.fit == "crop" else None
         several = sum(header.several for header in headers)
         first = f"{several} of {len(headers)} images are the first of several frames; --frames all takes every frame"
-        coloured = sum(header.channels > transform.channels for header in headers)
+        colours = transform.channels - keeps_alpha(transform.channels)
+        coloured = sum(header.channels > colours for header in headers)
         grey = f"{coloured} of {len(headers)} images lose their colour: the codec's are grey"
-        smaller = told_of_scaling([header.shape for header in headers], transform.shape)
-        said = {cuts: cuts, smaller: smaller, grey: coloured, first: several}
-        return [*told_of_range(headers, transform.range), *(line for line, holds in said.items() if line and holds)]
+        nearest = transform.resize == "nearest"
+        resized = told_of_nearest(shapes, shape, transform.fit) if nearest else told_of_scaling(shapes, shape)
+        said = {cuts: cuts, resized: resized, grey: coloured, first: several}
+        lines = [*told_of_range(headers, transform.range), *(line for line, holds in said.items() if line and holds)]
+        return [*lines, *_told_of_alpha(headers, transform.alpha)]
 
     def stored_like(self, transform: Transform) -> tuple[tuple[int, ...], np.dtype[Any]]:
         """Return the shape and dtype of pixels."""

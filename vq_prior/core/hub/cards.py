@@ -117,6 +117,7 @@ def measured_table(
         rows.append(("held-out images", f"{count:,}" if isinstance(count, int) else "unknown"))
         for name in ("psnr", "ssim"):
             of = f" of the range {of_codec['psnr_range']}" if name == "psnr" and "psnr_range" in of_codec else ""
+            of += f", {of_codec['measures_of']}" if "measures_of" in of_codec else ""
             rows.append((plain_text(METRICS[name][0] + of), _number(of_codec.get(name), METRICS[name][1])))
         for number, level in enumerate(of_codec.get("levels") or ()):
             use = f"{level['usage']:.1%} of {level['num_codes']}, perplexity {level['perplexity']:.1f}"
