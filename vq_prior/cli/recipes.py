@@ -130,7 +130,7 @@ def pictures128_codec() -> TrainVQVAE:
 
     A code stands for 8x8 pixels, which one of 1,024 says too little of: a second one says what the first leaves over.
 
-    COST128
+    Cost: 16 images in 4.9 s of one busy CPU core in bf16, 1.0 GiB. Not measured: its time on a GPU, and what it keeps.
     """
     small = pictures64_codec()
     model = replace(small.model, downsampling=8, width=256, residual_width=128, attention=True)
@@ -148,7 +148,7 @@ def pictures128_codec() -> TrainVQVAE:
 def pictures256_codec() -> TrainVQVAE:
     """Return the codec for 256x256 pictures, for a GPU: two levels of 16x16 codes of 4,096, with attention.
 
-    COST256
+    Cost: 16 images in 10.3 s of one busy CPU core in bf16, 1.5 GiB. Not measured: its time on a GPU, and what it keeps.
     """
     middle = pictures128_codec()
     return replace(

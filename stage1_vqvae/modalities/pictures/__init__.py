@@ -14,7 +14,7 @@ def _parts(range: Range | None = None, alpha: bool = False) -> tuple[Any, Any, A
     from stage1_vqvae.modalities.pictures.show import PictureShow
     from stage1_vqvae.modalities.pictures.values import PictureValues
 
-    return PictureFiles(range), PictureValues(range), PictureQuality(range, alpha=alpha), PictureShow()
+    return PictureFiles(range), PictureValues(range, alpha=alpha), PictureQuality(range, alpha=alpha), PictureShow()
 
 
 PICTURES = Modality(

@@ -33,6 +33,7 @@ from vq_prior.core.modality import Facts, Header
 Pixels = NDArray[np.uint8]
 ENLARGED = 1.1  # sides of the picture that crops are taken from
 PIXELS = "pixels x of 0..255 become such by x.float() / 127.5 - 1"
+WITH_ALPHA = "colour c and alpha a of 0..255 become such by (c * a / 255 + 255 - a) / 127.5 - 1 and a / 127.5 - 1"
 RULE = "exif, 16-bit to 8, alpha on white, bicubic cover, centre crop; 1"
 
 
@@ -188,14 +189,15 @@ class PictureValues:
 
     Args:
         range: Of the numbers that are stored of pictures of more than 8 bits; None is 8 bits.
+        alpha: Whether the last channel is alpha.
     """
 
     bounds = (-1.0, 1.0)
     views = {"none": 1, "flip": 2, "ten-crop": 10}  # noqa: RUF012
 
-    def __init__(self, range: Range | None = None) -> None:
+    def __init__(self, range: Range | None = None, *, alpha: bool = False) -> None:
         self.range = range
-        self.conversion = PIXELS  # to values, for who gave something else
+        self.conversion = WITH_ALPHA if alpha else PIXELS  # to values, for who gave something else
         if range is not None:
             low, high = range
             self.conversion = (

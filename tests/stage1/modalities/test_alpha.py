@@ -26,6 +26,7 @@ from stage1_vqvae.modalities.pictures.values import RULE, Transform
 from stage1_vqvae.model import load_codec
 from stage1_vqvae.settings import ModelSettings, TrainVQVAE, resolve
 from stage1_vqvae.train import new_codec, train_vqvae
+from vq_prior.app import over, pictures_of
 from vq_prior.cli import main
 from vq_prior.core.errors import ArtifactError, UsageError
 from vq_prior.core.modality import facts_of
@@ -394,9 +395,16 @@ def check_pipeline(model: Path, mode: str, picture: np.ndarray) -> None:
     values = pipe(2, seed=1, output_type="pt").images
     assert np.array_equal(pipe.codec.modality.values.to_stored(values), array)
     assert pipe(2, seed=1)._repr_png_() is not None
+    assert [np.array_equal(np.asarray(a), b) for a, b in zip(pictures_of(pipe, values), array, strict=True)] == [
+        True
+    ] * 2
+    clear = over(Image.new(mode, (12, 12)), np.zeros((2, 2), int))  # black under alpha 0
+    assert clear.getpixel((3, 3)) == (255, 255, 255)
     given = [images_of(each, pipe.codec) for each in (picture, [picture], Image.fromarray(picture), picture[None])]
     assert all(torch.equal(each, given[0]) for each in given)
     assert len(images_of(np.stack([picture, picture]), pipe.codec)) == 2
+    with pytest.raises(UsageError, match=r"colour c and alpha a of 0..255 become such by \(c \* a / 255"):
+        images_of(values * 9, pipe.codec)
     with pytest.raises(UsageError, match="1 to 4"):
         images_of([np.zeros((12, 12, 5), np.uint8)], pipe.codec)
 
