@@ -1,4 +1,5 @@
-"""`vq-prior app`: a page in the browser that draws, reconstructs, completes and paints with a MODEL, and examines it.
+"""`vq-prior app`: a page in the browser that draws, reconstructs, completes and paints with a MODEL, and examines it;
+or one on which a person chooses between the samples of two.
 
 A Space on the Hub serves the same page (docs/space). Nothing of a visitor's is kept: uploads and drawn files go after
 an hour.
@@ -17,10 +18,13 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from stage1_vqvae.modalities.sheets import to_picture
+from vq_prior.core.disk.locks import releasing
 from vq_prior.core.errors import EnvironmentFault, UsageError, VQPriorError, in_one_line
 from vq_prior.core.spec import by
 from vq_prior.judge.doctor import doctor
-from vq_prior.judge.report import middles
+from vq_prior.judge.gallery import middles
+from vq_prior.judge.preference import open_study
+from vq_prior.judge.preference_page import preference_page
 from vq_prior.model.given_images import images_of
 from vq_prior.model.inputs import fetch_once
 from vq_prior.model.pipeline import VQPriorPipeline
@@ -35,26 +39,53 @@ BUTTONS: list[Any] = ["download", "download_all"]
 Codes = list[np.ndarray]
 
 
+@releasing
 def app(settings: App) -> None:
-    """Serve the page of a MODEL until it is stopped.
+    """Serve the page of a MODEL, or of a comparison of two, until it is stopped.
 
     Raises:
-        UsageError: If the model is not one of pictures, or the port is out of range.
-        ArtifactError: If it is missing or damaged.
+        UsageError: If a setting is out of range or goes with another page, or two models cannot be compared.
+        ArtifactError: If a model is missing or damaged.
     """
-    if not 0 <= settings.port <= 65_535:
-        raise UsageError(f"port must be between 0 and 65535, got {settings.port}; 0 takes a free one")
-    pipe = VQPriorPipeline.from_pretrained(settings.model)
-    if torch.cuda.is_available():
-        pipe.to("cuda")
-    blocks = page(pipe, settings.model)
+    _check(settings)
+    if settings.model is not None:
+        pipe = VQPriorPipeline.from_pretrained(settings.model)
+        if torch.cuda.is_available():
+            pipe.to("cuda")
+        blocks, what = page(pipe, settings.model), str(settings.model)
+    else:
+        blocks, what = _comparison(settings)
     where = serve(blocks, host=settings.host, port=settings.port or None, wait=False)
-    print(f"serving {settings.model} at {where} until stopped (Ctrl-C)", flush=True)
+    print(f"serving {what} at {where} until stopped (Ctrl-C)", flush=True)
     try:
         while True:
             time.sleep(3600)
     except KeyboardInterrupt:
         blocks.close(verbose=False)
+
+
+def _check(settings: App) -> None:
+    if not 0 <= settings.port <= 65_535:
+        raise UsageError(f"port must be between 0 and 65535, got {settings.port}; 0 takes a free one")
+    if (settings.model is None) == (settings.compare is None):
+        raise UsageError("app needs either --model MODEL or --compare A B")
+    for name in ("votes", "seed"):
+        if settings.compare is None and getattr(settings, name) is not None:
+            raise UsageError(f"--{name} goes with --compare A B alone")
+
+
+def _comparison(settings: App) -> tuple[gr.Blocks, str]:
+    """Return the page of a preference study and what to call it."""
+    assert settings.compare is not None
+    a, b = (fetch_once(model) for model in settings.compare)
+    votes = settings.votes or Path("votes.json")
+    names = (str(settings.compare[0]), str(settings.compare[1]))
+    study = open_study((a, b), names, votes=votes, seed=settings.seed)
+    if torch.cuda.is_available():
+        for pipe in (study.a, study.b):
+            pipe.to("cuda")
+    print(f"{study.number} votes in {votes}; each vote is written there", flush=True)
+    return preference_page(study), f"{names[0]} against {names[1]}"
 
 
 def serve(blocks: gr.Blocks, *, host: str | None = None, port: int | None = None, wait: bool = True) -> str:

@@ -177,9 +177,16 @@ class Export(CodecSize):
 
 @dataclass
 class App:
-    """Serve a page that draws, reconstructs, completes and paints with a MODEL, on this machine alone by default."""
+    """Serve a page that draws, reconstructs, completes and paints with a MODEL, or that compares two, on this machine
+    alone by default."""
 
-    model: Annotated[Path, MODEL_HELP]
+    model: Annotated[Path | None, MODEL_HELP] = None
+    compare: tuple[Path, Path] | None = None
+    """Two MODELs whose samples a person chooses between, pair by pair, without being told whose they are."""
+    votes: Path | None = None
+    """With --compare: JSON file of the votes, written after each; one that is there goes on. Left out: votes.json."""
+    seed: int | None = None
+    """With --compare: seed of the samples and of their sides; left out: that of the votes, else 0."""
     host: str = "127.0.0.1"
     """Address to listen at; 0.0.0.0 lets other machines in."""
     port: int = 7860
@@ -188,12 +195,14 @@ class App:
 
 @dataclass
 class Report:
-    """Write one page (HTML, no network, no script) of what a run learnt: curves, codes, samples, settings."""
+    """Write one page (HTML, no network, no script) of what a run learnt: a verdict, samples, curves, settings."""
 
     run: Annotated[Path, tyro.conf.Positional]
     """RUN folder."""
     out: Path | None = None
     """File to write; left out: RUN/report.html."""
+    follow: bool = False
+    """Write it anew while RUN is being trained, until it is whole; Ctrl-C ends that."""
 
 
 @dataclass(kw_only=True)

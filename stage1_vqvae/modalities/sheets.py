@@ -90,6 +90,30 @@ def pair_grid(first: Pixels, second: Pixels, *, columns: int) -> Image.Image:
     return picture_grid(np.concatenate(rows), columns=columns)
 
 
+def pictures_of_sheet(png: bytes, *, columns: int, rows: int, gap: int = 2) -> Pixels | None:
+    """Return the pictures of a sheet that `picture_grid` drew, row by row, [columns * rows, height, width, C] uint8.
+
+    None where the file is no such sheet: its size does not fit, or there is something between the pictures. Small
+    pictures come as large as they are in it.
+
+    Args:
+        png: The file.
+        columns: Pictures in a row.
+        rows: Rows, a last one that is not full counted.
+        gap: White pixels between pictures.
+    """
+    with Image.open(io.BytesIO(png)) as sheet:
+        pixels = np.atleast_3d(np.asarray(sheet))
+    inner = pixels[gap:, gap:]
+    (height, over), (width, beside) = divmod(inner.shape[0], rows), divmod(inner.shape[1], columns)
+    if over or beside or min(height, width) <= gap or pixels[:gap].min() < 255 or pixels[:, :gap].min() < 255:
+        return None
+    cells = inner.reshape(rows, height, columns, width, -1).swapaxes(1, 2).reshape(rows * columns, height, width, -1)
+    if min(cells[:, height - gap :].min(), cells[:, :, width - gap :].min()) < 255:
+        return None
+    return np.ascontiguousarray(cells[:, : height - gap, : width - gap])
+
+
 def heat(nats: Tensor, shape: Sequence[int], chance: float) -> Pixels:
     """Return maps as pixels [B, height, width, 3]: blue at 0 nats, white at chance, red at twice chance and beyond.
 

@@ -1,5 +1,6 @@
 """The page of `vq-prior app`, served by the real command and used in a real browser."""
 
+import json
 import shutil
 import socket
 import subprocess
@@ -8,14 +9,19 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from stage2_prior.folder import SamplingDefaults
 from vq_prior.app import CELL, over
 from vq_prior.cli import main
+from vq_prior.judge.preference import left_of
+from vq_prior.model.pipeline import VQPriorPipeline
 
 START_SECONDS = 120
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -28,14 +34,13 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-@pytest.fixture(scope="module")
-def served(tiny_run, tmp_path_factory, child_environment) -> Iterator[str]:
-    """Where the command serves the page of a model, in a process of its own."""
-    port, folder = free_port(), tmp_path_factory.mktemp("app")
-    environment = child_environment(GRADIO_TEMP_DIR=str(folder / "kept"))
-    words = [sys.executable, "-m", "vq_prior", "app", "--model", str(tiny_run / "model"), "--port", str(port)]
+@contextmanager
+def serving(folder: Path, environment: dict[str, str], *words: str) -> Iterator[str]:
+    """Where `vq-prior app WORDS` serves its page, in a process of its own; its log is in the folder."""
+    port = free_port()
+    command = [sys.executable, "-m", "vq_prior", "app", *words, "--port", str(port)]
     with (folder / "log.txt").open("w") as log:
-        process = subprocess.Popen(words, env=environment, stdout=log, stderr=log)
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
     try:
         deadline = time.monotonic() + START_SECONDS
         while "serving" not in (folder / "log.txt").read_text():
@@ -46,6 +51,24 @@ def served(tiny_run, tmp_path_factory, child_environment) -> Iterator[str]:
     finally:
         process.terminate()
         assert process.wait(30) == 0, (folder / "log.txt").read_text()
+
+
+@pytest.fixture(scope="module")
+def served(tiny_run, tmp_path_factory, child_environment) -> Iterator[str]:
+    """Where the command serves the page of a model."""
+    folder = tmp_path_factory.mktemp("app")
+    environment = child_environment(GRADIO_TEMP_DIR=str(folder / "kept"))
+    with serving(folder, environment, "--model", str(tiny_run / "model")) as where:
+        yield where
+
+
+def client_of(where: str, folder: Path):
+    """Return a program that asks the page."""
+    from gradio_client import Client
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NO_PROXY", "127.0.0.1")
+        return Client(where, verbose=False, download_files=str(folder))
 
 
 @pytest.fixture(scope="module")
@@ -147,18 +170,64 @@ def test_the_doctor_speaks(page):
 
 
 def test_a_program_may_ask_and_is_held_to_the_limits(served, tmp_path):
-    from gradio_client import Client
     from gradio_client.exceptions import AppError
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("NO_PROXY", "127.0.0.1")
-        client = Client(served, verbose=False, download_files=str(tmp_path))
+    client = client_of(served, tmp_path)
     gallery, told = client.predict("seven", 3, 5, 1.0, 1.0, 1.0, api_name="/draw")
     assert [item["caption"] for item in gallery] == ["seven"] * 3
     assert told == "3 of 3 images"
     for request in (("seven", 65, 5, 1.0, 1.0, 1.0), ("nobody", 3, 5, 1.0, 1.0, 1.0), ("seven", 3, 5, -1.0, 1.0, 1.0)):
         with pytest.raises((AppError, ValueError)):
             client.predict(*request, api_name="/draw")
+
+
+@pytest.fixture(scope="module")
+def two_models(tiny_model, tmp_path_factory) -> tuple[str, str]:
+    """Two MODELs of the same weights that draw at other temperatures."""
+    pipe, other = VQPriorPipeline.from_pretrained(tiny_model), tmp_path_factory.mktemp("other") / "model"
+    cooler = replace(pipe.prior, sampling=SamplingDefaults(temperature=0.3))
+    VQPriorPipeline(pipe.codec, cooler).save_pretrained(other)
+    return str(tiny_model), str(other)
+
+
+def test_votes_are_counted_kept_and_told_only_when_asked(two_models, tmp_path, child_environment):
+    votes, environment = tmp_path / "votes.json", child_environment(GRADIO_TEMP_DIR=str(tmp_path / "kept"))
+    words = ["--compare", *two_models, "--votes", str(votes), "--seed", "7"]
+    with serving(tmp_path, environment, *words) as where:
+        client = client_of(where, tmp_path)
+        for pair in range(3):  # one who likes A
+            heading, *pictures = client.predict(api_name=f"/{'left' if left_of(7, pair) == 'A' else 'right'}")
+            assert f"Pair {pair + 2}" in heading
+            assert f"{pair + 1} votes so far" in heading
+            assert not any(model in str([heading, *pictures]) for model in two_models)  # blind
+            sizes = [Image.open(picture).size for picture in pictures]
+            assert sizes == [(384, 384)] * 2
+        client.predict(api_name="/equal")
+        assert len(json.loads(votes.read_text())["votes"]) == 4
+        told = client.predict(api_name="/result")
+    assert told.splitlines()[0] == f"A is {two_models[0]}, B is {two_models[1]}."
+    assert "A was preferred in 3 of 3 pairs: 100.0%, 95% interval 43.9% to 100.0%; 1 equal." in told
+    with serving(tmp_path, environment, *words) as where:
+        assert f"4 votes in {votes}" in (tmp_path / "log.txt").read_text()
+        heading, *_ = client_of(where, tmp_path).predict(api_name="/equal")  # of a window that is behind
+        assert "4 votes so far" in heading
+    assert len(json.loads(votes.read_text())["votes"]) == 4
+
+
+@in_browser
+def test_a_person_sees_a_pair_and_votes_by_a_click(two_models, browser, tmp_path, child_environment):
+    environment = child_environment(GRADIO_TEMP_DIR=str(tmp_path / "kept"))
+    with serving(tmp_path, environment, "--compare", *two_models, "--votes", str(tmp_path / "votes.json")) as where:
+        opened = browser.new_page(viewport={"width": 1200, "height": 900})
+        opened.goto(where)
+        for number in (1, 2):
+            opened.wait_for_selector(f"#pair :text('Pair {number}')", timeout=60_000)
+            assert opened.locator("#left img, #right img").count() == 2
+            opened.click("#vote-left")
+        opened.wait_for_selector("#pair :text('2 votes so far')", timeout=60_000)
+        opened.click("#look")
+        opened.wait_for_function("document.querySelector('#result textarea').value.includes('interval')")
+        opened.close()
 
 
 def test_the_page_is_for_this_machine_alone(served):

@@ -150,7 +150,7 @@ def export(settings: Export) -> None:
 
 
 def app(settings: App) -> None:
-    """Serve the page of a MODEL."""
+    """Serve the page of a MODEL, or of a comparison of two."""
     import os
 
     from vq_prior.core.errors import EnvironmentFault
@@ -162,7 +162,7 @@ def app(settings: App) -> None:
         from vq_prior.app import app as serve
     except Exception as error:  # absent, or there and broken
         raise broken(error) or EnvironmentFault('the page needs gradio; run `pip install "vq-prior[app]"`') from error
-    serve(replace(settings, model=fetch_once(settings.model)))
+    serve(replace(settings, model=settings.model and fetch_once(settings.model)))
 
 
 def report(settings: Report) -> None:

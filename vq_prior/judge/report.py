@@ -1,388 +1,302 @@
 """`vq-prior report RUN`: one page, in one file, of what a run learnt and how; needs neither network nor script.
 
-Curves and settings come from the training folders, pictures from the finished parts: the newest held-out
-reconstructions, what each code draws, samples of every class, completions of held-out codes. What a run does not
-have yet is left out, and said.
+It opens with what was drawn and one line of verdict; curves follow, and tables of every number come last, folded.
+Curves and settings come from the training folders, pictures from the finished parts. What a run does not have yet is
+left out, and said; while a training is under way the page shows its newest picture and the time left.
 """
 
-import base64
-import json
-import struct
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from stage1_vqvae.modalities.sheets import png_bytes
 from stage1_vqvae.settings import TrainVQVAE
-from stage2_prior.sampling_settings import temperature_text
 from stage2_prior.settings import TrainPrior
 from vq_prior import __version__
 from vq_prior.core.config import read_json
 from vq_prior.core.disk.artifacts import write_atomic
-from vq_prior.core.disk.code_store import INDEX, CodeStore, shard_ranges
+from vq_prior.core.disk.code_store import INDEX
 from vq_prior.core.disk.places import make_folder, true_place
 from vq_prior.core.disk.records import TrainingRecord, public_name, read_record
 from vq_prior.core.errors import ArtifactError, UsageError
 from vq_prior.core.settings import Place, names_marked
-from vq_prior.core.training.runs import by_number, flatten, read_run_config
+from vq_prior.core.training.runs import by_number, flatten
 from vq_prior.judge.chart import Chart, line_chart
+from vq_prior.judge.page import Section, Table, render, sheet_tile
+from vq_prior.judge.progress import Training, clock, read_training
+from vq_prior.judge.verdict import HEAD, explained, figures, verdict
+from vq_prior.model.index import read_index
 
 if TYPE_CHECKING:
-    from vq_prior.core.spec import Codec
-    from vq_prior.model.pipeline import VQPriorPipeline
     from vq_prior.settings import Report
 
-MOST_CODES, MOST_CLASSES, OF_A_CLASS, COMPLETED = 512, 10, 8, 6
-CODES_AT_ONCE = 64
-BUDGET = {
-    "error_budget.fid": "FID of samples",
-    "error_budget.rfid": "of it, rFID of reconstructions: the codec's part",
-    "error_budget.fid_less_rfid": "the rest: the prior's part",
-    "samples.precision": "precision: samples that look real",
-    "samples.recall": "recall: real images within the samples' range",
-    "samples.classification_accuracy.fitted_to_samples": "classifier fitted to samples, on held-out images",
-    "samples.classification_accuracy.fitted_to_images": "the same fitted to images",
+AGAIN_SECONDS = 15  # after which a browser looks for a newer page, while there is to be one
+LOOK_SECONDS = 2.0  # between looks at a run that is followed
+EVALUATION = "evaluation.json"
+
+# Of a chart: title, unit, and the names of its lines, those of a level with it.
+CODEC_CHARTS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+    ("Error of the reconstructions in training", "loss, values from -1 to 1", ("reconstruction", "coarse")),
+    ("Share of the codes in use", "0 to 1", ("usage",)),
+    ("Perplexity: as many codes as if all were used alike", "codes", ("perplexity",)),
+    ("Codes that nothing chose, and codes moved to new places", "codes", ("num_dead", "num_revived")),
+)
+PRIOR_CHARTS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+    ("Nats per token, against the baselines", "nats per token", ("train_nats", "held_out_nats")),
+)
+LINES = {
+    "reconstruction": "reconstruction",
+    "coarse": "of the coarse levels alone",
+    "usage": "in use",
+    "num_dead": "not chosen",
+    "num_revived": "moved",
+    "train_nats": "training images",
+    "held_out_nats": "held-out images",
 }
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows of two columns; with a title it can be folded."""
-
-    rows: tuple[tuple[str, str], ...]
-    title: str = ""
-    open: bool = False
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A PNG in base64 and the words above it."""
-
-    caption: str
-    png: str
-    width: int
-    height: int
-
-
-@dataclass
-class Section:
-    """A part of the page."""
-
-    title: str
-    text: str = ""
-    tables: list[Table] = field(default_factory=list)
-    charts: list[Chart] = field(default_factory=list)
-    pictures: list[Picture] = field(default_factory=list)
+BASELINES = ("previous_token", "unigram", "uniform")
+NO_CURVES = {"step", "elapsed_seconds", *BASELINES}
 
 
 def report(settings: "Report") -> Path:
-    """Write the page of RUN and return its path.
+    """Write the page of RUN and return its path; with `follow`, again whenever there is news, until the run is whole.
 
     Raises:
         UsageError: If OUT is a folder.
         ArtifactError: If RUN is no run, or a part of it is damaged.
     """
     run, out = settings.run, settings.out or settings.run / "report.html"
-    if not run.is_dir():
-        raise ArtifactError(f"{run} is not a folder" if run.exists() else f"{run} does not exist")
     if out.is_dir():
         raise UsageError(f"--out must be a file to write, {out} is a folder")
-    codec_run, prior_run = (_training(run / name) for name in ("vqvae-training", "prior-training"))
-    if codec_run is None and prior_run is None:
-        raise ArtifactError(f"{run} is not a RUN: it has neither vqvae-training nor prior-training")
-    sections = [_overview(run, codec_run, prior_run)]
-    sections += [_codec_section(run, codec_run)] if codec_run else []
-    sections += _levels(run)
-    sections += _atlas(run)
-    sections += [_prior_section(prior_run)] if prior_run else []
-    sections += _drawn(run)
-    sections += _evaluation(run)
-    sections.append(_configuration(codec_run, prior_run))
-    make_folder(true_place(out).parent)
-    title = run.absolute().name
-    write_atomic(out, _page(title, f"Written by vq-prior {__version__}.", sections).encode("utf-8", "backslashreplace"))
+    if not run.is_dir():
+        raise ArtifactError(f"{run} is not a folder" if run.exists() else f"{run} does not exist")
+    gallery = _Gallery(run)
+    whole = _write(run, out, gallery)
     print(f"wrote {out}: open it in a browser", flush=True)
+    if settings.follow:
+        _follow(run, out, gallery, whole=whole)
+        print(f"{run} is whole; {out} shows it", flush=True)
     return out
 
 
-def _page(title: str, subtitle: str, sections: Sequence[Section]) -> str:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(loader=PackageLoader("vq_prior.judge", ""), autoescape=True, undefined=StrictUndefined)
-    return environment.get_template("report.html.j2").render(title=title, subtitle=subtitle, sections=sections)
-
-
-@dataclass(frozen=True)
-class _Training:
-    """What a training folder holds: its flat settings, its log, the newest picture."""
-
-    settings: dict[str, Any]
-    log: tuple[dict[str, float], ...]
-    picture: Path | None
-
-    def points(self, name: str) -> list[tuple[float, float]]:
-        """Return (step, value) of every log line that has this number."""
-        return [(entry["step"], entry[name]) for entry in self.log if name in entry]
-
-    def of_levels(self, name: str) -> list[str]:
-        """Return the names under which the log has a number of each level: NAME, or NAME.0, NAME.1 ... of several."""
-        return list(dict.fromkeys(key for entry in self.log for key in entry if key.partition(".")[0] == name))
-
-    def seconds(self) -> float:
-        """Return the seconds of all processes that worked on it; each counts from its own start."""
-        times = [entry["elapsed_seconds"] for entry in self.log]
-        ends = [now for now, after in zip(times, [*times[1:], 0.0], strict=True) if after < now]
-        return sum(ends)
-
-
-def _training(folder: Path) -> _Training | None:
-    if not (folder / "config.json").is_file():
-        return None
-    log = []
-    path = folder / "metrics.jsonl"
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-        try:
-            log.append(json.loads(line))
-        except json.JSONDecodeError:  # the last line of a run that was killed
+def _follow(run: Path, out: Path, gallery: "_Gallery", *, whole: bool) -> None:
+    """Write the page again whenever there is news, until the run is whole."""
+    news, failed = _state(run), False
+    while not whole:
+        time.sleep(LOOK_SECONDS)
+        if (now := _state(run)) == news and not failed:
             continue
-    pictures = sorted((folder / "images").glob("step-*.png"))
-    settings = flatten(read_run_config(folder / "config.json").settings)
-    return _Training(settings, tuple(log), pictures[-1] if pictures else None)
+        try:
+            news, whole, failed = now, _write(run, out, gallery), False
+        except ArtifactError:
+            if failed:
+                raise
+            failed = True  # a part may have been replaced meanwhile: one more look
 
 
-def _overview(run: Path, codec_run: _Training | None, prior_run: _Training | None) -> Section:
-    records = {name: read_record(run / name) if (run / name).is_dir() else None for name in ("vqvae", "prior")}
-    missing = [name for name, record in records.items() if record is None]
-    section = Section("What was measured", text=f"Not finished yet: {', '.join(missing)}." if missing else "")
-    for name, record in records.items():
-        if record is not None:
-            section.tables.append(Table(_measured(record), title=name, open=True))
-    seconds = {"codec": codec_run, "prior": prior_run}
-    rows = [(f"{name} training", _clock(training.seconds())) for name, training in seconds.items() if training]
-    section.tables.append(Table(tuple(rows), title="time", open=True))
-    return section
+def _write(run: Path, out: Path, gallery: "_Gallery") -> bool:
+    """Write the page and return whether the run is whole: everything in it finished, samples to be drawn."""
+    codec, prior = (read_training(run, name) for name in ("codec", "prior"))
+    if codec is None and prior is None:
+        raise ArtifactError(f"{run} is not a RUN: it has neither vqvae-training nor prior-training")
+    trainings = [training for training in (codec, prior) if training is not None]
+    records = {name: _record(run, name) for name in ("vqvae", "prior")}
+    of_codec, of_prior = (record.measured if record is not None else None for record in records.values())
+    found, of_this = _evaluation(run)
+    evaluation = found if of_this else None
+    drawn = gallery.sections()
+    copies, flat_psnr = _copies(codec, records["vqvae"])
+    status = [line for training in trainings if (line := training.status()) is not None]
+    times = [(f"training of the {each.name}", clock(each.seconds()), "", "time it took") for each in trainings]
+    rows = (*figures(of_codec, of_prior, evaluation, flat_psnr=flat_psnr), *times)
+    facts = Section("Figures", tables=[Table(rows, head=HEAD)])
+    sections: list[Section | None] = [*drawn["Samples"], *_newest_samples(prior, drawn), *copies, facts]
+    sections += [_codec_curves(codec)] if codec else []
+    sections += [_prior_curves(prior)] if prior else []
+    sections += [*drawn["Levels"], *drawn["Codebook atlas"], *drawn["Completions"]]
+    sections += [_other_curves(trainings), _every_number(records, found, of_this=of_this), _configuration(codec, prior)]
+    make_folder(true_place(out).parent)
+    page = render(
+        run.absolute().name,
+        verdict(of_codec, of_prior, evaluation),
+        status,
+        [section for section in sections if section is not None],
+        written_by=f"Written by vq-prior {__version__}.",
+        again=AGAIN_SECONDS if status else None,
+    )
+    write_atomic(out, page)
+    to_come = prior is not None and any(prior.settings.get(name) for name in ("codec", "from_model"))  # RUN/model
+    has_model = (run / "model" / "config.json").is_file()
+    return not status and all(record is not None for record in records.values()) and (has_model or not to_come)
 
 
-def _measured(record: TrainingRecord) -> tuple[tuple[str, str], ...]:
-    rows = [("command", record.command), ("data", record.data)]
-    rows += [("rows", f"{record.num_train} trained on, {record.num_held_out} held out")]
-    return (*rows, *((name, _number(value)) for name, value in flatten(by_number(record.measured)).items()))
+def _state(run: Path) -> list[tuple[str, int, int]]:
+    """Return what tells of news of a run: sizes and times of logs, pictures and parts."""
+    parts = ["*-training/metrics.jsonl", "*-training/images/*.png", f"*/{INDEX}", "*/config.json", EVALUATION]
+    found = {path for pattern in parts for path in run.glob(pattern)}
+    return sorted((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in found)
+
+
+def _record(run: Path, name: str) -> TrainingRecord | None:
+    """Return the record of the part "vqvae" or "prior" of a RUN, or of its MODEL; None where there is none."""
+    return next((read_record(place / name) for place in (run, run / "model") if (place / name).is_dir()), None)
+
+
+class _Gallery:
+    """What finished parts show; drawn anew only where they are others."""
+
+    def __init__(self, run: Path) -> None:
+        self.run = run
+        self._of: list[int] | None = None
+        self._sections: dict[str, list[Section]] = {}
+
+    def sections(self) -> dict[str, list[Section]]:
+        """Return at most one section under each title."""
+        run = self.run
+        parts = [run / "vqvae/config.json", run / "codes" / INDEX, run / "model/config.json"]
+        of = [path.stat().st_mtime_ns if path.is_file() else 0 for path in parts]
+        if of != self._of:
+            self._sections, self._of = self._drawn(), of
+        return self._sections
+
+    def _drawn(self) -> dict[str, list[Section]]:
+        run, codes = self.run, self.run / "codes"
+        found: list[Section | None] = []
+        folder = next((p for p in (run / "vqvae", run / "model" / "vqvae") if (p / "config.json").is_file()), None)
+        if folder is not None:
+            from stage1_vqvae.codecs import open_codec
+            from vq_prior.judge.gallery import atlas, levels
+
+            codec = open_codec(folder)
+            found += [levels(codec, codes), atlas(codec, codes)]
+        if (run / "model" / "config.json").is_file():
+            from vq_prior.judge.gallery import completions, samples
+            from vq_prior.model.pipeline import VQPriorPipeline
+
+            pipeline = VQPriorPipeline.from_pretrained(run / "model")
+            found += [samples(pipeline, codes), completions(pipeline, codes)]
+        titles = ("Samples", "Levels", "Codebook atlas", "Completions")
+        return {title: [section for section in found if section and section.title == title] for title in titles}
+
+
+def _newest_samples(prior: Training | None, drawn: dict[str, list[Section]]) -> list[Section]:
+    """Return the newest samples of a training that is not finished."""
+    if prior is None or (prior.finished and drawn["Samples"]):
+        return []
+    if prior.picture is None:
+        model = "there is no RUN/model, which draws them: `vq-prior assemble` makes one"
+        return [Section("Samples", text=f"None: {model if prior.finished else 'none were drawn in training yet'}.")]
+    text = "The newest of the training, as they were drawn then."
+    tile = sheet_tile(prior.picture.read_bytes(), prior.picture.stem.replace("-", " "))
+    return [Section("Samples while training", text=text, tiles=[tile])]
+
+
+def _copies(codec: Training | None, record: TrainingRecord | None) -> tuple[list[Section], float | None]:
+    """Return the newest reconstructions of a training, and the PSNR if the images shown were flat."""
+    if codec is None or codec.picture is None:
+        return [], None
+    step = int(codec.picture.stem.rpartition("-")[2])
+    text = f"Held-out images, each above its reconstruction, after step {step:,}."
+    sheet = codec.picture.read_bytes()
+    if record is None or not codec.finished:
+        return [Section("Reconstructions", text=text, tiles=[sheet_tile(sheet, "")])], None
+    from vq_prior.judge.gallery import pairs
+
+    in_db = "psnr" in record.measured and "psnr_range" not in record.measured
+    tiles, flat_psnr = pairs(sheet, record.num_held_out, in_db=in_db)
+    text += " A click shows a pair larger."
+    return [Section("Reconstructions", text=text, tiles=tiles)], flat_psnr
+
+
+def _charts(training: Training, wanted: Sequence[tuple[str, str, tuple[str, ...]]]) -> list[Chart]:
+    """Return the charts of (title, unit, lines) that the log has numbers for."""
+    made = []
+    for title, unit, names in wanted:
+        lines = [line for name in names for line in training.of_levels(name)]
+        last = {name.replace("_", " "): some[-1][1] for name in BASELINES if (some := training.points(name))}
+        levels = last if "held_out_nats" in names else {}
+        points = {_words(name): training.points(name) for name in lines}
+        made.append(line_chart(title, points, levels=levels, unit=unit))
+    return [chart for chart in made if chart is not None]
+
+
+def _words(key: str) -> str:
+    """Return what a number of the log is called, of a level with it."""
+    name, _, level = key.partition(".")
+    return LINES.get(name, name.replace("_", " ")) + (f", level {level}" if level else "")
+
+
+def _codec_curves(codec: Training) -> Section:
+    return Section("Stage one: images to codes and back", charts=_charts(codec, [*CODEC_CHARTS, *_held_out(codec)]))
+
+
+def _held_out(training: Training) -> list[tuple[str, str, tuple[str, ...]]]:
+    """Return a chart for each number of held-out images that the log has beside the nats."""
+    names = dict.fromkeys(key.partition(".")[0] for entry in training.log for key in entry)
+    wanted = [name for name in names if name.startswith("held_out_") and name != "held_out_nats"]
+    return [(name.replace("_", " ").capitalize(), "", (name,)) for name in wanted]
+
+
+def _prior_curves(prior: Training) -> Section:
+    text = "Held-out nats have to fall below the baselines; where they rise again, the prior learns by heart."
+    points = prior.points("held_out_nats")
+    if points:
+        step, least = min(points, key=lambda point: point[1])
+        text += f" Least after step {int(step):,}: {least:.4f}, whose weights are kept."
+    charts = _charts(prior, [*PRIOR_CHARTS, *_held_out(prior)])
+    return Section("Stage two: which grids of codes are likely", text=text, charts=charts)
+
+
+def _other_curves(trainings: Sequence[Training]) -> Section | None:
+    """Return every number of the logs that has no chart above."""
+    section = Section("Every other curve", folded=True)
+    for training in trainings:
+        wanted = [*CODEC_CHARTS, *PRIOR_CHARTS, *_held_out(training)]
+        drawn = {name for _, _, names in wanted for name in names} | NO_CURVES
+        names = dict.fromkeys(key.partition(".")[0] for entry in training.log for key in entry)
+        others = [(f"{training.name}: {name.replace('_', ' ')}", "", (name,)) for name in names if name not in drawn]
+        section.charts += _charts(training, others)
+    return section if section.charts else None
+
+
+def _evaluation(run: Path) -> tuple[dict[str, Any], bool]:
+    """Return what `vq-prior evaluate --out RUN/evaluation.json` measured, and whether it was of this run's codec."""
+    path = run / EVALUATION
+    if not path.is_file():
+        return {}, False
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise ArtifactError(f"{path} is not what vq-prior evaluate writes: it is no object")
+    own = read_index(run / "model").codec_id if (run / "model" / "config.json").is_file() else None
+    return found, own is not None and found.get("codec_id") == own
 
 
 def _number(value: Any) -> str:
     return f"{value:.5g}" if isinstance(value, float) else str(value)
 
 
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d} h" if minutes >= 60 else f"{minutes}:{rest:02d} min"
+def _numbers(values: Any) -> tuple[tuple[str, ...], ...]:
+    return tuple((name, _number(value), explained(name)) for name, value in flatten(by_number(values)).items())
 
 
-def _charts(training: _Training, wanted: Sequence[tuple[str, Sequence[str], Sequence[str]]]) -> list[Chart]:
-    """Return the charts of (title, lines, levels) that the log has numbers for."""
-    made = []
-    for title, lines, levels in wanted:
-        last = {name: points[-1][1] for name in levels if (points := training.points(name))}
-        chart = line_chart(title, {name: training.points(name) for name in lines}, levels=last)
-        made += [chart] if chart is not None else []
-    return made
+def _every_number(
+    records: dict[str, TrainingRecord | None], evaluation: dict[str, Any], *, of_this: bool
+) -> Section | None:
+    section = Section("Every number", folded=True, text="By their keys in the files, with what they are.")
+    for name, record in records.items():
+        if record is not None:
+            rows = [("command", record.command, explained("command")), ("data", record.data, explained("data"))]
+            rows.append(("rows", f"{record.num_train} trained on, {record.num_held_out} held out", ""))
+            section.tables.append(Table((*rows, *_numbers(record.measured)), title=f"{name}/training.json"))
+    if evaluation:
+        title = EVALUATION if of_this else f"{EVALUATION}, which is not of this run's codec and counts for nothing here"
+        section.tables.append(Table(_numbers(evaluation), title=title))
+    return section if section.tables else None
 
 
-def _codec_section(run: Path, training: _Training) -> Section:
-    section = Section("Stage one: images to codes and back")
-    section.charts = _charts(
-        training,
-        [
-            ("error of the reconstructions in training", ["reconstruction"], []),
-            ("share of the codes in use", training.of_levels("usage"), []),
-            ("perplexity: as many codes as if all were used alike", training.of_levels("perplexity"), []),
-            (
-                "codes that nothing chose, and codes moved to new places",
-                [*training.of_levels("num_dead"), "num_revived"],
-                [],
-            ),
-        ],
-    )
-    if training.picture is not None:
-        caption = f"Held-out images, each above its reconstruction ({training.picture.stem.replace('-', ' ')})"
-        section.pictures.append(_picture(training.picture.read_bytes(), caption))
-    if not (run / "vqvae").is_dir():
-        section.text = "The training is not finished."
-    return section
-
-
-def _prior_section(training: _Training) -> Section:
-    text = "Held-out nats have to fall below the baselines; where they rise again, the prior learns by heart."
-    section = Section("Stage two: which grids of codes are likely", text=text)
-    levels = ["previous_token", "unigram"]
-    section.charts = _charts(
-        training,
-        [
-            ("nats per token, against the baselines", ["train_nats", "held_out_nats"], levels),
-            ("learning rate", ["learning_rate"], []),
-        ],
-    )
-    return section
-
-
-def _picture(png: bytes, caption: str) -> Picture:
-    width, height = struct.unpack(">II", png[16:24])  # of the header, with which a PNG begins
-    return Picture(caption, base64.b64encode(png).decode(), width, height)
-
-
-def _atlas(run: Path) -> list[Section]:
-    """Return a picture of each code, decoded where every cell around has that code too; the most used codes first."""
-    if not (run / "vqvae" / "config.json").is_file():
-        return []
-    from stage1_vqvae.codecs import open_codec
-
-    codec = open_codec(run / "vqvae")
-    number, level = len(codec.spec.levels) - 1, codec.spec.levels[-1]
-    counts = _counts(run / "codes", number, level.num_codes)
-    order = np.arange(level.num_codes) if counts is None else np.argsort(-counts, kind="stable")
-    shown = torch.from_numpy(order[:MOST_CODES].copy())
-    drawn = torch.cat([middles(codec, some) for some in shown.split(CODES_AT_ONCE)])
-    text = f"{len(shown)} of {level.num_codes} codes, each where its neighbours are the same code"
-    if number:
-        text += ", of the finest level; the coarser ones have code 0"
-    if counts is not None:
-        text += f"; the most used first. {int((counts > 0).sum())} of them occur in the training images"
-    return [Section("Codebook atlas", text=f"{text}.", pictures=[_sheet(codec, drawn, 32, "codes")])]
-
-
-def _levels(run: Path) -> list[Section]:
-    """Return what the first levels of held-out codes show, one level more a column."""
-    if not (run / "vqvae" / "config.json").is_file() or not (run / "codes" / INDEX).is_file():
-        return []
-    from stage1_vqvae.codecs import open_codec
-
-    codec, store = open_codec(run / "vqvae"), CodeStore.open(run / "codes", "validation")
-    count = len(codec.spec.levels)
-    if count == 1 or not codec.separable or store.index.codec.id != codec.codec_id or not len(store):
-        return []
-    rows = store.rows(np.linspace(0, len(store) - 1, min(COMPLETED, len(store)), dtype=np.int64))
-    codes = [torch.from_numpy(rows[f"codes.{n}"].astype(np.int64)) for n in range(count)]
-    drawn = torch.stack([codec.decode(codes[: n + 1]) for n in range(count)], dim=1).flatten(0, 1)
-    text = f"A row is a held-out image: from the codes of its first level alone, and so on to all {count} levels."
-    return [Section("Levels", text=text, pictures=[_sheet(codec, drawn, count, "Decoded from the first levels")])]
-
-
-def _counts(codes: Path, number: int, num_codes: int) -> Any:
-    """Return how often each code of a level occurs in the training rows of a store, [K]; None without a store."""
-    if not (codes / INDEX).is_file():
-        return None
-    store = CodeStore.open(codes)
-    counts = np.zeros(num_codes, dtype=np.int64)
-    for rows in shard_ranges(len(store)):
-        values = store.rows(np.arange(rows.start, rows.stop))[f"codes.{number}"]
-        counts += np.bincount(values.reshape(-1), minlength=num_codes)
-    return counts
-
-
-def _sheet(codec: "Codec", values: Tensor, columns: int, caption: str) -> Picture:
-    return _picture(png_bytes(codec.modality.show.sheet(values, columns=columns)), caption)
-
-
-def middles(codec: "Codec", codes: Tensor) -> Tensor:
-    """Return the middle (two cells a side) of the value whose cells all hold one code of the finest level, for each
-    code; coarser codes are 0.
-
-    [n, C, *shape of the middle].
-    """
-    level = codec.spec.levels[-1]
-    coarser = [torch.zeros((len(codes), *other.grid), dtype=torch.int64) for other in codec.spec.levels[:-1]]
-    filled = codes.reshape(-1, *(1 for _ in level.grid)).expand(-1, *level.grid)
-    values = codec.decode((*coarser, filled))
-    for axis, (size, cells) in enumerate(zip(codec.spec.shape, level.grid, strict=True), start=2):
-        length = min(size, 2 * -(-size // cells))
-        values = values.narrow(axis, (size - length) // 2, length)
-    return values
-
-
-def _drawn(run: Path) -> list[Section]:
-    """Return samples of every class, and completions of held-out rows, of RUN/model."""
-    if not (run / "model" / "config.json").is_file():
-        return []
-    from vq_prior.draw.given_codes import open_given
-    from vq_prior.model.pipeline import VQPriorPipeline
-
-    pipeline = VQPriorPipeline.from_pretrained(run / "model")
-    names = pipeline.index.label_names
-    classes = range(min(len(names), MOST_CLASSES)) if names else range(MOST_CLASSES)
-    labels = [names[number] for number in classes for _ in range(OF_A_CLASS)] if names else None
-    given, count = None, OF_A_CLASS * len(classes)
-    if pipeline.prior.layout.given_levels:
-        if not (run / "codes" / INDEX).is_file():
-            return []
-        known = open_given(run / "codes", pipeline.index, pipeline.prior.layout.given_levels)
-        assert known is not None
-        given = known.tokens(pipeline.prior.layout, range(count))
-        labels = [names[number] for number in known.classes(pipeline.index) or []] or labels
-    drawn = pipeline(count, labels=labels, given=given, output_type="pt").drawn
-    sampling = pipeline.index.sampling
-    temperature = temperature_text(sampling.temperature)
-    text = f"Seed 0, temperature {temperature}, guidance {sampling.guidance_scale:g}; nothing was picked."
-    rows = f"; a row a class: {', '.join(names[:MOST_CLASSES])}" if names and given is None else ""
-    picture = _sheet(pipeline.codec, drawn, OF_A_CLASS, f"Samples{rows}")
-    sections = [Section("Samples", text=text, pictures=[picture])]
-    return sections + _completions(run / "codes", pipeline)
-
-
-def _completions(codes: Path, pipeline: "VQPriorPipeline") -> list[Section]:
-    spec = pipeline.index.spec
-    if not (codes / INDEX).is_file() or (rows := spec.levels[0].grid[0] // 2) < 1:
-        return []
-    store = CodeStore.open(codes, "validation")
-    if store.index.codec.id != pipeline.codec.codec_id or not len(store):
-        return []
-    chosen = store.rows(np.linspace(0, len(store) - 1, min(COMPLETED, len(store)), dtype=np.int64))
-    grids = tuple(torch.from_numpy(chosen[f"codes.{n}"].astype(np.int64)) for n in range(len(spec.levels)))
-    layout, each = pipeline.prior.layout, OF_A_CLASS - 1
-    # A row whose codes the prior has no tokens for cannot be gone on from.
-    of_each = [tuple(grid[n : n + 1] for grid in grids) for n in range(len(grids[0]))]
-    fitting = [n for n, codes in enumerate(of_each) if _has_tokens(layout.given_rows, codes, rows)]
-    if not fitting:
-        return []
-    grids = tuple(grid[fitting] for grid in grids)
-    given = layout.given_rows(grids, rows).repeat_interleave(each, dim=0)
-    names = pipeline.index.label_names
-    labels = [names[n] for n in chosen["label"][fitting].repeat(each)] if store.labelled and names else None
-    drawn = pipeline(len(given), labels=labels, given=given, output_type="pt").drawn
-    originals = pipeline.codec.decode(grids)
-    strips = [torch.cat([originals[n : n + 1], drawn[n * each : (n + 1) * each]]) for n in range(len(fitting))]
-    text = "Left a held-out image as its codes show it; the others keep the upper half of its codes."
-    picture = _sheet(pipeline.codec, torch.cat(strips), OF_A_CLASS, "Completions of held-out images")
-    return [Section("Completions", text=text, pictures=[picture])]
-
-
-def _has_tokens(given_rows: Callable[[tuple[Tensor, ...], int], Tensor], codes: tuple[Tensor, ...], rows: int) -> bool:
-    try:
-        given_rows(codes, rows)
-    except (UsageError, ArtifactError):
-        return False
-    return True
-
-
-def _evaluation(run: Path) -> list[Section]:
-    """Return what `vq-prior evaluate --out RUN/evaluation.json` measured."""
-    path = run / "evaluation.json"
-    if not path.is_file():
-        return []
-    numbers = {name: _number(value) for name, value in flatten(by_number(read_json(path))).items()}
-    budget = tuple((text, numbers[name]) for name, text in BUDGET.items() if name in numbers)
-    tables = [Table(budget, title="error budget", open=True)] if budget else []
-    text = f"{path.name}, by vq-prior evaluate; distances are in the features of its evaluator, smaller is better."
-    return [Section("Evaluation", text, [*tables, Table(tuple(numbers.items()), title="every number")])]
-
-
-def _configuration(codec_run: _Training | None, prior_run: _Training | None) -> Section:
-    section = Section("Configuration", text="Every setting, as it was chosen for this data and this machine.")
-    runs = (("train-vqvae", TrainVQVAE, codec_run), ("train-prior", TrainPrior, prior_run))
+def _configuration(codec: Training | None, prior: Training | None) -> Section:
+    text = "Every setting, as it was chosen for this data and this machine."
+    section = Section("Configuration", folded=True, text=text)
+    runs = (("train-vqvae", TrainVQVAE, codec), ("train-prior", TrainPrior, prior))
     for command, settings_class, training in runs:
         if training is not None:
             # Where something lies on this machine is nobody else's business.
