@@ -39,7 +39,6 @@ from vq_prior.core.settings import (
     Unsaid,
     Within,
     check_ranges,
-    given_names,
     require_data,
     require_folder_to_write,
 )
@@ -301,7 +300,8 @@ def check(settings: TrainVQVAE | ExtractCodes | Reconstruct) -> None:
         raise UsageError("--freeze encoder decoder leaves no network to train; leave out one")
     for term in ("perceptual", "adversarial"):
         for name in (f"{term}_weight", f"{term}_start"):
-            if getattr(settings.loss, term) is None and f"loss.{name}" in given_names(settings):
+            changed = getattr(settings.loss, name) != getattr(LossSettings(), name)
+            if getattr(settings.loss, term) is None and changed:
                 raise UsageError(f"--loss.{name.replace('_', '-')} goes with --loss.{term}; give one or leave it out")
 
 
