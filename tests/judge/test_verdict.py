@@ -34,7 +34,7 @@ def test_what_limits_is_the_larger_part_of_the_distance(evaluation, limit):
     line = verdict(CODEC, PRIOR, evaluation)
     assert limit in line
     assert "1.000 nats per token, 20% fewer than the previous token alone" in line
-    assert "24.3 dB and uses 97% of its codes" in line
+    assert "24.3 dB, smoother than the originals, and uses 97% of its codes. " in line
     assert "\n" not in line
 
 
@@ -60,6 +60,8 @@ def test_what_is_not_there_is_said():
     assert "neither codec nor prior is finished" in verdict(None, None, None)
     assert "There is no prior yet" in verdict(CODEC, None, None)
     assert "not part of this run" in verdict(None, PRIOR, None)
+    two = verdict(CODEC | {"levels": [*CODEC["levels"], {"usage": 0.4, "num_codes": 64}]}, PRIOR, None)
+    assert "uses 40% of its codes on the level that uses least" in two
     assert "squared error of 0.02" in verdict({"mse": 0.02}, PRIOR, None)
 
 

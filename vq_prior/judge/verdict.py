@@ -38,9 +38,10 @@ def _of_codec(codec: Measured) -> str:
     use = _least_use(codec)
     if use is not None and use < COLLAPSED:
         return f"The codebook has collapsed: {use:.1%} of the codes of a level are in use."
-    used = "" if use is None else f" and uses {use:.0%} of its codes"
+    several = len(codec.get("levels", [])) > 1
+    used = "" if use is None else f", and uses {use:.0%} of its codes" + (" on the level that uses least" * several)
     if "psnr" in codec:
-        return f"The codec keeps {codec['psnr']:.1f} dB{used}, {_in_words(codec['psnr'])}."
+        return f"The codec keeps {codec['psnr']:.1f} dB, {_in_words(codec['psnr'])}{used}."
     return f"The codec has a squared error of {codec['mse']:.4g}{used}." if "mse" in codec else "The codec is trained."
 
 
