@@ -5,7 +5,7 @@ Letters: B global batch, T tokens of a sequence, W processes.
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -17,44 +17,33 @@ from torch import Tensor, nn
 from stage2_prior.architecture import twin_of
 from stage2_prior.baselines import bits_per_dimension
 from stage2_prior.calibrate import calibrate
-from stage2_prior.conditions import Conditioned, condition_columns, conditions_of
-from stage2_prior.fine_tuning import architecture_of, merged, open_base, prior_id
-from stage2_prior.orders import layout_of, orders_of
+from stage2_prior.conditions import Conditioned
+from stage2_prior.fine_tuning import merged, prior_id
+from stage2_prior.opening import begin
 from stage2_prior.plan import plan_lines, size_lines
 from stage2_prior.prior import CausalPrior, save_prior, shifted, token_nats
-from stage2_prior.run import Progress, Training, prepare, resume, save, written_steps
+from stage2_prior.run import Progress, Training, resume, save, written_steps
 from stage2_prior.sampling import sample_tokens
 from stage2_prior.sampling_settings import temperature_text
-from stage2_prior.sequences import Sequences, drop_tokens
-from stage2_prior.settings import TINY_ROWS, CodeFacts, TrainPrior, check, filled, resolve
+from stage2_prior.sequences import drop_tokens
+from stage2_prior.settings import TrainPrior, filled
 from vq_prior.core.disk.artifacts import new_folder, remove
-from vq_prior.core.disk.code_store import CodeStore
 from vq_prior.core.disk.locks import releasing
 from vq_prior.core.disk.records import TrainingRecord, command_line, write_record
-from vq_prior.core.errors import ArtifactError, NumericError, Stopped, UsageError
-from vq_prior.core.identity import require_same_codec
+from vq_prior.core.errors import NumericError, Stopped
 from vq_prior.core.processes.collectives import sum_over_processes
 from vq_prior.core.processes.control import signal_control
 from vq_prior.core.processes.gradients import StepSums
 from vq_prior.core.processes.ordered_sums import TreeSum
-from vq_prior.core.processes.runtime import (
-    Runtime,
-    cut,
-    has_native_bf16,
-    sharding_asked,
-    start_runtime,
-    unwrap,
-)
+from vq_prior.core.processes.runtime import cut, unwrap
 from vq_prior.core.processes.sharding import gathered, is_sharded, whole
 from vq_prior.core.processes.threads import threads_record, using_threads
-from vq_prior.core.settings import changed
 from vq_prior.core.spec import Codec
 from vq_prior.core.training.memory import memory_advice
 from vq_prior.core.training.optim import lr_at, set_learning_rate
 from vq_prior.core.training.runs import (
     RunLog,
     check_continues,
-    continued,
     explained,
     open_run,
     read_run_config,
@@ -86,39 +75,15 @@ def train_prior(settings: TrainPrior, codec: Codec | None = None, base: CausalPr
         NumericError: If the loss or a gradient is not finite.
         Stopped: On SIGTERM or Ctrl-C, after the state was saved.
     """
-    check(settings)
-    typed, settings = settings, rerun_of(settings)
-    if settings.codes is None:
-        raise UsageError("train_prior reads codes; extract those of the images first and give codes instead of data")
-    if base is None and settings.from_model is not None:
-        base = open_base(settings)
-    runtime = start_runtime(settings.precision, reproducible=settings.reproducible, threads=settings.threads)
-    store, validation = _opened_stores(settings, codec, base)
-    num_classes = len(store.index.label_names) if store.labelled else 0
-    settings = changed(settings, **orders_of(settings, store.spec))
-    layout = layout_of(settings, store.spec, num_classes)
-    facts = CodeFacts(layout.num_tokens, layout.num_codes, len(store), None if base is None else architecture_of(base))
-    if sharding_asked() and not settings.fsdp:
-        settings = dataclasses.replace(settings, fsdp=True)
-        check(settings)
-    here = runtime
-
-    def chosen(some: TrainPrior) -> TrainPrior:
-        precision = at_default_precision(here, some, len(store)).precision
-        some = dataclasses.replace(some, **orders_of(some, store.spec))
-        return dataclasses.replace(resolve(some, facts, here.device.type), precision=precision)
-
-    runtime = at_default_precision(runtime, settings, len(store))
-    runtime.say(runtime.describe())
-    settings = chosen(settings)
-    runtime.require_rows(filled(settings.batch_size), settings.gradient_accumulation_steps)
-    training = prepare(settings, runtime, store, validation, codec, base)
+    begun = begin(settings, codec, base)
+    typed, training, store = settings, begun.training, begun.store
+    runtime, settings = training.runtime, training.settings
     if settings.dry_run:
         seconds = min(_timed(update, training) for _ in range(3))
         if runtime.is_main:
             print("\n".join(plan_lines(training, seconds)))
         return training.final
-    inputs = {"codes": store.store_id} | ({"from": prior_id(base)} if base is not None else {})
+    inputs = {"codes": store.store_id} | ({"from": prior_id(begun.base)} if begun.base is not None else {})
     config = run_config("train-prior", settings, inputs)
     need = 8 * sum(p.numel() for p in training.prior.model.parameters()) * 4
     require_free_space(training.folder, need)
@@ -139,59 +104,10 @@ def train_prior(settings: TrainPrior, codec: Codec | None = None, base: CausalPr
             seconds = min(_timed(_without_update, training) for _ in range(2))
             runtime.say("\n".join(size_lines(training, seconds)))
         run_steps(training)
-    command = command_line("train-prior", explained(typed, settings, chosen))
+    command = command_line("train-prior", explained(typed, settings, begun.chosen))
     source = store.index.data
     finish(training, TrainingRecord(1, command, source.source, source.id, len(store), 0, {}, changes))
     return training.final
-
-
-def rerun_of(settings: TrainPrior) -> TrainPrior:
-    """Return the settings as `continued` gives them where RUN holds a training and is not to be overwritten."""
-    return settings if settings.overwrite else continued(settings, settings.out / "prior-training")
-
-
-def at_default_precision(runtime: Runtime, settings: TrainPrior, num_rows: int) -> Runtime:
-    """Return the runtime, at bf16 where nothing was asked for and it is faster: on a CPU that has it.
-
-    The few rows of a tiny set train in moments, and in float32 the same to the last bits but few on any machine.
-    """
-    faster = runtime.device.type == "cpu" and has_native_bf16("cpu") and num_rows >= TINY_ROWS
-    return dataclasses.replace(runtime, precision="bf16") if settings.precision is None and faster else runtime
-
-
-def _opened_stores(settings: TrainPrior, codec: Codec | None, base: CausalPrior | None) -> tuple[CodeStore, CodeStore]:
-    """Return training and held-out rows of the codes, checked against what else was given."""
-    assert settings.codes is not None
-    store, validation = CodeStore.open(settings.codes, "train"), CodeStore.open(settings.codes, "validation")
-    store.verify()
-    if not len(validation):
-        raise ArtifactError(f"{settings.codes} has no validation rows; extract the codes anew with a held-out split")
-    if codec is not None:
-        require_same_codec(str(settings.codes), store.index.codec.id, "--codec", codec.codec_id)
-    if base is not None:
-        _require_same_codes(base, (store, validation), settings.codes)
-    if settings.balance and not (store.labelled and store.index.label_names):
-        raise UsageError(f"--balance needs classes, and {settings.codes} has none; leave it out")
-    return store, validation
-
-
-def _require_same_codes(base: CausalPrior, stores: Sequence[CodeStore], codes: Path) -> None:
-    """Raise `ArtifactError` unless the codes are those that the base is a distribution of, each with a token."""
-    store = stores[0]
-    require_same_codec(str(codes), store.index.codec.id, "the prior of --from", base.codec_id)
-    if base.spec != store.spec:
-        raise ArtifactError(f"{codes} holds codes of {store.spec}, the prior of --from is for {base.spec}")
-    known, there = [each.column for each in conditions_of(base.model)], list(condition_columns(store.index))
-    if known != there:
-        names = [", ".join(each.name for each in columns) or "none" for columns in (there, known)]
-        raise ArtifactError(f"{codes} holds the conditions {names[0]}, the prior of --from has {names[1]}")
-    if base.layout.kept is not None:
-        for store in stores:
-            try:
-                Sequences.read(store, base.layout).batch(slice(None))
-            except ArtifactError as error:
-                hint = "the prior of --from never saw it; without --from every code that occurs is learned"
-                raise ArtifactError(f"{codes}: {error}; {hint}") from None
 
 
 def passes(t: Training, step: int) -> StepSums:

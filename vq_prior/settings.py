@@ -6,10 +6,23 @@ from typing import Annotated, Literal
 
 import tyro
 
-from stage1_vqvae.modalities.pictures.settings import CodecSize
+from stage1_vqvae.modalities.pictures.settings import CodecSize, PictureSize
 from stage2_prior.sampling_settings import Sampling
 from vq_prior.core.modality import KindSettings
-from vq_prior.core.settings import ImageColumn, LabelColumn, NumWorkers, Sheet
+from vq_prior.core.settings import (
+    DATA_HELP,
+    DryRun,
+    ImageColumn,
+    LabelColumn,
+    NumWorkers,
+    Once,
+    Overwrite,
+    Place,
+    Seed,
+    Settings,
+    Sheet,
+    Within,
+)
 
 MODEL_HELP = tyro.conf.arg(help="MODEL folder, or Hub id owner/name[@revision].")
 CODEC_HELP = tyro.conf.arg(help="Codec folder, RUN, or Hub id owner/name[@revision].")
@@ -25,6 +38,30 @@ class Quickstart:
     """Seed of both trainings and of the samples."""
     overwrite: bool = False
     """Start anew instead of continuing what is in OUT."""
+
+
+@dataclass
+class Train(PictureSize, KindSettings, Settings):
+    """From images to new images in one command: train both stages, draw samples, measure, and write a page about it."""
+
+    data: Annotated[str, Place(), DATA_HELP]
+    out: Annotated[Path | None, Place("RUN")] = None
+    """RUN folder; OUT/model is what it ends in. Rerunning the command continues it. Left out: runs/NAME-OF-DATA."""
+    minutes: Annotated[float | None, Within(0, 10**6, above=True), Once()] = None
+    """Minutes that the whole may take: codec, sizes and steps are chosen for them, from what this machine was measured
+    to do, and written to OUT/plan.json. More minutes for a finished OUT train on. Left out: the defaults of each
+    training."""
+    from_model: Annotated[str | None, Place("MODEL"), tyro.conf.arg(name="from")] = None
+    """MODEL (folder, RUN or Hub id) to start from: its codec stays, its prior is fine-tuned."""
+    seed: Seed = 0
+    """Seed of both trainings, of the samples and of the measurement."""
+    num_workers: NumWorkers = None
+    image_column: ImageColumn = None
+    label_column: LabelColumn = None
+    overwrite: Overwrite = False
+    """Start anew instead of continuing what is in OUT."""
+    dry_run: DryRun = False
+    """Print the plan, from rates that are measured, and write nothing."""
 
 
 @dataclass

@@ -89,9 +89,10 @@ def plain_recipe(layout: Any, train: Any, held_out: Any, arguments: argparse.Nam
 
 def our_recipe(settings: Any, arguments: argparse.Namespace) -> dict[str, float]:
     """Return held-out nats per token, steps and seconds of `train-prior`; see the head of this file."""
+    from stage2_prior.opening import at_default_precision
     from stage2_prior.run import prepare
     from stage2_prior.settings import CodeFacts, resolve
-    from stage2_prior.train import at_default_precision, held_out_loss, update
+    from stage2_prior.train import held_out_loss, update
     from vq_prior.core.disk.code_store import CodeStore
     from vq_prior.core.processes.runtime import start_runtime
 

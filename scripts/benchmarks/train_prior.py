@@ -33,9 +33,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def our_training(store: Path, out: Path, precision: Any, *, tokens: int, arguments: argparse.Namespace) -> Any:
     """Return a run of `train-prior` at step 0, on sequences of `tokens`."""
+    from stage2_prior.opening import at_default_precision
     from stage2_prior.run import prepare
     from stage2_prior.settings import CodeFacts, TrainPrior, resolve
-    from stage2_prior.train import at_default_precision
     from vq_prior.core.disk.code_store import CodeStore
     from vq_prior.core.processes.runtime import start_runtime
 

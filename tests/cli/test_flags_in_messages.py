@@ -25,6 +25,7 @@ OF_OTHERS = {"--module"}  # Accelerate's
 FLAG = re.compile(r"(?<![\w-])--[a-z][\w-]*(?:\.[a-z][\w-]*)*")
 MODEL, OUT, DATA, CODEC = (["--model", "M"], ["--out", "O"], ["--data", "D"], ["--codec", "C"])
 NEEDED = {
+    "train": DATA,
     "check-data": ["DATA"],
     "train-vqvae": DATA + OUT,
     "extract-codes": CODEC + DATA + OUT,
@@ -45,7 +46,7 @@ NEEDED = {
     "verify": ["P"],
     "fingerprint": ["P"],
 }
-AMBIGUOUS = ("app", "score", "report", "complete", "evaluate", "doctor", "verify", "env")  # words of any text
+AMBIGUOUS = ("train", "app", "score", "report", "complete", "evaluate", "doctor", "verify", "env")  # words of any text
 
 
 def settings_of(command: str) -> dict[str, Setting]:
@@ -100,15 +101,7 @@ def named_flags(text: str) -> Iterator[tuple[str | None, str, str | None]]:
     """(command, flag, value) of each flag in a message; the value that stands behind it, the command before it."""
     command = None
     for word in re.finditer(r"(?<![\w-])(?:[a-z]+-)?[a-z]+(?![\w-])|" + FLAG.pattern + r"(?: ([\w.{}-]+))?", text):
-        if word[0] in COMMANDS and word[0] not in (
-            "app",
-            "score",
-            "report",
-            "complete",
-            "evaluate",
-            "doctor",
-            "verify",
-        ):
+        if word[0] in COMMANDS and word[0] not in AMBIGUOUS:
             command = word[0]
         elif word[0].startswith("--"):
             flag, _, value = word[0].partition(" ")

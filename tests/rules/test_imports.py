@@ -133,6 +133,7 @@ ROOMS = {
         "stage1_vqvae.plan",
         "stage1_vqvae.passes",
         "stage1_vqvae.held_out",
+        "stage1_vqvae.timing",
         "stage1_vqvae.extract",
         "stage1_vqvae.evaluate",
         "stage1_vqvae.resize",

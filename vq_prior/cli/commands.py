@@ -20,6 +20,7 @@ from vq_prior.settings import (
     Report,
     Score,
     Sending,
+    Train,
     Verify,
 )
 
@@ -34,6 +35,16 @@ def quickstart(settings: Quickstart) -> None:
     from vq_prior.cli.quickstart import quickstart as run
 
     run(settings)
+
+
+def train(settings: Train) -> None:
+    """Go the whole road from images to a MODEL, its samples and its measures."""
+    import time
+
+    began = time.monotonic()  # what follows imports for seconds, and they count
+    from vq_prior.cli.train import train as run
+
+    run(settings, began=began)
 
 
 def check_data(settings: "CheckData") -> None:

@@ -19,6 +19,7 @@ COMMANDS = {
         "vq_prior.settings:Quickstart",
         "train both stages on digits, draw samples",
     ),
+    "train": Command("vq_prior.settings:Train", "images -> both stages, samples, measures (RUN)", True),
     "check-data": Command(
         "stage1_vqvae.settings:CheckData",
         "find every bad image before a training does",

@@ -12,8 +12,8 @@ from stage1_vqvae.data.sources import said_of_data
 from stage1_vqvae.extract import extract_codes
 from stage1_vqvae.settings import ExtractCodes
 from stage2_prior.fine_tuning import open_base
+from stage2_prior.opening import rerun_of
 from stage2_prior.settings import TrainPrior, check
-from stage2_prior.train import rerun_of
 from stage2_prior.train import train_prior as train
 from vq_prior.core.disk.code_store import CodeStore
 from vq_prior.core.disk.components import WEIGHTS

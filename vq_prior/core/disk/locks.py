@@ -65,14 +65,15 @@ def claim(folder: Path) -> None:
 
 
 def releasing(function: Callable[P, T]) -> Callable[P, T]:
-    """Return a function that gives up every claim when it ends, however it ends."""
+    """Return a function that gives up the claims it made when it ends, however it ends; those of its caller stay."""
 
     @wraps(function)
     def released(*args: P.args, **kwargs: P.kwargs) -> T:
+        before = frozenset(_HELD)
         try:
             return function(*args, **kwargs)
         finally:
-            release_claims()
+            release_claims(but=before)
 
     return released
 
@@ -86,10 +87,10 @@ def _same_file(file: int, path: Path) -> bool:
     return (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino)
 
 
-def release_claims() -> None:
-    """Give up every claim of this process and remove the files."""
-    while _HELD:
-        path, (file, owner) = _HELD.popitem()
+def release_claims(but: frozenset[Path] = frozenset()) -> None:
+    """Give up every claim of this process, but for those to `but`, and remove the files."""
+    for path in [path for path in _HELD if path not in but]:
+        file, owner = _HELD.pop(path)
         if owner == os.getpid():
             with contextlib.suppress(OSError):
                 path.unlink()

@@ -45,6 +45,18 @@ def _has_core_each() -> bool:
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) <= cores
 
 
+def mean_over_processes(number: float, device: torch.device) -> float:
+    """Return the mean of what each process measured, in float32, the same number on every one.
+
+    Args:
+        number: Of this process.
+        device: That its collectives run on.
+    """
+    mine = torch.tensor(number, dtype=torch.float32, device=device)
+    others = dist.get_world_size() if _has_others() else 1
+    return float(sum_over_processes(mine)) / others
+
+
 def sum_over_processes(tensor: Tensor, *, ordered: bool = True) -> Tensor:
     """Return the sum of `tensor` over all processes, the same on each; the input is left alone.
 

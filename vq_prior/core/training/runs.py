@@ -205,8 +205,8 @@ def check_continues(old: RunConfig, new: RunConfig, folder: Path, *, settings: A
         name for name in sorted(old.inputs.keys() | new.inputs.keys()) if old.inputs.get(name) != new.inputs.get(name)
     ]
     changes += [f"the content of {name} {old.inputs.get(name)} -> {new.inputs.get(name)}" for name in others]
-    can_change = CHANGEABLE_INPUTS.issuperset(others)
-    if changes and not (can_change and getattr(settings, "accept_changes", False)):
+    can_change = hasattr(settings, "accept_changes") and CHANGEABLE_INPUTS.issuperset(others)
+    if changes and not (can_change and settings.accept_changes):
         accept = "--accept-changes to go on with these, or " if can_change else ""
         raise UsageError(
             f"{folder} holds a run with other settings ({'; '.join(changes)}); "

@@ -1,0 +1,133 @@
+"""How long the work of a codec takes on this machine, by doing a little of it: steps, reading and encoding of rows."""
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from stage1_vqvae.data.loading import LoadedRows, load_rows
+from stage1_vqvae.data.sources import Data
+from stage1_vqvae.run import Training, prepare
+from stage1_vqvae.settings import TrainVQVAE, resolve, trained_form
+from stage1_vqvae.train import fitted_to_machine, new_codec, passes, set_rates, start_codebook, update
+from vq_prior.core.modality import Form, Modality
+from vq_prior.core.processes.collectives import mean_over_processes
+from vq_prior.core.processes.runtime import Runtime, start_runtime
+from vq_prior.core.processes.threads import using_threads
+from vq_prior.core.spec import Codec, CodeSpec
+
+UNTIMED, FEWEST = 2, 4  # steps: the first ones pay for what begins, and fewer tell nothing
+ROWS_READ, ROWS_CODED = 512, 128
+
+
+@dataclass(frozen=True)
+class RowRates:
+    """Seconds that a row takes a process.
+
+    Attributes:
+        read: From disk into the codec's form.
+        encode: To codes.
+        decode: From codes.
+    """
+
+    read: float
+    encode: float
+    decode: float
+
+
+@dataclass(frozen=True)
+class CodecRates:
+    """What was measured of a codec that is to be trained.
+
+    Attributes:
+        settings: Of its training, resolved for the data and the machine.
+        spec: Of its codes.
+        step: Seconds of an optimiser step, all processes together.
+        rows: Of a row.
+    """
+
+    settings: TrainVQVAE
+    spec: CodeSpec
+    step: float
+    rows: RowRates
+
+
+@using_threads()
+def codec_rates(settings: TrainVQVAE, data: Data, *, seconds: float) -> CodecRates:
+    """Return what real steps on some of the rows took, optimiser and codebook included; nothing is written or kept.
+
+    Every process must call it.
+
+    Args:
+        settings: As typed.
+        data: What they name, already opened.
+        seconds: That the timed steps take about.
+
+    Raises:
+        UsageError: If a setting does not fit the data or the machine.
+        NumericError: If a loss is not finite.
+    """
+    runtime = start_runtime(settings.precision, reproducible=settings.reproducible, threads=settings.threads)
+    settings = resolve(settings, data.facts(), runtime.device.type, modality=data.modality)
+    runtime, settings = fitted_to_machine(runtime, settings)
+    model, form = new_codec(settings), trained_form(settings)
+    rows, read = _some_rows(data, *form, num_workers=settings.num_workers)
+    training = prepare(settings, runtime, model, rows, rows)
+    start_codebook(training)
+    for _ in range(UNTIMED):
+        _step(training)
+    first = mean_over_processes(_seconds_of(training, 1), runtime.device)
+    step = mean_over_processes(_seconds_of(training, max(FEWEST, int(seconds / first))), runtime.device)
+    return CodecRates(settings, model.spec, step, _row_rates(model.eval(), rows, read, runtime))
+
+
+@using_threads()
+def row_rates(codec: Codec, data: Data, *, num_workers: int | None) -> RowRates:
+    """Return what reading, encoding and decoding took for some of the rows; every process must call it.
+
+    Args:
+        codec: It; on the device of this process afterwards.
+        data: Rows of its kind.
+        num_workers: Threads that read; None is as many as speed it up.
+    """
+    runtime = start_runtime("fp32")
+    rows, read = _some_rows(data, codec.modality, codec.transform, num_workers=num_workers)
+    codec.to(runtime.device)
+    return _row_rates(codec, rows, read, runtime)
+
+
+def _some_rows(data: Data, modality: Modality, form: Form, *, num_workers: int | None) -> tuple[LoadedRows, float]:
+    """Return rows spread over those to train on, read, and the seconds that each took."""
+    count = min(len(data.train), ROWS_READ)
+    some = data.train.subset(np.arange(count, dtype=np.int64) * len(data.train) // count)
+    began = time.monotonic()
+    rows = load_rows(some, modality, form, num_workers=num_workers)
+    return rows, (time.monotonic() - began) / count
+
+
+def _row_rates(codec: Codec, rows: LoadedRows, read: float, runtime: Runtime) -> RowRates:
+    values = rows.batch(range(min(len(rows), ROWS_CODED)), runtime.device)
+    codec.decode(codec.encode(values))  # the first call pays for what begins
+    began = time.monotonic()
+    codes = codec.encode(values)
+    int(codes[0].sum())  # which waits for a GPU
+    encoded = time.monotonic()
+    float(codec.decode(codes).sum())
+    ended = time.monotonic()
+    seconds = (read, (encoded - began) / len(values), (ended - encoded) / len(values))
+    return RowRates(*(mean_over_processes(each, runtime.device) for each in seconds))
+
+
+def _seconds_of(t: Training, steps: int) -> float:
+    began = time.monotonic()
+    for _ in range(steps):
+        _step(t)
+    return (time.monotonic() - began) / steps
+
+
+def _step(t: Training) -> None:
+    share = t.runtime.share(t.batch_size)
+    values = t.train.to_values(t.train.stored(t.rows(t.step)[share]), t.runtime.device)
+    learning_rate, (_, total, _) = set_rates(t), passes(t, values)
+    update(t, learning_rate)
+    float(total)  # which waits for a GPU
