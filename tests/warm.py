@@ -35,10 +35,10 @@ MAX_REQUEST_BYTES = 100_000
 # training of more than 60 steps has 60.
 BRIEFLY = """
 from dataclasses import replace
-import stage1_vqvae.train, stage2_prior.train
+import stage1_vqvae.train, stage2_prior.opening
 from vq_prior.judge import evaluate, evaluator
 evaluate.STEPS = evaluator.STEPS = 40
-for stage in (stage1_vqvae.train, stage2_prior.train):
+for stage in (stage1_vqvae.train, stage2_prior.opening):
     def resolve(settings, *facts, whole=stage.resolve, **more):
         return whole(replace(settings, steps=min(settings.steps or 60, 60)), *facts, **more)
     stage.resolve = resolve

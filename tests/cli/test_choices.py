@@ -104,9 +104,21 @@ def test_too_few_minutes_name_the_least_that_would_do():
     with pytest.raises(UsageError, match=r"--minutes must be at least (\d+\.?\d*) for this data .* got 0\.5") as error:
         choose_codec(candidates(), SIZES, minutes=0.5, spent=10.0)
     least = float(str(error.value).partition("at least ")[2].partition(" ")[0])
-    assert choose_codec(candidates(), SIZES, minutes=least + 0.1, spent=10.0).steps >= LEAST_STEPS
+    assert choose_codec(candidates(), SIZES, minutes=least, spent=10.0).steps >= LEAST_STEPS
     with pytest.raises(UsageError):
         choose_codec(candidates(), SIZES, minutes=least - 0.2, spent=10.0)
+
+
+def test_where_the_evaluation_has_no_time_the_model_has():
+    with pytest.raises(UsageError, match=r"at least") as error:
+        choose_codec(candidates(), SIZES, minutes=0.5, spent=10.0)
+    least = float(str(error.value).partition("at least ")[2].partition(" ")[0])
+    choice = choose_codec(candidates(), SIZES, minutes=least, spent=10.0)
+    assert choice.passed == ("there is no time for the evaluation",)
+    seconds, prior = whole_seconds(choice, least, spent=10.0)
+    assert prior.num_images == 0
+    assert seconds <= 60 * least * AIM
+    assert evaluation(RATES, SIZES, 0) == 0
 
 
 def test_recipes_suit_their_data():

@@ -51,7 +51,7 @@ def test_the_minutes_of_a_plan_are_those_of_its_last_part():
         (lambda plan: plan["codec"]["settings"].update(steps="many"), r"codec.settings.steps must be"),
         (lambda plan: plan["codec"]["prior"].update(model={"width": 3}), r"codec.prior.model has an unknown key"),
         (lambda plan: plan["prior"][0]["settings"].update(steps=1.5), r"prior\[0\].settings.steps must be"),
-        (lambda plan: plan["prior"][0].update(num_images=0), r"prior\[0\].num_images must be at least 1, got 0"),
+        (lambda plan: plan["prior"][0].update(num_images=-1), r"prior\[0\].num_images must be at least 0, got -1"),
         (lambda plan: plan["prior"][0]["measured"].update(draw=True), r"measured.draw must be a number"),
     ],
 )

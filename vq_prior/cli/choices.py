@@ -158,7 +158,7 @@ class CodecChoice:
 
 @dataclass(frozen=True)
 class PriorChoice:
-    """Steps of the prior, steps between two measurements, images that are compared, and the seconds it all takes."""
+    """Steps of the prior, steps between two measurements, images compared (0: none), and the seconds it all takes."""
 
     steps: int
     eval_every: int
@@ -173,7 +173,9 @@ def before_prior(r: Rates, sizes: Sizes) -> float:
 
 
 def evaluation(r: Rates, sizes: Sizes, num_images: int) -> float:
-    """Return the seconds of `evaluate` with so many images."""
+    """Return the seconds of `evaluate` with so many images; none where there are none."""
+    if not num_images:
+        return 0.0
     reading = r.open + r.read * (sizes.num_held_out + num_images + sizes.num_fitted)
     fits = (2 if sizes.labelled else 1) * sizes.fit_steps * r.fit_step
     held_out = sizes.num_held_out * (3 * (r.encode + r.decode + r.judge))
@@ -202,28 +204,44 @@ def choose_codec(candidates: Iterable[Candidate], sizes: Sizes, *, minutes: floa
     Raises:
         UsageError: If the minutes are too few for any; names the least.
     """
-    least: list[float] = []
-    passed: list[str] = []
+    seen, passed = [], []
+    fewest = min(FEWEST_IMAGES, sizes.most_images())
     for candidate in candidates:
-        r = candidate.rates
-        fixed = before_prior(r, sizes) + 2 * r.prior_begin + ending(r, sizes, min(FEWEST_IMAGES, sizes.most_images()))
-        steps_of_prior = r.prior_step * (1 + MEASURING_SHARE)
-        budget = AIM * 60 * minutes - spent - fixed
-        most = min(CODEC_SHARE * 60 * minutes, CODEC_SHARE_OF_STEPS * budget)
-        steps = min(candidate.default_steps, down(most / r.codec_step, 50))
-        prior_steps = down((budget - steps * r.codec_step) / steps_of_prior, 10)
+        seen.append(candidate)
+        steps, prior_steps, _ = _steps(candidate, sizes, fewest, minutes=minutes, spent=spent)
         if min(steps, prior_steps) >= LEAST_STEPS:
             return CodecChoice(candidate, steps, prior_steps, tuple(passed))
         passed.append(
             f"{candidate.recipe.name} would have {steps} steps of its codec and {prior_steps} of its prior, "
             f"and needs {LEAST_STEPS} of each"
         )
-        needed = max(LEAST_STEPS * r.codec_step / CODEC_SHARE_OF_STEPS, LEAST_STEPS * (r.codec_step + steps_of_prior))
-        least.append((needed + fixed + spent) / (60 * AIM))
+    least = []
+    for candidate in seen:
+        steps, prior_steps, needed = _steps(candidate, sizes, 0, minutes=minutes, spent=spent)
+        if min(steps, prior_steps) >= LEAST_STEPS:
+            return CodecChoice(candidate, steps, prior_steps, ("there is no time for the evaluation",))
+        least.append(needed)
     raise UsageError(
         f"--minutes must be at least {up_to_tenths(min(least))} for this data on this machine, got {minutes:g}; "
         "give more, or take fewer images by --max-images"
     )
+
+
+def _steps(
+    candidate: Candidate, sizes: Sizes, num_images: int, *, minutes: float, spent: float
+) -> tuple[int, int, float]:
+    """Return the steps of codec and prior that fit, and the minutes in which the least would."""
+    r = candidate.rates
+    fixed = spent + before_prior(r, sizes) + 2 * r.prior_begin + ending(r, sizes, num_images)
+    of_prior = r.prior_step * (1 + MEASURING_SHARE)
+    budget = AIM * 60 * minutes - fixed
+    most = min(CODEC_SHARE * 60 * minutes, CODEC_SHARE_OF_STEPS * budget)
+    steps = min(candidate.default_steps, down(most / r.codec_step, 50))
+    prior_steps = down((budget - steps * r.codec_step) / of_prior, 10)
+    both = LEAST_STEPS * r.codec_step + (LEAST_STEPS + 10) * of_prior  # steps are rounded down
+    needed = max(LEAST_STEPS * r.codec_step / CODEC_SHARE_OF_STEPS, both)
+    of_share = LEAST_STEPS * r.codec_step / CODEC_SHARE
+    return steps, prior_steps, max(of_share, (needed + fixed) / AIM) / 60
 
 
 def choose_prior(
@@ -239,18 +257,20 @@ def choose_prior(
         done: Steps that are done.
         eval_every: Steps between two measurements, where a run has them already; None chooses.
     """
-    fewest = min(FEWEST_IMAGES, sizes.most_images())
-    beside = r.prior_begin + ending(r, sizes, fewest)
-    more = int(max(0.0, IMAGES_SHARE * left) / of_image(r)) - fewest
-    num_images = fewest + max(0, min(more, sizes.most_images() - fewest))
-    num_images = max(fewest, down(num_images, 100)) if num_images < sizes.most_images() else num_images
-    beside += (num_images - fewest) * of_image(r)
     every = eval_every or measured_every(r)
     of_measuring = (r.measure + 40 * (r.draw + r.decode) / 5) / every  # and a sample grid at every fifth
-    steps = done + down((left - beside) / (r.prior_step + of_measuring), 10)
-    steps = min(steps, max(most_steps, done))
+    num_images = min(FEWEST_IMAGES, sizes.most_images())
+    more = int(max(0.0, IMAGES_SHARE * left) / of_image(r))
+    if more > num_images:
+        num_images = sizes.most_images() if more >= sizes.most_images() else max(num_images, down(more, 100))
+    for images in (num_images, 0):
+        beside = r.prior_begin + ending(r, sizes, images)
+        steps = done + down((left - beside) / (r.prior_step + of_measuring), 10)
+        if steps >= min(done + LEAST_STEPS, most_steps):
+            break
+    steps = max(done, min(steps, most_steps))
     seconds = {"prior": (steps - done) * (r.prior_step + of_measuring) + r.prior_begin, "end": beside - r.prior_begin}
-    return PriorChoice(steps, every, num_images, seconds)
+    return PriorChoice(steps, every, images, seconds)
 
 
 def measured_every(r: Rates) -> int:

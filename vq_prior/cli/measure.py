@@ -100,7 +100,8 @@ def candidate(
     if runtime.is_main:
         write_random_codes(folder, codec.spec, data)
     runtime.barrier()
-    prior = prior_rates(with_more(TrainPrior(codes=folder, out=folder / "none"), recipe.prior), seconds=seconds)
+    asked = with_more(TrainPrior(codes=folder, out=folder / "none"), recipe.prior)
+    prior = prior_rates(asked, seconds=seconds, whole=False)
     runtime.barrier()
     if runtime.is_main:
         remove(folder)

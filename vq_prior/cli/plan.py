@@ -44,7 +44,7 @@ class PriorPlan:
     Attributes:
         minutes: That the whole RUN may take by it; None without a limit.
         settings: Of train-prior, beside those of the codec's plan.
-        num_images: Samples drawn and compared by the evaluation.
+        num_images: Samples drawn and compared by the evaluation; 0 where there is no time for one.
         measured: Rates that the choice rests on: seconds by name.
         why: In words.
     """
@@ -102,8 +102,8 @@ def read_plan(run: Path) -> Plan | None:
     from_json(TrainPrior, {"out": "", **plan.codec.prior}, f"{where}.prior")
     for number, part in enumerate(plan.prior):
         from_json(TrainPrior, {"out": "", **part.settings}, f"{path}: prior[{number}].settings")
-        if part.num_images < 1:
-            raise ArtifactError(f"{path}: prior[{number}].num_images must be at least 1, got {part.num_images}")
+        if part.num_images < 0:
+            raise ArtifactError(f"{path}: prior[{number}].num_images must be at least 0, got {part.num_images}")
     return plan
 
 

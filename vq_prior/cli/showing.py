@@ -30,14 +30,14 @@ def is_whole(path: Path) -> bool:
     return end.endswith(END_OF_PNG if path.suffix == ".png" else b"</html>")
 
 
-def draw_measure_tell(out: Path, *, seed: int, num_images: int, of_data: dict[str, Any] | None) -> None:
+def draw_measure_tell(out: Path, *, seed: int, num_images: int, of_data: dict[str, Any]) -> None:
     """Write what is missing of RUN/samples.png, RUN/evaluation.json and RUN/report.html.
 
     Args:
         out: RUN, with its model.
         seed: Of samples and measurement.
-        num_images: Samples that are measured.
-        of_data: The data as `evaluate` takes them; None measures nothing.
+        num_images: Samples that are measured; 0 measures nothing.
+        of_data: The data as `evaluate` takes them.
     """
     from vq_prior.judge.evaluate import evaluate
     from vq_prior.judge.report import report
@@ -45,7 +45,7 @@ def draw_measure_tell(out: Path, *, seed: int, num_images: int, of_data: dict[st
     model = out / "model"
     if not is_whole(out / SAMPLES):
         draw_samples(model, out / SAMPLES, seed=seed)
-    if of_data is not None and not is_whole(out / EVALUATION):
+    if num_images and not is_whole(out / EVALUATION):
         (out / PAGE).unlink(missing_ok=True)  # which shows it
         evaluate(Evaluate(model=model, out=out / EVALUATION, num_images=num_images, seed=seed, **of_data))
     if not is_whole(out / PAGE):

@@ -191,11 +191,10 @@ def _go(road: Road, evaluated: bool) -> None:
         _train_on(road)
     if not runtime.is_main:  # what is left is done by one
         return
-    part = road.plan.prior[-1]
-    told = "drawing samples, measuring them, and a page about it all" if evaluated else "drawing samples"
-    road.stage(4, told)
-    of_data = road.of_data() if evaluated else None
-    draw_measure_tell(out, seed=road.settings.seed, num_images=part.num_images, of_data=of_data)
+    num_images = road.plan.prior[-1].num_images if evaluated else 0
+    told = "drawing samples, measuring them" if num_images else "drawing samples"
+    road.stage(4, f"{told}, and writing a page about it all")
+    draw_measure_tell(out, seed=road.settings.seed, num_images=num_images, of_data=road.of_data())
     _tell_end(road)
 
 
@@ -259,6 +258,7 @@ def _train_on(road: Road) -> None:
 
 
 def _is_finished(road: Road, evaluated: bool) -> bool:
+    evaluated = evaluated and road.plan is not None and bool(road.plan.prior) and road.plan.prior[-1].num_images > 0
     wanted = [name for name in FINALS if evaluated or name != EVALUATION]
     return (road.out / "model" / "config.json").is_file() and all(is_whole(road.out / name) for name in wanted)
 

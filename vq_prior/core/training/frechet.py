@@ -26,7 +26,8 @@ def frechet_distance(samples: Tensor, reference: Tensor) -> float:
     """
     from torchmetrics.image.fid import FrechetInceptionDistance
 
-    distance = FrechetInceptionDistance(feature=_AsTheyAre(reference.shape[1]))
+    # In one of several processes it would wait for the others, which have no features.
+    distance = FrechetInceptionDistance(feature=_AsTheyAre(reference.shape[1]), sync_on_compute=False)
     distance.set_dtype(torch.float64)
     for real, features in ((True, reference), (False, samples)):
         for part in features.double().split(ROWS_AT_ONCE):
