@@ -194,8 +194,9 @@ class Study:
             lines.append(
                 f"A was preferred in {found.a} of {decided} pairs: {found.share:.1%}, {interval}; {found.equal} equal."
             )
-            told = "prefer A" if found.low > 0.5 else "prefer B" if found.high < 0.5 else "cannot be told to prefer any"
-            lines.append(f"By these votes people {told}.")
+            told = {True: "By these votes people prefer {}.", False: "These votes do not tell which people prefer."}
+            side = "A" if found.low > 0.5 else "B" if found.high < 0.5 else ""
+            lines.append(told[bool(side)].format(side))
         if before:
             lines.append(f"The result was looked at before, after {', '.join(map(str, before))} votes: it counts less.")
         return "\n".join(lines)
