@@ -204,7 +204,8 @@ def choose_codec(candidates: Iterable[Candidate], sizes: Sizes, *, minutes: floa
     Raises:
         UsageError: If the minutes are too few for any; names the least.
     """
-    seen, passed = [], []
+    seen: list[Candidate] = []
+    passed: list[str] = []
     fewest = min(FEWEST_IMAGES, sizes.most_images())
     for candidate in candidates:
         seen.append(candidate)

@@ -11,6 +11,15 @@ import numpy as np
 import torch
 
 from stage1_vqvae.data.sources import Data
+from stage1_vqvae.modalities.pictures.classifier import (
+    MAX_FITTED,
+    STEPS,
+    FittedNetwork,
+    Pixels,
+    SmallNetwork,
+    fit_network,
+    gather_small,
+)
 from stage1_vqvae.settings import TrainVQVAE, resolve, trained_form
 from stage1_vqvae.timing import RowRates, codec_rates, row_rates
 from stage2_prior.settings import TrainPrior, filled
@@ -36,15 +45,6 @@ from vq_prior.core.processes.collectives import mean_over_processes
 from vq_prior.core.processes.runtime import start_runtime
 from vq_prior.core.settings import given_names
 from vq_prior.core.spec import Codec, CodeSpec
-from vq_prior.judge.evaluator import (
-    MAX_FITTED,
-    STEPS,
-    FittedNetwork,
-    Pixels,
-    SmallNetwork,
-    fit_network,
-    gather_small,
-)
 
 MOST_RANDOM_ROWS = (5 * ROWS_PER_SHARD, 1000)  # as many as change a default; more would only take longer
 TIMED_SHARE, MOST_TIMED = 0.012, 6.0  # of the minutes, and seconds, for the steps of one training

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from stage1_vqvae.data.sources import Data, said_of_data
+from stage1_vqvae.modalities.pictures.settings import PictureSize
 from stage1_vqvae.settings import TrainVQVAE
 from stage2_prior.settings import TrainPrior
 from vq_prior.cli.clock import Clock
@@ -17,6 +18,9 @@ from vq_prior.core.processes.runtime import Runtime
 from vq_prior.settings import Train
 
 SAYS_NOTHING = {"train", "test", "validation", "val", "data", "images", "pictures", "dataset", "shared"}
+OF_PICTURES = tuple(
+    each.name for each in dataclasses.fields(PictureSize)
+)  # flags of how pictures are brought to one form
 
 
 @dataclass
@@ -61,7 +65,7 @@ class Road:
 
     def codec_settings(self, more: dict[str, Any]) -> TrainVQVAE:
         """Return the settings of train-vqvae: those of the data that are not their defaults, and `more` of the plan."""
-        asked = {**self.of_data(), **{name: getattr(self.settings, name) for name in ("image_size", "fit", "range")}}
+        asked = {**self.of_data(), **{name: getattr(self.settings, name) for name in OF_PICTURES}}
         defaults = {field.name: field.default for field in dataclasses.fields(TrainVQVAE)}
         told = {name: value for name, value in asked.items() if value != defaults[name]}
         where = {"out": str(self.out), "seed": self.settings.seed}

@@ -5,7 +5,6 @@ they are asked for, and what is done already.
 """
 
 import contextlib
-import dataclasses
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +19,7 @@ from vq_prior.cli import deciding
 from vq_prior.cli.clock import FILE as CLOCK
 from vq_prior.cli.clock import Clock
 from vq_prior.cli.plan import PLAN, Plan, PriorPlan, read_plan, write_plan
-from vq_prior.cli.road import Road, name_of
+from vq_prior.cli.road import OF_PICTURES, Road, name_of
 from vq_prior.cli.showing import EVALUATION, FINALS, draw_measure_tell, is_whole
 from vq_prior.cli.train_prior import train_prior
 from vq_prior.core.config import from_json
@@ -104,7 +103,7 @@ def _checked(settings: Train) -> Path:
     """Return RUN after all checks that need no data; raises `UsageError`."""
     assert settings.out is not None
     check_ranges(settings)
-    own = [field.name for field in dataclasses.fields(Train) if field.name in ("image_size", "fit", "range")]
+    own = OF_PICTURES
     check_codec(TrainVQVAE(data=settings.data, out=settings.out, **{name: getattr(settings, name) for name in own}))
     if settings.from_model is not None:
         for name in own:
