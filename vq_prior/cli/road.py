@@ -18,9 +18,7 @@ from vq_prior.core.processes.runtime import Runtime
 from vq_prior.settings import Train
 
 SAYS_NOTHING = {"train", "test", "validation", "val", "data", "images", "pictures", "dataset", "shared"}
-OF_PICTURES = tuple(
-    each.name for each in dataclasses.fields(PictureSize)
-)  # flags of how pictures are brought to one form
+OF_PICTURES = tuple(each.name for each in dataclasses.fields(PictureSize))  # how pictures are brought to one form
 
 
 @dataclass
