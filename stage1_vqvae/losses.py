@@ -34,9 +34,8 @@ def coarse_terms(
     """
     if rows is None or not coarse:
         return {}
-    even = len(range(first + first % 2, first + len(images), 2))  # none of a single image at an odd place
     errors = [RECONSTRUCTIONS[kind](images[rows].float(), made.float()) for made in coarse]
-    return {"coarse": torch.stack(errors).mean() * (2 * even / len(images))}
+    return {"coarse": torch.stack(errors).mean() * part_of_even(first, len(images))}
 
 
 def even_rows(first: int, count: int) -> slice:
@@ -46,6 +45,15 @@ def even_rows(first: int, count: int) -> slice:
     (slice(0, None, 2), slice(1, None, 2), slice(0, None, 2))
     """
     return slice(first % 2 if count > 1 else 0, None, 2)
+
+
+def part_of_even(first: int, count: int) -> float:
+    """Return what the mean over the `even_rows` of a piece counts, so that pieces add up to the mean over a batch.
+
+    >>> part_of_even(4, 4), part_of_even(3, 1), part_of_even(4, 1)
+    (1.0, 0.0, 2.0)
+    """
+    return 2 * len(range(first + first % 2, first + count, 2)) / count
 
 
 def weights_of(settings: LossSettings) -> dict[str, float]:

@@ -119,7 +119,7 @@ class _Trial:
             terms = reconstruction_terms(images, output.images, kind=kind) | output.loss
             terms |= coarse_terms(images, output.coarse, self.model.coarse_rows, kind=kind)
             if perceptual is not None:
-                terms["perceptual"] = perceptual(images, output.images).float()
+                terms["perceptual"] = perceptual(images[::2], output.images[::2]).float()
         for optimizer in self.optimizers.values():
             optimizer.zero_grad(set_to_none=True)
         weighted_sum(terms, self.weights).backward()

@@ -18,8 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from stage1_vqvae.blocks import conv, reduce
+from stage1_vqvae.blocks import conv, ordered, reduce
 from stage1_vqvae.perceptual.contract import Making, Perceptual, Rows, statistics_distance
+from vq_prior.core.processes.runtime import has_native_bf16
 from vq_prior.core.processes.threads import using_threads
 from vq_prior.core.training.fitting import fit_classifier
 from vq_prior.core.training.randomness import keyed_generator
@@ -32,6 +33,13 @@ LEAST_SIDE = 6  # of what is halved
 SCALED_BY = 256  # rows
 
 
+class _Norm(nn.modules.batchnorm._BatchNorm):
+    """A batch norm over any number of axes."""
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        """Take whatever comes."""
+
+
 class FeatureNetwork(nn.Module):
     """Convolutions at three resolutions; the maps after each. [B, C, *shape] -> [B, width, *fewer places] each."""
 
@@ -42,8 +50,8 @@ class FeatureNetwork(nn.Module):
         for number, width in enumerate(WIDTHS):
             halves = side > LEAST_SIDE and (number > 0 or max(shape) > LONGEST)
             first = reduce(before, width, (2,) * rank) if halves else conv(rank, before, width, 3)
-            layers = [first, nn.BatchNorm1d(width)]
-            layers += [conv(rank, width, width, 3), nn.BatchNorm1d(width)] if number else []
+            layers = [first, _Norm(width)]
+            layers += [conv(rank, width, width, 3), _Norm(width)] if number else []
             self.stages.append(nn.ModuleList(layers))
             before, side = width, -(-side // 2) if halves else side
 
@@ -53,10 +61,7 @@ class FeatureNetwork(nn.Module):
         for stage in self.stages:
             assert isinstance(stage, nn.ModuleList)
             for layer, norm in zip(stage[::2], stage[1::2], strict=True):
-                x = layer(x)
-                if isinstance(norm, nn.BatchNorm1d):
-                    x = norm(x.flatten(2)).reshape(x.shape)
-                x = F.relu(x)
+                x = F.relu(norm(layer(x)))
             found.append(x)
         return found
 
@@ -70,7 +75,7 @@ class FeatureNetwork(nn.Module):
         for stage in self.stages:
             assert isinstance(stage, nn.ModuleList)
             for place in range(0, len(stage), 2):
-                if isinstance(norm := stage[place + 1], nn.BatchNorm1d):
+                if isinstance(norm := stage[place + 1], _Norm):
                     convolution: Any = stage[place].eval()
                     stage[place] = fuse_conv_bn_eval(convolution, norm.eval())
                     stage[place + 1] = nn.Identity()
@@ -108,14 +113,15 @@ class OwnFeatures(Perceptual):
                 chosen = rng.integers(len(rows), size=BATCH)
                 values = parts_of(rows.batch(chosen), rng, square=labels is None and rank == 2)
                 if labels is not None:
-                    return values, torch.from_numpy(labels[chosen])
+                    return ordered(values), torch.from_numpy(labels[chosen])
                 wanted = rng.integers(len(ways), size=BATCH)
                 turned = [ways[way](value) for way, value in zip(wanted, values, strict=True)]
-                return torch.stack(turned), torch.from_numpy(wanted)
+                return ordered(torch.stack(turned)), torch.from_numpy(wanted)
 
             what = f"{num_classes} classes" if labels is not None else "turns"
             making.say(f"fitting the network of the perceptual loss to {what} of {len(rows)} rows, {STEPS} steps")
-            fit_classifier(classifier, batch, steps=STEPS, peak=PEAK_RATE)
+            with torch.autocast("cpu", torch.bfloat16, enabled=has_native_bf16("cpu")):
+                fit_classifier(classifier, batch, steps=STEPS, peak=PEAK_RATE)
             network.eval().folded()
             self.network.load_state_dict(network.state_dict())
             self._scale(rows)
@@ -132,9 +138,9 @@ class OwnFeatures(Perceptual):
     def forward(self, images: Tensor, copies: Tensor) -> Tensor:
         """Return the distance, the mean over the three maps."""
         with torch.no_grad():
-            wanted = self.network.maps(images)
+            wanted = self.network.maps(ordered(images))
         total = copies.new_zeros((), dtype=torch.float32)
-        for number, (first, second) in enumerate(zip(wanted, self.network.maps(copies), strict=True)):
+        for number, (first, second) in enumerate(zip(wanted, self.network.maps(ordered(copies)), strict=True)):
             total = total + statistics_distance(first, second, getattr(self, f"scale_{number}"), WINDOW)
         return total / len(WIDTHS)
 
