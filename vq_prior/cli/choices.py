@@ -216,7 +216,7 @@ def choose_codec(candidates: Iterable[Candidate], sizes: Sizes, *, minutes: floa
             f"{candidate.recipe.name} would have {steps} steps of its codec and {prior_steps} of its prior, "
             f"and needs {LEAST_STEPS} of each"
         )
-    least = []
+    least: list[float] = []
     for candidate in seen:
         steps, prior_steps, needed = _steps(candidate, sizes, 0, minutes=minutes, spent=spent)
         if min(steps, prior_steps) >= LEAST_STEPS:

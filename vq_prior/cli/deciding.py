@@ -143,7 +143,7 @@ def _most_steps(road: Road, prior: PriorRates) -> int:
 def _prior_why(choice: PriorChoice, r: Rates, left: float, most: int) -> str:
     limit = "as many as these data bear" if choice.steps == most else f"what {left / 60:.1f} minutes allow"
     images = choice.num_images
-    end = f"with {images} samples compared" if images else "too few for an evaluation, which vq-prior evaluate does"
+    end = f"with {images} samples compared" if images else "without an evaluation (vq-prior evaluate makes it up)"
     return (
         f"{choice.steps} steps of the prior of {_ms(r.prior_step)}, measured every {choice.eval_every}, {limit}; "
         f"{choice.seconds['end']:.0f} s are kept for the end, {end}"
