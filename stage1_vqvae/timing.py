@@ -1,21 +1,24 @@
 """How long the work of a codec takes on this machine, by doing a little of it: steps, reading and encoding of rows."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from stage1_vqvae.data.loading import LoadedRows, load_rows
 from stage1_vqvae.data.sources import Data
+from stage1_vqvae.passes import passes
+from stage1_vqvae.perceptual import Making, Perceptual, kind_of
 from stage1_vqvae.run import Training, prepare
 from stage1_vqvae.settings import TrainVQVAE, resolve, trained_form
-from stage1_vqvae.train import fitted_to_machine, new_codec, passes, set_rates, start_codebook, update
+from stage1_vqvae.train import fitted_to_machine, making_of, new_codec, set_rates, start_codebook, update
 from vq_prior.core.modality import Form, Modality
 from vq_prior.core.processes.collectives import mean_over_processes
 from vq_prior.core.processes.runtime import Runtime, start_runtime
 from vq_prior.core.processes.threads import using_threads
 from vq_prior.core.spec import Codec, CodeSpec
 
+FITTED = (3, 9)  # steps of two short fits, whose difference tells a step
 UNTIMED, FEWEST = 2, 4  # steps: the first ones pay for what begins, and fewer tell nothing
 ROWS_READ, ROWS_CODED = 512, 128
 
@@ -42,13 +45,16 @@ class CodecRates:
     Attributes:
         settings: Of its training, resolved for the data and the machine.
         spec: Of its codes.
-        step: Seconds of an optimiser step, all processes together.
+        step: Seconds of an optimiser step, all processes together: the mean over the training, since a perceptual term
+            is part of some of them.
+        begin: Seconds of what is done before the first step: a perceptual term that is fitted.
         rows: Of a row.
     """
 
     settings: TrainVQVAE
     spec: CodeSpec
     step: float
+    begin: float
     rows: RowRates
 
 
@@ -71,14 +77,36 @@ def codec_rates(settings: TrainVQVAE, data: Data, *, seconds: float) -> CodecRat
     settings = resolve(settings, data.facts(), runtime.device.type, modality=data.modality)
     runtime, settings = fitted_to_machine(runtime, settings)
     model, form = new_codec(settings), trained_form(settings)
-    rows, read = _some_rows(data, *form, num_workers=settings.num_workers)
+    some, rows, read = _some_rows(data, *form, num_workers=settings.num_workers)
     training = prepare(settings, runtime, model, rows, rows)
     start_codebook(training)
+    making = making_of(settings, model, some, runtime)
+    term = None if making is None else kind_of(making.name)(making)
     for _ in range(UNTIMED):
         _step(training)
     first = mean_over_processes(_seconds_of(training, 1), runtime.device)
     step = mean_over_processes(_seconds_of(training, max(FEWEST, int(seconds / first))), runtime.device)
-    return CodecRates(settings, model.spec, step, _row_rates(model.eval(), rows, read, runtime))
+    begin = 0.0
+    if term is not None and making is not None:
+        begin = mean_over_processes(_fit_seconds(term, replace(making, say=lambda _: None), rows), runtime.device)
+        training.perceptual = term.frozen().to(runtime.device)
+        training.settings = replace(settings, loss=replace(settings.loss, perceptual_start=0.0))
+        _seconds_of(training, 1)
+        more = mean_over_processes(_seconds_of(training, FEWEST), runtime.device)
+        step += (1 - settings.loss.perceptual_start) * max(0.0, more - step)
+    return CodecRates(settings, model.spec, step, begin, _row_rates(model.eval(), rows, read, runtime))
+
+
+def _fit_seconds(term: Perceptual, making: Making, rows: LoadedRows) -> float:
+    """Return the seconds of fitting a perceptual term, from two short fits."""
+    if not term.fit_steps:
+        return 0.0
+    ends = [time.monotonic()]
+    for steps in FITTED:
+        term.fit(making, rows, steps=steps)
+        ends.append(time.monotonic())
+    few, many = ends[1] - ends[0], ends[2] - ends[1]
+    return max(0.0, many - few) / (FITTED[1] - FITTED[0]) * term.fit_steps
 
 
 @using_threads()
@@ -91,18 +119,20 @@ def row_rates(codec: Codec, data: Data, *, num_workers: int | None) -> RowRates:
         num_workers: Threads that read; None is as many as speed it up.
     """
     runtime = start_runtime("fp32")
-    rows, read = _some_rows(data, codec.modality, codec.transform, num_workers=num_workers)
+    _, rows, read = _some_rows(data, codec.modality, codec.transform, num_workers=num_workers)
     codec.to(runtime.device)
     return _row_rates(codec, rows, read, runtime)
 
 
-def _some_rows(data: Data, modality: Modality, form: Form, *, num_workers: int | None) -> tuple[LoadedRows, float]:
-    """Return rows spread over those to train on, read, and the seconds that each took."""
+def _some_rows(
+    data: Data, modality: Modality, form: Form, *, num_workers: int | None
+) -> tuple[Data, LoadedRows, float]:
+    """Return data of some rows spread over those to train on, these read, and the seconds that each took."""
     count = min(len(data.train), ROWS_READ)
     some = data.train.subset(np.arange(count, dtype=np.int64) * len(data.train) // count)
     began = time.monotonic()
     rows = load_rows(some, modality, form, num_workers=num_workers)
-    return rows, (time.monotonic() - began) / count
+    return replace(data, train=some), rows, (time.monotonic() - began) / count
 
 
 def _row_rates(codec: Codec, rows: LoadedRows, read: float, runtime: Runtime) -> RowRates:

@@ -96,7 +96,7 @@ def train_vqvae(settings: TrainVQVAE, make_adversary: MakeAdversary | None = Non
     model, form = new_codec(settings), trained_form(settings)
     for line in (*data.told_of(form[1]), describe(settings, model), *take_weights(model, base)):
         runtime.say(line)
-    making = _making(settings, model, data, runtime)
+    making = making_of(settings, model, data, runtime)
     perceptual = None if making is None else kind_of(making.name)(making)
     if settings.dry_run:
         runtime.say(dry_run_text(settings, measured_cost(settings, runtime, model, perceptual)))
@@ -212,7 +212,7 @@ def new_codec(settings: TrainVQVAE) -> VQVAE:
         return VQVAE(VQVAEConfig(architecture), preprocessing(modality, transform))
 
 
-def _making(settings: TrainVQVAE, model: VQVAE, data: Data, runtime: Runtime) -> Making | None:
+def making_of(settings: TrainVQVAE, model: VQVAE, data: Data, runtime: Runtime) -> Making | None:
     """Return what the perceptual term is made from; None without one."""
     if settings.loss.perceptual is None:
         return None

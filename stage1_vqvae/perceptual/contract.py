@@ -65,8 +65,19 @@ class Perceptual(nn.Module):
         """
         super().__init__()
 
-    def fit(self, making: Making, rows: Rows) -> None:
-        """Fit it to training rows, on the host with one thread; a function of seed and data. Nothing to do for most."""
+    @property
+    def fit_steps(self) -> int:
+        """Optimiser steps of `fit`; 0 where nothing is learnt."""
+        return 0
+
+    def fit(self, making: Making, rows: Rows, *, steps: int | None = None) -> None:
+        """Fit it to training rows, on the host with one thread; a function of seed and data. Nothing to do for most.
+
+        Args:
+            making: What it was made from.
+            rows: Training rows.
+            steps: For a trial; None is `fit_steps`.
+        """
 
     @abstractmethod
     def forward(self, images: Tensor, copies: Tensor) -> Tensor:

@@ -97,8 +97,14 @@ class OwnFeatures(Perceptual):
         for number, width in enumerate(WIDTHS):
             self.register_buffer(f"scale_{number}", torch.ones(width))
 
-    def fit(self, making: Making, rows: Rows) -> None:
+    @property
+    def fit_steps(self) -> int:
+        """Optimiser steps of `fit`."""
+        return STEPS
+
+    def fit(self, making: Making, rows: Rows, *, steps: int | None = None) -> None:
         """Fit the network, on the host with one thread: a function of seed and data."""
+        steps = self.fit_steps if steps is None else steps
         labels = making.labels if making.num_classes > 1 and self.sees_labels else None
         spec, rank = making.spec, len(making.spec.shape)
         ways = turns_of(rank)
@@ -119,9 +125,9 @@ class OwnFeatures(Perceptual):
                 return ordered(torch.stack(turned)), torch.from_numpy(wanted)
 
             what = f"{num_classes} classes" if labels is not None else "turns"
-            making.say(f"fitting the network of the perceptual loss to {what} of {len(rows)} rows, {STEPS} steps")
+            making.say(f"fitting the network of the perceptual loss to {what} of {len(rows)} rows, {steps} steps")
             with torch.autocast("cpu", torch.bfloat16, enabled=has_native_bf16("cpu")):
-                fit_classifier(classifier, batch, steps=STEPS, peak=PEAK_RATE)
+                fit_classifier(classifier, batch, steps=steps, peak=PEAK_RATE)
             network.eval().folded()
             self.network.load_state_dict(network.state_dict())
             self._scale(rows)
@@ -154,7 +160,12 @@ class TurnFeatures(OwnFeatures):
 class RandomFeatures(OwnFeatures):
     """The same, of a network that is not trained at all: its weights are as they were drawn."""
 
-    def fit(self, _making: Making, rows: Rows) -> None:
+    @property
+    def fit_steps(self) -> int:
+        """None: nothing is learnt."""
+        return 0
+
+    def fit(self, _making: Making, rows: Rows, *, steps: int | None = None) -> None:  # noqa: ARG002
         """Note how much each feature differs from place to place."""
         with using_threads(1):
             self._scale(rows)

@@ -28,6 +28,7 @@ RATES = Rates(
     read=1e-4,
     encode=2e-4,
     decode=3e-4,
+    codec_begin=0.0,
     codec_step=0.06,
     prior_begin=3.0,
     prior_step=0.1,

@@ -92,6 +92,7 @@ class Rates:
         read: To read a row.
         encode: To encode a row.
         decode: To decode a row.
+        codec_begin: Until the first step of the codec: a perceptual term that is fitted.
         codec_step: Of an optimiser step of the codec.
         prior_begin: Until the first step of the prior.
         prior_step: Of an optimiser step of the prior.
@@ -106,6 +107,7 @@ class Rates:
     read: float
     encode: float
     decode: float
+    codec_begin: float
     codec_step: float
     prior_begin: float
     prior_step: float
@@ -169,7 +171,9 @@ class PriorChoice:
 def before_prior(r: Rates, sizes: Sizes) -> float:
     """Return the seconds of the codec's training beside its steps, and of the codes."""
     rows = sizes.num_train + sizes.num_held_out
-    return 2 * (r.open + rows * r.read) + rows * r.encode + 2 * sizes.num_held_out * (r.encode + r.decode)
+    return (
+        r.codec_begin + 2 * (r.open + rows * r.read) + rows * r.encode + 2 * sizes.num_held_out * (r.encode + r.decode)
+    )
 
 
 def evaluation(r: Rates, sizes: Sizes, num_images: int) -> float:
@@ -277,7 +281,7 @@ def choose_prior(
 def measured_every(r: Rates) -> int:
     """Return the steps between two measurements: a hundred, or as many as keep measuring to its share of the time.
 
-    >>> measured_every(Rates(*[0.0] * 6, prior_step=0.1, measure=1.0, choose=0.0, draw=0.0, fit_step=0.0, judge=0.0))
+    >>> measured_every(Rates(*[0.0] * 7, prior_step=0.1, measure=1.0, choose=0.0, draw=0.0, fit_step=0.0, judge=0.0))
     200
     """
     needed = r.measure / (MEASURING_SHARE * r.prior_step)

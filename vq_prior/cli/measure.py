@@ -106,7 +106,7 @@ def candidate(
     if runtime.is_main:
         remove(folder)
     pixels = _random_pixels(trained_form(codec.settings)[0], codec.spec)
-    rates = rates_of(open_seconds, codec.rows, codec.step, prior, pixels)
+    rates = rates_of(open_seconds, codec.rows, (codec.begin, codec.step), prior, pixels)
     steps, batch = filled(prior.settings.steps), filled(prior.settings.batch_size)
     return Candidate(recipe, rates, filled(codec.settings.steps), steps, batch)
 
@@ -125,7 +125,7 @@ def measured_on_codes(
     """
     prior = prior_rates(settings, seconds=seconds)
     rows = row_rates(codec, data, num_workers=None)
-    return rates_of(open_seconds, rows, 0.0, prior, _random_pixels(codec.modality, codec.spec)), prior
+    return rates_of(open_seconds, rows, (0.0, 0.0), prior, _random_pixels(codec.modality, codec.spec)), prior
 
 
 def _random_pixels(modality: Modality, spec: CodeSpec) -> Pixels:
@@ -133,14 +133,19 @@ def _random_pixels(modality: Modality, spec: CodeSpec) -> Pixels:
     return modality.show.pictures(torch.rand(JUDGED, spec.channels, *spec.shape) * 2 - 1)
 
 
-def rates_of(open_seconds: float, rows: RowRates, step: float, prior: PriorRates, pixels: Pixels) -> Rates:
-    """Return all rates, those of the evaluation's network measured on some pixels [n, height, width, C]."""
+def rates_of(
+    open_seconds: float, rows: RowRates, codec: tuple[float, float], prior: PriorRates, pixels: Pixels
+) -> Rates:
+    """Return all rates, those of the evaluation's network measured on some pixels [n, height, width, C]; `codec` is what
+    its training takes to begin, and a step of it.
+    """
     fit_step, judge = _evaluation_rates(pixels)
     device = start_runtime("fp32").device
     mine = Rates(
         open=open_seconds,
         **asdict(rows),
-        codec_step=step,
+        codec_begin=codec[0],
+        codec_step=codec[1],
         prior_begin=prior.begin,
         prior_step=prior.step,
         measure=prior.measure,
