@@ -20,14 +20,13 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from stage1_vqvae.blocks import conv, ordered, reduce
 from stage1_vqvae.perceptual.contract import Making, Perceptual, Rows, statistics_distance
-from vq_prior.core.processes.runtime import has_native_bf16
 from vq_prior.core.processes.threads import using_threads
 from vq_prior.core.training.fitting import fit_classifier
 from vq_prior.core.training.randomness import keyed_generator
 
 WIDTHS = (32, 64, 128)
 WINDOW = 4  # places of a window, an axis
-STEPS, BATCH, PEAK_RATE = 800, 64, 4e-3
+STEPS, BATCH, PEAK_RATE = 500, 64, 4e-3
 LONGEST = 48  # side of what it is fitted to; of larger values random parts
 LEAST_SIDE = 6  # of what is halved
 SCALED_BY = 256  # rows
@@ -126,8 +125,7 @@ class OwnFeatures(Perceptual):
 
             what = f"{num_classes} classes" if labels is not None else "turns"
             making.say(f"fitting the network of the perceptual loss to {what} of {len(rows)} rows, {steps} steps")
-            with torch.autocast("cpu", torch.bfloat16, enabled=has_native_bf16("cpu")):
-                fit_classifier(classifier, batch, steps=steps, peak=PEAK_RATE)
+            fit_classifier(classifier, batch, steps=steps, peak=PEAK_RATE)
             network.eval().folded()
             self.network.load_state_dict(network.state_dict())
             self._scale(rows)

@@ -49,6 +49,14 @@ class Recipe:
 DEFAULTS = Recipe("grid", {}, {}, "one grid of codes")
 RECIPES = (
     Recipe(
+        "sharp",
+        {"quantizer": {"depth": 2}, "loss": {"perceptual": "own"}},
+        {"model": {"depth_blocks": 1}},
+        "two levels of codes keep more of a picture, a perceptual loss keeps its texture, and a head over depth draws both "
+        "levels in the time of one",
+        above=TINY,
+    ),
+    Recipe(
         "residual",
         {"quantizer": {"depth": 2}},
         {"model": {"depth_blocks": 1}},

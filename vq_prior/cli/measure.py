@@ -136,8 +136,9 @@ def _random_pixels(modality: Modality, spec: CodeSpec) -> Pixels:
 def rates_of(
     open_seconds: float, rows: RowRates, codec: tuple[float, float], prior: PriorRates, pixels: Pixels
 ) -> Rates:
-    """Return all rates, those of the evaluation's network measured on some pixels [n, height, width, C]; `codec` is what
-    its training takes to begin, and a step of it.
+    """Return all rates, those of the evaluation's network measured on some pixels [n, height, width, C].
+
+    `codec` is what its training takes to begin, and a step of it.
     """
     fit_step, judge = _evaluation_rates(pixels)
     device = start_runtime("fp32").device
