@@ -52,8 +52,8 @@ RECIPES = (
         "sharp",
         {"quantizer": {"depth": 2}, "loss": {"perceptual": "own"}},
         {"model": {"depth_blocks": 1}},
-        "two levels of codes keep more of a picture, a perceptual loss its texture, and a head over depth draws both in "
-        "the time of one",
+        "two levels of codes keep more of a picture, a perceptual loss its texture, and a head over depth draws both "
+        "in the time of one",
         above=TINY,
     ),
     Recipe(
