@@ -69,7 +69,7 @@ def perceptual_distance(network: str) -> Any:
     try:
         from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
-        return LearnedPerceptualImagePatchSimilarity(net_type=network, reduction="mean")
+        return LearnedPerceptualImagePatchSimilarity(net_type=network, reduction="mean", sync_on_compute=False)
     except Exception as error:  # a missing package, no network, a damaged download
         raise broken(error) or EnvironmentFault(
             f"--lpips {network} needs torchvision and its weights ({in_one_line(error)}); leave it out"
