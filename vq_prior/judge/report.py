@@ -39,6 +39,9 @@ CODEC_CHARTS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("Error of the reconstructions in training", "loss, values from -1 to 1", ("reconstruction", "coarse")),
     ("Share of the codes in use", "0 to 1", ("usage",)),
     ("Perplexity: as many codes as if all were used alike", "codes", ("perplexity",)),
+    ("Perceptual term: what the loss says of texture", "its own unit", ("perceptual",)),
+    ("Held-out reconstructions, as a fitted network sees them: smaller is better", "rFID", ("rfid",)),
+    ("Logits of the discriminator", "logit", ("discriminator_logit_of_data", "discriminator_logit_of_copies")),
     ("Codes that nothing chose, and codes moved to new places", "codes", ("num_dead", "num_revived")),
 )
 PRIOR_CHARTS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
@@ -48,6 +51,10 @@ LINES = {
     "reconstruction": "reconstruction",
     "coarse": "of the coarse levels alone",
     "usage": "in use",
+    "perceptual": "distance",
+    "rfid": "held-out reconstructions",
+    "discriminator_logit_of_data": "images",
+    "discriminator_logit_of_copies": "reconstructions",
     "num_dead": "not chosen",
     "num_revived": "moved",
     "train_nats": "training images",
