@@ -62,7 +62,7 @@ def whole(tmp_path_factory):
     """A RUN that followed `small_plan` undisturbed."""
     out = tmp_path_factory.mktemp("train") / "whole"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vq_prior.judge.evaluator.STEPS", 40)
+        patch.setattr("stage1_vqvae.modalities.pictures.classifier.STEPS", 40)
         patch.setattr("vq_prior.judge.evaluate.STEPS", 40)
         return follow(out, small_plan(out))
 
@@ -111,7 +111,7 @@ def test_what_is_torn_or_missing_is_made_anew(copy, name, capsys):
 
 @pytest.mark.fault("F1", "R2")
 def test_killed_and_run_again_it_ends_in_the_same_model(whole, tmp_path, warm, faults, monkeypatch):
-    monkeypatch.setattr("vq_prior.judge.evaluator.STEPS", 40)
+    monkeypatch.setattr("stage1_vqvae.modalities.pictures.classifier.STEPS", 40)
     monkeypatch.setattr("vq_prior.judge.evaluate.STEPS", 40)
     kills = faults.number(1, 10)
     for number in range(kills):
@@ -243,7 +243,7 @@ def test_too_few_minutes_are_refused_and_leave_nothing(tmp_path, capsys):
 def test_a_model_is_started_from(whole, tmp_path, capsys):
     out = tmp_path / "tuned"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vq_prior.judge.evaluator.STEPS", 40)
+        patch.setattr("stage1_vqvae.modalities.pictures.classifier.STEPS", 40)
         patch.setattr("vq_prior.judge.evaluate.STEPS", 40)
         plan = small_plan(out, from_model=str(whole / "model"))
         part = replace(plan.prior[0], settings={"steps": 5, "eval_every": 5, "batch_size": 16})

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from stage1_vqvae import extract, train
+from stage1_vqvae import extract
+from stage1_vqvae import passes as step_passes
 from stage1_vqvae import run as one_run
 from stage1_vqvae.data.loading import load_rows
 from stage1_vqvae.data.sources import open_data
@@ -216,7 +217,7 @@ def test_dry_run_and_failed_checks_create_nothing(tmp_path: Path, capsys: pytest
 
 
 def test_divergence_stops_before_the_update(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = train.reconstruction_terms
+    real = step_passes.reconstruction_terms
 
     def poisoned(images: torch.Tensor, reconstruction: torch.Tensor, *, kind: str) -> dict[str, torch.Tensor]:
         poisoned.calls += 1
@@ -224,7 +225,7 @@ def test_divergence_stops_before_the_update(tmp_path: Path, monkeypatch: pytest.
         return real(images, reconstruction * scale, kind=kind)
 
     poisoned.calls = 0
-    monkeypatch.setattr(train, "reconstruction_terms", poisoned)
+    monkeypatch.setattr(step_passes, "reconstruction_terms", poisoned)
     with pytest.raises(NumericError, match="is not finite at step 7"):
         train_vqvae(tiny(tmp_path / "run"))
     assert not (tmp_path / "run" / "vqvae").exists()

@@ -18,6 +18,7 @@ from stage2_prior.prior import CausalPrior, build_prior, load_prior, save_prior,
 from stage2_prior.settings import CodeFacts, PriorModel, TrainPrior, check, resolve
 from stage2_prior.train import train_prior
 from vq_prior.core.disk.checkpoints import load_checkpoint
+from vq_prior.core.disk.code_store import CodeStore
 from vq_prior.core.errors import ArtifactError, EnvironmentFault, UsageError
 from vq_prior.core.spec import CodeSpec, LevelSpec
 
@@ -148,7 +149,7 @@ def test_a_tuned_prior_is_better_on_the_new_data_and_loads_without_peft(
     assert tuned.label_names == ("class 0", "class 1", "class 2")
     assert tuned.trained_steps == 60
     assert architecture_of(tuned) == architecture_of(base)
-    training = run.Sequences.read(train.CodeStore.open(code_store), tuned.layout)
+    training = run.Sequences.read(CodeStore.open(code_store), tuned.layout)
     tokens, labels = training.batch(slice(None))
     assert float(tuned.log_probs(tokens, labels).mean()) > float(base.log_probs(tokens, labels).mean()) + 0.5
     K = 12

@@ -20,6 +20,7 @@ from stage1_vqvae.evaluate import evaluate_codec
 from stage1_vqvae.modalities import in_form, preprocessing
 from stage1_vqvae.modalities.pictures import PICTURES, pictures_in
 from stage1_vqvae.modalities.pictures.files import read_header, read_picture
+from stage1_vqvae.modalities.pictures.networks import network_inputs
 from stage1_vqvae.modalities.pictures.quality import ssim
 from stage1_vqvae.modalities.pictures.settings import PictureHeader, PictureSize
 from stage1_vqvae.modalities.pictures.values import RULE, Transform
@@ -31,7 +32,6 @@ from vq_prior.cli import main
 from vq_prior.core.errors import ArtifactError, UsageError
 from vq_prior.core.modality import facts_of
 from vq_prior.model.given_images import images_of
-from vq_prior.model.networks import network_inputs
 from vq_prior.model.pipeline import VQPriorPipeline
 
 KIND = pictures_in(None, alpha=True)
