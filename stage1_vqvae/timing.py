@@ -78,10 +78,11 @@ def codec_rates(settings: TrainVQVAE, data: Data, *, seconds: float) -> CodecRat
     runtime, settings = fitted_to_machine(runtime, settings)
     model, form = new_codec(settings), trained_form(settings)
     some, rows, read = _some_rows(data, *form, num_workers=settings.num_workers)
-    training = prepare(settings, runtime, model, rows, rows)
-    start_codebook(training)
     making = making_of(settings, model, some, runtime)
     term = None if making is None else kind_of(making.name)(making)
+    training = prepare(settings, runtime, model, rows, rows, perceptual=term)
+    training.perceptual = None  # at first
+    start_codebook(training)
     for _ in range(UNTIMED):
         _step(training)
     first = mean_over_processes(_seconds_of(training, 1), runtime.device)
@@ -89,7 +90,7 @@ def codec_rates(settings: TrainVQVAE, data: Data, *, seconds: float) -> CodecRat
     begin = 0.0
     if term is not None and making is not None:
         begin = mean_over_processes(_fit_seconds(term, replace(making, say=lambda _: None), rows), runtime.device)
-        training.perceptual = term.frozen().to(runtime.device)
+        training.perceptual = term.to(runtime.device)
         training.settings = replace(settings, loss=replace(settings.loss, perceptual_start=0.0))
         _seconds_of(training, 1)
         more = mean_over_processes(_seconds_of(training, FEWEST), runtime.device)
