@@ -21,6 +21,7 @@ BENCHMARKS = {
     "quantisers": ("quantisers", "quantisers by codebook size and code dimension: errors, use, and nats of a prior"),
     "levels": ("levels", "codecs of one and of several levels with their priors, in the same minutes"),
     "sharpness": ("sharpness", "perceptual terms of stage one, judged by a network that none of them knows"),
+    "starts": ("starts", "a hundred starts of the adversarial term: is what is kept ever worse than before?"),
     "protocol": ("protocol", "one recipe of train-vqvae over several seeds, by the same measures"),
 }
 
