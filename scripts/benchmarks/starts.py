@@ -3,8 +3,8 @@
     scripts/benchmark starts --out FOLDER [--data TABLE] [--table]
 
 Ten kinds of data (digits, and pictures of TABLE at nine sizes, numbers and shapes) with ten seeds each, tiny codecs of
-200 steps, in which the discriminator learns from step 50 and pulls from step 100 on, at five times its default weight so
-that it does harm. Held-out reconstructions are judged every 20 steps. A start that has its file is not run again.
+200 steps, in which the discriminator learns from step 50 and pulls from step 100 on, five times as hard as by default,
+so that it does harm. Held-out reconstructions are judged every 20 steps. A start that has its file is not run again.
 """
 
 import argparse
