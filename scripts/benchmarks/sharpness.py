@@ -3,7 +3,7 @@
     scripts/benchmark sharpness --out FOLDER [--only CELL ...] [--seeds 0 1 2] [--steps N] [--table]
 
 A CELL is `mse` (no such term) or NAME[:WEIGHT[:START]] of `--loss.perceptual`; `depth2/` before it gives a codec of two
-levels. The data are 20,000 pictures of CIFAR-10 to train on and 5,000 held out; the judge, of another architecture than
+levels, `+relativistic` or `+hinge` behind it `--loss.adversarial`. The data are 20,000 pictures of CIFAR-10 to train on and 5,000 held out; the judge, of another architecture than
 any network in a loss, is fitted once to the classes of the other 25,000, which no codec sees. Of each cell: seconds of
 the training (those of the processor, with one thread), PSNR, rFID (held-out pictures against their reconstructions, in
 the judge's features), the share that the judge names rightly, nats an image of a small prior of 300 steps, and how much
@@ -125,7 +125,7 @@ def stride_energy(images: Any, stride: int) -> float:
 
 def record_path(cell: str, seed: int, arguments: argparse.Namespace) -> Path:
     """Return the file of one cell and seed."""
-    name = cell.replace("/", "-").replace(":", "_")
+    name = cell.replace("/", "-").replace(":", "_").replace("+", "-")
     return Path(arguments.out / "cells" / f"{name}-{arguments.steps or 'default'}-steps-seed-{seed}.json")
 
 
@@ -174,11 +174,13 @@ def run_cell(cell: str, seed: int, arguments: argparse.Namespace) -> None:
     data, path = str(split(arguments)), record_path(cell, seed, arguments)
     run = arguments.out / "runs" / path.stem
     depth, _, loss = cell.rpartition("/")
+    loss, _, adversarial = loss.partition("+")
     name, _, rest = loss.partition(":")
     weight, _, start = rest.partition(":")
     terms = LossSettings() if name == "mse" else LossSettings(perceptual=name)
     terms = replace(terms, perceptual_weight=float(weight)) if weight else terms
     terms = replace(terms, perceptual_start=float(start)) if start else terms
+    terms = replace(terms, adversarial=adversarial) if adversarial else terms
     quantizer = QuantizerSettings(depth=2) if depth else QuantizerSettings()
     settings = TrainVQVAE(data, run, seed=seed, loss=terms, quantizer=quantizer)
     seconds = run / "codec-seconds.json"
