@@ -3,12 +3,13 @@
     scripts/benchmark sharpness --out FOLDER [--only CELL ...] [--seeds 0 1 2] [--steps N] [--table]
 
 A CELL is `mse` (no such term) or NAME[:WEIGHT[:START]] of `--loss.perceptual`; `depth2/` before it gives a codec of two
-levels, `+relativistic` or `+hinge` behind it `--loss.adversarial`. The data are 20,000 pictures of CIFAR-10 to train on and 5,000 held out; the judge, of another architecture than
-any network in a loss, is fitted once to the classes of the other 25,000, which no codec sees. Of each cell: seconds of
-the training (those of the processor, with one thread), PSNR, rFID (held-out pictures against their reconstructions, in
-the judge's features), the share that the judge names rightly, nats an image of a small prior of 300 steps, and how much
-energy flat places have at the frequency of the stride, over that of the pictures. A cell that has its file is not run
-again; an interrupted one goes on where it stopped.
+levels, `+relativistic` or `+hinge` behind it `--loss.adversarial`. The data are 20,000 pictures of CIFAR-10 to train on
+and 5,000 held out; the judge, of another architecture than any network in a loss, is fitted once to the classes of the
+other 25,000, which no codec sees. Of each cell: seconds of the training (those of the processor, with one thread),
+PSNR, rFID (held-out pictures against their reconstructions, in the judge's features), the share that the judge names
+rightly, nats an image of a small prior of 300 steps, and how much energy flat places have at the frequency of the
+stride, over that of the pictures. A cell that has its file is not run again; an interrupted one goes on where it
+stopped.
 """
 
 import argparse
