@@ -23,7 +23,10 @@ SKIPPED = 3  # the first steps of a training pay for what later ones find ready
 
 
 class StepClock:
-    """The moments at which the first optimiser of a training ended a step."""
+    """The moments at which the optimiser of a training ended its steps: the first of those that step most.
+
+    Others may step before it, where the program tries what a step takes.
+    """
 
     def __init__(self) -> None:
         from torch.optim.optimizer import register_optimizer_step_post_hook
@@ -32,23 +35,23 @@ class StepClock:
         register_optimizer_step_post_hook(self._after)
 
     def start(self) -> None:
-        """Forget what was seen: the next optimiser that steps is the one that is timed."""
-        self.optimizer: object = None
-        self.moments: list[float] = []
+        """Forget what was seen."""
+        self.moments: dict[int, list[float]] = {}
+        self._seen: list[object] = []  # kept, so that no two have one number
 
     def _after(self, optimizer: object, *_: object) -> None:
         import torch
 
-        if self.optimizer is None:
-            self.optimizer = optimizer
-        if optimizer is self.optimizer:
-            if torch.cuda.is_initialized():
-                torch.cuda.synchronize()
-            self.moments.append(time.perf_counter())
+        if id(optimizer) not in self.moments:
+            self._seen.append(optimizer)
+            self.moments[id(optimizer)] = []
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
+        self.moments[id(optimizer)].append(time.perf_counter())
 
     def seconds(self) -> list[float]:
         """Return the times from the end of one step to the end of the next."""
-        moments = self.moments[SKIPPED:]
+        moments = max(self.moments.values(), key=len)[SKIPPED:]
         return [later - earlier for earlier, later in pairwise(moments)]
 
 

@@ -123,7 +123,8 @@ def test_sliced_patches_are_sorted_projections() -> None:
     assert float(term(images, moved)) < 0.5 * float((images - moved).square().mean())
 
 
-def test_a_fitted_network_sees_that_a_texture_is_gone() -> None:
+def test_a_fitted_network_sees_that_a_texture_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stage1_vqvae.perceptual.own.STEPS", 100)
     rows = Rows()
     term = made("own", rows, (16, 16))
     assert isinstance(term, OwnFeatures)
