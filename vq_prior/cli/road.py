@@ -94,4 +94,4 @@ def name_of(data: str) -> str:
     if names:
         names[-1] = names[-1].partition(".")[0] or names[-1]
     told = [name for name in names if name and name.lower() not in SAYS_NOTHING]
-    return (told or names or ["data"])[-1]
+    return told[-1] if told else (names or ["data"])[0]

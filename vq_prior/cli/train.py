@@ -32,7 +32,7 @@ from vq_prior.core.processes.runtime import start_runtime
 from vq_prior.core.settings import Place, changed, check_ranges, given_names, names_marked, overlaid, require_data
 from vq_prior.core.training.runs import RunConfig, check_continues, read_run_config, run_config
 from vq_prior.judge.verify import is_artefact
-from vq_prior.model.inputs import fetch_once
+from vq_prior.model.inputs import fetch_codec, fetch_once
 from vq_prior.settings import Train
 
 TRAININGS = ("vqvae-training", "prior-training")
@@ -110,7 +110,7 @@ def _checked(settings: Train) -> Path:
             if name in given_names(settings):
                 flag = name.replace("_", "-")
                 raise UsageError(f"--{flag} cannot go with --from, whose codec has its form of images; leave it out")
-        fetch_once(settings.from_model)
+        fetch_codec(settings.from_model)
     started = [name for name in TRAININGS if (settings.out / name).exists()]
     if settings.minutes is not None and started and not (settings.out / PLAN).exists() and not settings.overwrite:
         raise UsageError(
