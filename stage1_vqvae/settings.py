@@ -180,8 +180,8 @@ class TrainVQVAE(PictureSize, KindSettings, Settings):
     more than 16 px, which a codec would learn by heart. Codes are always those of the images as they are."""
     judge_every: Annotated[int | None, Within(1)] = None
     """Steps between two measurements of held-out reconstructions in the features of a small network that is fitted to
-    the data first (rFID); the weights that did best are written. Left out: with --loss.adversarial 20 in all, else
-    none."""
+    the data first (rFID); the weights that did best are written. Left out: 20 times in all where there is an
+    adversarial term, else never."""
     average_decay: Annotated[float, Within(0, 1, below=True)] = 0.99
     """Share of the averaged weights (those that are saved) that one step keeps."""
     log_every: Annotated[int, Within(1, 10**9), Free(told=True)] = 50
