@@ -165,6 +165,10 @@ class AdversaryTraining:
         """Return whether its terms are part of the codec's loss when this share of the steps is done."""
         return self.stopped_at is None and progress >= self.network.pulls_from
 
+    def starts_to_pull(self, step: int, steps: int) -> bool:
+        """Return whether the next step, after `step` of so many, is the first in which its terms count."""
+        return self.joins(step / steps) and not self.joins((step - 1) / steps)
+
     def pulls(self, progress: float) -> float:
         """Return how much of its pull the codec gets when this share of the steps is done, in [0, 1]."""
         if not self.joins(progress):

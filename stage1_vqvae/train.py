@@ -335,13 +335,15 @@ def judge(t: Training, log: RunLog) -> dict[str, float]:
     An adversary under which it gets worse and worse is ended.
     """
     every = t.settings.judge_every
-    if t.judge is None or every is None or not (t.step % every == 0 or t.done()):
+    starts = t.adversary is not None and t.adversary.starts_to_pull(t.step, t.settings.steps or 1)
+    if t.judge is None or every is None or not (t.step % every == 0 or starts or t.done()):
         return {}
     with t.average.swapped_into(t.model):
         distance = t.judge.distance(t.model, t.runtime)
-    pulls = t.adversary is not None and t.adversary.pulls(t.progress) > 0
-    if t.kept.note(t.step, distance, t.average.tensors) and pulls:
-        assert t.adversary is not None
+    ruins = t.kept.note(t.step, distance, t.average.tensors)
+    if t.adversary is None or t.adversary.pulls(t.progress) == 0:
+        t.kept.worse = 0  # what it did not do is not counted against it
+    elif ruins:
         t.adversary.stopped_at = t.step
         log.say(
             f"step {t.step}: held-out reconstructions are at distance {distance:.4g}, {t.kept.distance:.4g} after step "

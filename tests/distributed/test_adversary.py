@@ -4,12 +4,10 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from stage1_vqvae import run as one_run
 from stage1_vqvae.adversary import Adversary
 from stage1_vqvae.quantizer_settings import QuantizerSettings
 from stage1_vqvae.settings import ModelSettings, TrainVQVAE
@@ -119,23 +117,10 @@ def test_its_step_is_that_of_plain_torch() -> None:
         torch.testing.assert_close(ours.network.state_dict()[name], weight, rtol=1e-4, atol=1e-5)
 
 
-def test_a_killed_run_ends_in_the_same_bits(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Killed(BaseException):
-        """Stands for the end of the process."""
+def test_a_killed_run_ends_in_the_same_bits(run: Path, tmp_path: Path) -> None:
+    from killing import killed_and_run_again  # here, since processes of the launcher import this file, too
 
-    real, kill_at = one_run.batch_rows, [2, 6]
-
-    def dying(num_rows: int, batch_size: int, seed: int, step: int) -> np.ndarray:
-        if kill_at and step == kill_at[0]:
-            kill_at.pop(0)
-            raise Killed
-        return real(num_rows, batch_size, seed, step)
-
-    monkeypatch.setattr(one_run, "batch_rows", dying)
-    while kill_at:
-        with pytest.raises(Killed):
-            train_vqvae(tiny(tmp_path / "run"), ToyDiscriminator)
-    train_vqvae(tiny(tmp_path / "run"), ToyDiscriminator)
+    killed_and_run_again(lambda: train_vqvae(tiny(tmp_path / "run"), ToyDiscriminator), at=[2, 6])
     assert fingerprint(tmp_path / "run") == fingerprint(run)
     last = "vqvae-training/checkpoints/step-00000009"
     for file in sorted((run / last).iterdir()):

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from killing import killed_and_run_again
 from torch import Tensor
 
-from stage1_vqvae import run as one_run
 from stage1_vqvae.adversary import AdversaryTraining, Measured
 from stage1_vqvae.discriminator import PENALTY, Discriminator, adversary_of
 from stage1_vqvae.held_out import IN_A_ROW, HeldOutJudge, Kept
@@ -106,6 +106,7 @@ def test_gradients_are_measured_and_brought_to_the_length_that_is_wanted() -> No
     assert [ours.factor(at) for at in (0.3, 0.45, 0.9)] == pytest.approx([0.0, 0.5 * 0.5 * 20, 0.5 * 20])
     ours.note_lengths(8.0, 0.01)
     assert ours.factor(0.9) == pytest.approx(0.5 * np.sqrt((0.95 * 4 + 0.05 * 8) / 0.01))
+    assert [step for step in range(12) if ours.starts_to_pull(step, 11)] == [5]  # of 11, the first at or after 0.4
     ours.stopped_at = 7
     assert (ours.learns(0.9), ours.joins(0.9), ours.pulls(0.9)) == (False, False, 0.0)
 
@@ -146,9 +147,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("short")
-def test_a_training_with_it_is_told_resumed_and_ends_in_the_same_bits(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_training_with_it_is_told_resumed_and_ends_in_the_same_bits(tmp_path: Path) -> None:
     train_vqvae(tiny(tmp_path / "run"))
     folder = tmp_path / "run" / "vqvae-training"
     lines = {line["step"]: line for line in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())}
@@ -159,24 +158,16 @@ def test_a_training_with_it_is_told_resumed_and_ends_in_the_same_bits(
     best = min((line["rfid"], step) for step, line in lines.items() if "rfid" in line)
     assert (measured["rfid"], measured["kept_step"]) == pytest.approx(best)
 
-    class Killed(BaseException):
-        """Stands for the end of the process."""
-
-    real, kill_at = one_run.batch_rows, [1, 4, 8]
-
-    def dying(num_rows: int, batch_size: int, seed: int, step: int) -> np.ndarray:
-        if kill_at and step == kill_at[0]:
-            kill_at.pop(0)
-            raise Killed
-        return real(num_rows, batch_size, seed, step)
-
-    monkeypatch.setattr(one_run, "batch_rows", dying)
-    while kill_at:
-        with pytest.raises(Killed):
-            train_vqvae(tiny(tmp_path / "again"))
-    train_vqvae(tiny(tmp_path / "again"))
+    killed_and_run_again(lambda: train_vqvae(tiny(tmp_path / "again")), at=[1, 4, 8])
     assert fingerprint(tmp_path / "again") == fingerprint(tmp_path / "run")
     train_vqvae(tiny(tmp_path / "again"))  # finished, whichever weights were kept
+
+
+@pytest.mark.usefixtures("short")
+def test_the_codec_of_before_the_term_is_judged_however_rarely_that_is_asked_for(tmp_path: Path) -> None:
+    train_vqvae(tiny(tmp_path / "run", judge_every=1000))
+    lines = (tmp_path / "run" / "vqvae-training" / "metrics.jsonl").read_text().splitlines()
+    assert [line["step"] for line in map(json.loads, lines) if "rfid" in line] == [6, 12]
 
 
 @pytest.mark.usefixtures("short")
@@ -195,8 +186,10 @@ def test_a_term_that_makes_it_worse_is_ended_and_the_codec_of_before_is_kept(
     out = capsys.readouterr().out
     assert "the discriminator is ended, the weights of step 2 are kept" in out
     lines = [json.loads(line) for line in (tmp_path / "run/vqvae-training/metrics.jsonl").read_text().splitlines()]
-    ended = next(step for step in (line["step"] for line in lines) if step >= 10)
-    assert not any("adversarial" in line for line in lines if line["step"] > ended + 2)
+    assert [line["step"] for line in lines if "rfid" in line] == list(range(2, 21, 2))
+    ended = int(out.partition(": held-out reconstructions are at distance")[0].rpartition("step ")[2])
+    assert ended == 12 + 2 * (IN_A_ROW - 1)  # worse from the first time on that it had pulled
+    assert [line["step"] for line in lines if "adversarial" in line][-1] == ended
     checkpoint, _ = latest_checkpoint(tmp_path / "run" / "vqvae-training" / "checkpoints")
     assert checkpoint is not None
     saved = load_codec(tmp_path / "run").state_dict()

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from killing import killed_and_run_again
 from torch import Tensor
 
-from stage1_vqvae import run as one_run
 from stage1_vqvae.model import load_codec
 from stage1_vqvae.perceptual import PERCEPTUAL, Making, kind_of
 from stage1_vqvae.perceptual.contract import Perceptual, local_statistics, statistics_distance
@@ -187,9 +187,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("short")
-def test_a_training_has_the_term_from_its_start_on_and_a_killed_one_ends_in_the_same_bits(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_training_has_the_term_from_its_start_on_and_a_killed_one_ends_in_the_same_bits(tmp_path: Path) -> None:
     train_vqvae(tiny(tmp_path / "run"))
     folder = tmp_path / "run" / "vqvae-training"
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -199,22 +197,7 @@ def test_a_training_has_the_term_from_its_start_on_and_a_killed_one_ends_in_the_
     assert checkpoint is not None
     assert set(checkpoint.modules) == {"vqvae", "perceptual"}
 
-    class Killed(BaseException):
-        """Stands for the end of the process."""
-
-    real, kill_at = one_run.batch_rows, [2, 5]
-
-    def dying(num_rows: int, batch_size: int, seed: int, step: int) -> np.ndarray:
-        if kill_at and step == kill_at[0]:
-            kill_at.pop(0)
-            raise Killed
-        return real(num_rows, batch_size, seed, step)
-
-    monkeypatch.setattr(one_run, "batch_rows", dying)
-    while kill_at:
-        with pytest.raises(Killed):
-            train_vqvae(tiny(tmp_path / "again"))
-    train_vqvae(tiny(tmp_path / "again"))
+    killed_and_run_again(lambda: train_vqvae(tiny(tmp_path / "again")), at=[2, 5])
     assert fingerprint(tmp_path / "again") == fingerprint(tmp_path / "run")
     with pytest.raises(UsageError, match=r"loss\.perceptual own -> turns"):
         train_vqvae(tiny(tmp_path / "run", steps=9, loss=LossSettings(perceptual="turns")))

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from killing import killed_and_run_again
 
 from stage1_vqvae import extract
 from stage1_vqvae import passes as step_passes
@@ -91,29 +92,13 @@ def test_finished_run_says_so_and_changes_nothing(run: Path, capsys: pytest.Capt
     ("name", "optimizer"),
     [(name, None) for name in ("ema", "nearest", "simvq", "fsq", "lfq", "gumbel")] + [("nearest", "muon")],
 )
-def test_resumed_run_ends_in_the_same_bits(
-    tmp_path: Path, name: str, optimizer: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_resumed_run_ends_in_the_same_bits(tmp_path: Path, name: str, optimizer: str | None) -> None:
     quantizer = QuantizerSettings(name=name, num_codes=64)
     changes = {"quantizer": quantizer, "augment": True, "schedule": "cosine", "optimizer": optimizer}
     whole = train_vqvae(tiny(tmp_path / "whole", **changes))
 
-    class Killed(BaseException):
-        """Stands for the end of the process."""
-
-    real, kill_at = one_run.batch_rows, [3, 6, 11]
-
-    def dying(num_rows: int, batch_size: int, seed: int, step: int) -> np.ndarray:
-        if kill_at and step == kill_at[0]:
-            kill_at.pop(0)
-            raise Killed
-        return real(num_rows, batch_size, seed, step)
-
-    monkeypatch.setattr(one_run, "batch_rows", dying)
-    while kill_at:
-        with pytest.raises(Killed):
-            train_vqvae(tiny(tmp_path / "cut", **changes))
-    resumed = train_vqvae(tiny(tmp_path / "cut", **changes))
+    killed_and_run_again(lambda: train_vqvae(tiny(tmp_path / "cut", **changes)), at=[3, 6, 11])
+    resumed = tmp_path / "cut" / "vqvae"
     assert files_of(resumed) == files_of(whole)
 
 
